@@ -1,0 +1,1 @@
+//! ferretcd-e2e

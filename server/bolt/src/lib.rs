@@ -1,0 +1,1 @@
+//! ferretcd-bolt
