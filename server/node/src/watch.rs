@@ -1,0 +1,91 @@
+//! Watch streams: what a client asks of one, and what comes back.
+
+use ferretcd_types::{Event, KeyRange, KeyValue};
+
+/// Most watchers of one stream. etcd sets no number; this bounds what one client can make a member hold (about
+/// 350 bytes each), and is ten times what kube-apiserver opens in all.
+pub const WATCHERS_PER_STREAM_MAX: usize = 100_000;
+
+/// A request for a watcher.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchCreate {
+    /// The ID that the client chose; 0 lets the stream choose.
+    pub id: i64,
+    /// Which keys.
+    pub range: KeyRange,
+    /// From which revision; 0 is from now on; below 0 is refused as compacted (etcd's rule).
+    pub start_revision: i64,
+    /// Send an empty message now and then when nothing happened.
+    pub progress_notify: bool,
+    /// Send what was there before.
+    pub prev_kv: bool,
+    /// Leave puts out.
+    pub no_put: bool,
+    /// Leave deletions out.
+    pub no_delete: bool,
+}
+
+/// What a stream says, in the order in which it must reach the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchMessage {
+    /// The watcher exists; no event of it comes earlier.
+    Created {
+        /// Its ID.
+        id: i64,
+        /// The store's revision.
+        revision: i64,
+    },
+    /// The watcher could not be made (ID -1 on the wire).
+    CreateFailed {
+        /// etcd's text.
+        reason: String,
+        /// The store's revision.
+        revision: i64,
+    },
+    /// Whole revisions of events, in order.
+    Events {
+        /// Of which watcher.
+        id: i64,
+        /// Complete up to this revision.
+        revision: i64,
+        /// Each event with what was there before, if the watcher asked and history still knows it.
+        events: Vec<(Event, Option<KeyValue>)>,
+    },
+    /// The watcher is gone.
+    Cancelled {
+        /// Which.
+        id: i64,
+        /// Set when compaction (or a restore) took its history away: the compacted revision.
+        compact_revision: Option<i64>,
+    },
+    /// Nothing up to this revision is still to come. ID -1 answers a progress request for the whole stream.
+    Progress {
+        /// Which watcher, or -1.
+        id: i64,
+        /// The revision.
+        revision: i64,
+    },
+}
+
+/// One client's stream of watchers. Dropping it cancels them all.
+#[derive(Debug)]
+pub struct WatchStream {
+    _private: (),
+}
+
+impl WatchStream {
+    /// Adds a watcher; the answer comes out of [`WatchStream::next`] as `Created`, `CreateFailed` or, for a start
+    /// below the compacted revision, `Created` then `Cancelled`.
+    pub fn create(&mut self, _request: WatchCreate) {}
+
+    /// Removes a watcher; an unknown ID is ignored (etcd's rule).
+    pub fn cancel(&mut self, _id: i64) {}
+
+    /// Asks for one `Progress` with ID -1. Nothing comes while a watcher is behind (etcd's rule: the client retries).
+    pub fn request_progress(&mut self) {}
+
+    /// The next message; `None` when the member stops. Safe to drop and call again (cancel-safe).
+    pub async fn next(&mut self) -> Option<WatchMessage> {
+        None
+    }
+}
