@@ -1,0 +1,278 @@
+//! The engine on disk: sled 0.34, held to the rules under which it survived every simulated power cut: real fsyncs
+//! (`sync_range.rs`), the default segment size, no stored value above 4 KiB, and its files' directory entries synced.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::engine::{Batch, Engine, Record, Write};
+use crate::error::{Error, Result};
+use crate::keyspace::ENGINE_PRIVATE;
+use crate::sync_range;
+
+/// An [`Engine`] in a directory of its own.
+///
+/// A value of at most 4 KiB is stored under its key as `0 | value`. A larger one is stored as `1 | length (u32)`, with
+/// its bytes in pieces of 4 KiB under `0xff | key | index (u32)`: sled moves larger pages into files that it never
+/// syncs. Pieces sort behind every caller's key, so scans do not meet them.
+pub struct SledEngine {
+    db: sled::Db,
+    path: PathBuf,
+    /// Held by the one committer: it reads how many pieces the old values have before it writes.
+    committer: Mutex<()>,
+    /// Read: somebody assembles a value from its pieces. Write: a commit is replacing pieces.
+    pieces: RwLock<()>,
+}
+
+/// The size of a piece. Leaves hold up to 16 records, and 16 x (4 KiB + key) stays far below the 128 KiB page that sled
+/// would move to a blob file.
+const PIECE_BYTES: usize = 4096;
+
+/// First byte of a stored value: the value follows, or its length does.
+const WHOLE: u8 = 0;
+const IN_PIECES: u8 = 1;
+
+/// How often opening is tried while another handle still holds sled's file lock, and the pause between: 2 s in all.
+/// sled's own threads keep the file for a moment after its last handle is dropped.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+impl SledEngine {
+    /// Opens the database in `path`, creating it if absent. `cache_bytes` bounds sled's page cache; below the size of
+    /// the working set sled becomes several times slower.
+    ///
+    /// [`Error::Corrupt`] means that the directory should be moved aside and rebuilt. sled reports some corruption by
+    /// panicking; that is caught here, unless the binary is built with `panic = "abort"`.
+    /// [`Error::NotDurable`] means that flushes would not reach the disk; nothing may run on such a build.
+    pub fn open(path: &Path, cache_bytes: u64) -> Result<SledEngine> {
+        // flush_every_ms: callers flush, from the thread that commits. A flusher thread inside sled would hold its
+        // global lock during an fsync, the next commit would wait for it, and all readers behind that commit.
+        let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
+        let db = open_when_unlocked(&config, path)?;
+        sync_files(path)?;
+        let engine = SledEngine { db, path: path.to_owned(), committer: Mutex::new(()), pieces: RwLock::new(()) };
+        engine.prove_durability()?;
+        Ok(engine)
+    }
+
+    /// Writes and flushes one record and checks that an fsync was made for it. This also persists what an earlier
+    /// process wrote to the file and never synced, before anybody relies on it.
+    fn prove_durability(&self) -> Result<()> {
+        let before = sync_range::refused();
+        self.db.insert([ENGINE_PRIVATE], &before.to_be_bytes()).map_err(|err| self.failed(err))?;
+        self.flush()?;
+        if cfg!(target_os = "linux") && sync_range::refused() == before {
+            return Err(Error::NotDurable { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// The value behind a stored record; None if the record was deleted meanwhile.
+    fn value(&self, key: &[u8], stored: &[u8]) -> Result<Option<Bytes>> {
+        match stored.split_first() {
+            Some((&WHOLE, value)) => Ok(Some(Bytes::copy_from_slice(value))),
+            Some((&IN_PIECES, _)) => self.assemble(key),
+            _ => Err(self.corrupt(format!("record {key:?} has no known form"))),
+        }
+    }
+
+    /// Reads a value in pieces. Looks at the record again under the lock, since a commit may have replaced it.
+    fn assemble(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let _unchanged = self.pieces.read();
+        let Some(stored) = self.read(key)? else { return Ok(None) };
+        if let Some((&WHOLE, value)) = stored.split_first() {
+            return Ok(Some(Bytes::copy_from_slice(value)));
+        }
+        let length = self.length_in_pieces(key, &stored)?;
+        // Not reserved up front: a damaged length must not take memory that no piece backs.
+        let mut value = Vec::new();
+        for index in 0..pieces_of(length) {
+            let piece = self.read(&piece_key(key, index))?;
+            value.extend_from_slice(&piece.ok_or_else(|| self.corrupt(format!("record {key:?} lacks piece {index}")))?);
+        }
+        if value.len() != length {
+            return Err(self.corrupt(format!("record {key:?} has {} of {length} bytes", value.len())));
+        }
+        Ok(Some(Bytes::from(value)))
+    }
+
+    /// How many pieces the stored record of `key` has now; 0 if it has none or is absent.
+    fn stored_pieces(&self, key: &[u8]) -> Result<u32> {
+        match self.read(key)? {
+            Some(stored) if stored.first() == Some(&IN_PIECES) => Ok(pieces_of(self.length_in_pieces(key, &stored)?)),
+            _ => Ok(0),
+        }
+    }
+
+    fn length_in_pieces(&self, key: &[u8], stored: &[u8]) -> Result<usize> {
+        match stored {
+            [IN_PIECES, a, b, c, d] => Ok(u32::from_be_bytes([*a, *b, *c, *d]) as usize),
+            _ => Err(self.corrupt(format!("record {key:?} has no known form"))),
+        }
+    }
+
+    fn read(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+        self.db.get(key).map_err(|err| self.failed(err))
+    }
+
+    fn corrupt(&self, detail: String) -> Error {
+        Error::Corrupt { path: self.path.clone(), detail }
+    }
+
+    fn failed(&self, err: sled::Error) -> Error {
+        translated(err, &self.path)
+    }
+}
+
+impl Engine for SledEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if key.first().is_none_or(|&byte| byte == ENGINE_PRIVATE) {
+            return Ok(None);
+        }
+        match self.read(key)? {
+            Some(stored) => self.value(key, &stored),
+            None => Ok(None),
+        }
+    }
+
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+        const LAST: &[u8] = &[ENGINE_PRIVATE];
+        let end = end.unwrap_or(LAST).min(LAST);
+        let mut found = Vec::new();
+        if limit == 0 || start >= end {
+            return Ok(found);
+        }
+        for entry in self.db.range(start..end) {
+            let (key, stored) = entry.map_err(|err| self.failed(err))?;
+            if let Some(value) = self.value(&key, &stored)? {
+                found.push((Bytes::copy_from_slice(&key), value));
+                if found.len() == limit {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<()> {
+        batch.check()?;
+        let _one = self.committer.lock();
+        // Of several writes to a key the last one counts; a sled batch has one slot per key anyway.
+        let last: BTreeMap<&[u8], Option<&[u8]>> =
+            batch.writes().iter().map(|Write { key, value }| (key.as_ref(), value.as_deref())).collect();
+
+        let mut writes = sled::Batch::default();
+        let mut replaces_pieces = false;
+        for (key, value) in last {
+            let old_pieces = self.stored_pieces(key)?;
+            let new_pieces = match value {
+                None => {
+                    writes.remove(key);
+                    0
+                }
+                Some(value) if value.len() <= PIECE_BYTES => {
+                    let mut stored = Vec::with_capacity(1 + value.len());
+                    stored.push(WHOLE);
+                    stored.extend_from_slice(value);
+                    writes.insert(key, stored);
+                    0
+                }
+                Some(value) => {
+                    let length = u32::try_from(value.len()).map_err(|_| Error::Value { len: value.len() })?;
+                    let [a, b, c, d] = length.to_be_bytes();
+                    writes.insert(key, &[IN_PIECES, a, b, c, d]);
+                    for (index, piece) in (0..).zip(value.chunks(PIECE_BYTES)) {
+                        writes.insert(piece_key(key, index), piece);
+                    }
+                    pieces_of(value.len())
+                }
+            };
+            for stale in new_pieces..old_pieces {
+                writes.remove(piece_key(key, stale));
+            }
+            replaces_pieces |= old_pieces > 0;
+        }
+
+        let _no_readers = replaces_pieces.then(|| self.pieces.write());
+        self.db.apply_batch(writes).map_err(|err| self.failed(err))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.db.flush().map(drop).map_err(|err| self.failed(err))
+    }
+
+    fn size_on_disk(&self) -> Result<u64> {
+        self.db.size_on_disk().map_err(|err| self.failed(err))
+    }
+}
+
+/// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
+fn open_when_unlocked(config: &sled::Config, path: &Path) -> Result<sled::Db> {
+    for _ in 1..LOCK_TRIES {
+        match open_once(config, path) {
+            Err(Error::Io { source, .. }) if is_locked(&source) => thread::sleep(LOCK_PAUSE),
+            other => return other,
+        }
+    }
+    open_once(config, path)
+}
+
+fn open_once(config: &sled::Config, path: &Path) -> Result<sled::Db> {
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(opened) => opened.map_err(|err| translated(err, path)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Error::Corrupt { path: path.to_owned(), detail: format!("the engine panicked: {text}") })
+        }
+    }
+}
+
+/// sled reports a held lock as an "other" I/O error with this text.
+fn is_locked(err: &io::Error) -> bool {
+    err.to_string().contains("could not acquire lock")
+}
+
+/// sled syncs neither `conf` nor any directory: a power cut may take the file or the name with it.
+fn sync_files(path: &Path) -> Result<()> {
+    sync(&path.join("conf"))?;
+    sync(path)?;
+    match fs::canonicalize(path).map_err(Error::io("resolve", path))?.parent() {
+        Some(parent) => sync(parent),
+        None => Ok(()),
+    }
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("fsync", path))
+}
+
+fn translated(err: sled::Error, path: &Path) -> Error {
+    match err {
+        sled::Error::Io(source) => Error::io("read or write the database in", path)(source),
+        sled::Error::Corruption { at, .. } => {
+            Error::Corrupt { path: path.to_owned(), detail: format!("damaged data at {at:?}") }
+        }
+        other => Error::Engine(other.to_string()),
+    }
+}
+
+fn piece_key(key: &[u8], index: u32) -> Vec<u8> {
+    let mut piece = Vec::with_capacity(1 + key.len() + 4);
+    piece.push(ENGINE_PRIVATE);
+    piece.extend_from_slice(key);
+    piece.extend_from_slice(&index.to_be_bytes());
+    piece
+}
+
+fn pieces_of(length: usize) -> u32 {
+    // MAX_VALUE_BYTES / 4 KiB is far below u32::MAX, and a stored length is a u32 itself.
+    u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX)
+}

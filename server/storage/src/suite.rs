@@ -1,0 +1,177 @@
+//! What every engine must do, as one story that each engine's tests run.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::engine::{Batch, Engine, MAX_KEY_BYTES, Record};
+use crate::error::Error;
+use crate::keyspace::{self, after};
+
+/// Runs the whole suite on a fresh engine.
+pub(crate) fn run(engine: &dyn Engine) {
+    an_empty_engine_holds_nothing(engine);
+    the_last_write_to_a_key_counts(engine);
+    a_refused_batch_changes_nothing(engine);
+    scans_are_ordered_bounded_and_paged(engine);
+    values_of_every_size_come_back(engine);
+    large_values_leave_nothing_behind(engine);
+    random_batches_match_a_map(engine);
+}
+
+/// `length` bytes that differ from position to position and from seed to seed.
+pub(crate) fn value(seed: u64, length: usize) -> Bytes {
+    let mut random = Random(seed);
+    (0..length).map(|_| random.next() as u8).collect()
+}
+
+/// A reproducible source of test choices (splitmix64).
+pub(crate) struct Random(pub u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// Everything in the engine, read in pages of three.
+pub(crate) fn contents(engine: &dyn Engine) -> Vec<Record> {
+    let mut all = Vec::new();
+    let mut start = Bytes::new();
+    loop {
+        let page = engine.scan(&start, None, 3).unwrap();
+        let Some((last, _)) = page.last() else { return all };
+        start = after(last);
+        all.extend(page);
+    }
+}
+
+fn an_empty_engine_holds_nothing(engine: &dyn Engine) {
+    assert_eq!(engine.get(b"k").unwrap(), None);
+    assert_eq!(engine.get(b"").unwrap(), None);
+    assert_eq!(engine.get(&[0xff]).unwrap(), None);
+    assert_eq!(engine.scan(b"", None, 10).unwrap(), vec![]);
+    engine.flush().unwrap();
+    engine.commit(&Batch::new()).unwrap();
+    engine.size_on_disk().unwrap();
+}
+
+fn the_last_write_to_a_key_counts(engine: &dyn Engine) {
+    engine.commit(Batch::new().put("ka", "1").put("kb", "1").put("ka", "2").delete("kb").delete("kc")).unwrap();
+    assert_eq!(engine.get(b"ka").unwrap().unwrap(), "2");
+    assert_eq!(engine.get(b"kb").unwrap(), None);
+    engine.commit(Batch::new().delete("ka").put("kb", "3").put("ke", "")).unwrap();
+    assert_eq!(engine.get(b"ka").unwrap(), None);
+    assert_eq!(engine.get(b"kb").unwrap().unwrap(), "3");
+    assert_eq!(engine.get(b"ke").unwrap().unwrap(), "");
+    engine.commit(Batch::new().delete("kb").delete("ke")).unwrap();
+    assert_eq!(contents(engine), vec![]);
+}
+
+fn a_refused_batch_changes_nothing(engine: &dyn Engine) {
+    let too_long = vec![b'k'; MAX_KEY_BYTES + 1];
+    for bad in [Vec::new(), vec![0xff], vec![0xff, 1], too_long] {
+        let refused = engine.commit(Batch::new().put("ka", "1").put(bad, "1"));
+        assert!(matches!(refused, Err(Error::Key { .. })));
+    }
+    assert_eq!(engine.get(b"ka").unwrap(), None);
+    let longest = vec![b'k'; MAX_KEY_BYTES];
+    engine.commit(Batch::new().put(longest.clone(), "1")).unwrap();
+    assert_eq!(engine.get(&longest).unwrap().unwrap(), "1");
+    engine.commit(Batch::new().delete(longest)).unwrap();
+}
+
+fn scans_are_ordered_bounded_and_paged(engine: &dyn Engine) {
+    let mut batch = Batch::new();
+    for key in ["kb", "ka", "kb\0", "kc", "l", "m", "ka\u{7f}"] {
+        batch.put(key, key);
+    }
+    engine.commit(&batch).unwrap();
+    let keys = |start: &str, end: Option<&str>, limit| -> Vec<String> {
+        let found = engine.scan(start.as_bytes(), end.map(str::as_bytes), limit).unwrap();
+        assert!(found.iter().all(|(key, value)| key == value));
+        found.into_iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()).collect()
+    };
+    assert_eq!(keys("", None, 99), ["ka", "ka\u{7f}", "kb", "kb\0", "kc", "l", "m"]);
+    assert_eq!(keys("kb", Some("kc"), 99), ["kb", "kb\0"]);
+    assert_eq!(keys("kb\0", Some("l"), 1), ["kb\0"]);
+    assert_eq!(keys("kb", None, 0), Vec::<String>::new());
+    assert_eq!(keys("kb", Some("kb"), 9), Vec::<String>::new());
+    assert_eq!(keys("kc", Some("ka"), 9), Vec::<String>::new());
+    assert_eq!(contents(engine).len(), 7);
+
+    let mut emptied = Batch::new();
+    batch.writes().iter().for_each(|write| {
+        emptied.delete(write.key.clone());
+    });
+    engine.commit(&emptied).unwrap();
+}
+
+fn values_of_every_size_come_back(engine: &dyn Engine) {
+    let sizes = [0, 1, 4095, 4096, 4097, 8192, 8193, 100 << 10, 3 << 19];
+    for (seed, size) in (0..).zip(sizes) {
+        let key = keyspace::lease(seed);
+        engine.commit(Batch::new().put(key.clone(), value(seed as u64, size))).unwrap();
+        assert!(engine.get(&key).unwrap().unwrap() == value(seed as u64, size), "{size} bytes differ");
+    }
+    engine.flush().unwrap();
+    let all = contents(engine);
+    assert_eq!(all.len(), sizes.len());
+    for ((seed, size), (key, found)) in (0..).zip(sizes).zip(all) {
+        assert_eq!(key, keyspace::lease(seed));
+        assert!(found == value(seed as u64, size), "{size} bytes differ in a scan");
+        engine.commit(Batch::new().delete(key)).unwrap();
+    }
+    assert_eq!(contents(engine), vec![]);
+}
+
+fn large_values_leave_nothing_behind(engine: &dyn Engine) {
+    // Keys whose pieces could be taken for one another's: one is the other plus four bytes that look like an index.
+    let (short, long) = (&b"ka"[..], &b"ka\0\0\0\x01"[..]);
+    engine.commit(Batch::new().put(short, value(1, 20_000)).put(long, value(2, 20_000))).unwrap();
+    assert!(engine.get(short).unwrap().unwrap() == value(1, 20_000));
+    engine.commit(Batch::new().delete(short)).unwrap();
+    assert!(engine.get(long).unwrap().unwrap() == value(2, 20_000));
+
+    // Large by small, small by large, large by shorter large: what is read is what was last written.
+    for size in [100_000, 5, 50_000, 4097, 4096, 12_288] {
+        engine.commit(Batch::new().put(short, value(size, size as usize))).unwrap();
+        assert!(engine.get(short).unwrap().unwrap() == value(size, size as usize));
+    }
+    engine.commit(Batch::new().put(short, value(3, 9000)).delete(short)).unwrap();
+    engine.commit(Batch::new().delete(long)).unwrap();
+    assert_eq!(contents(engine), vec![]);
+}
+
+fn random_batches_match_a_map(engine: &dyn Engine) {
+    let mut random = Random(7);
+    let mut model = BTreeMap::new();
+    for _ in 0..150 {
+        let mut batch = Batch::new();
+        for _ in 0..random.below(8) {
+            let key = keyspace::revision(random.below(2) as u32, &[random.below(20) as u8]);
+            if random.below(3) == 0 {
+                model.remove(&key);
+                batch.delete(key);
+            } else {
+                let size = if random.below(4) == 0 { random.below(20_000) } else { random.below(40) };
+                let new = value(random.next(), size as usize);
+                model.insert(key.clone(), new.clone());
+                batch.put(key, new);
+            }
+        }
+        engine.commit(&batch).unwrap();
+        let key = keyspace::revision(0, &[random.below(20) as u8]);
+        assert!(engine.get(&key).unwrap().as_ref() == model.get(&key));
+    }
+    assert!(contents(engine) == model.into_iter().collect::<Vec<_>>());
+}
