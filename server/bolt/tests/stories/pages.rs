@@ -1,0 +1,1 @@
+//! Files that [`ferretcd_bolt::Writer`] would not write but bbolt may: laid out page by page.
