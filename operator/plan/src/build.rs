@@ -1,0 +1,1 @@
+//! One Kubernetes object per file.
