@@ -1,0 +1,234 @@
+//! From the bytes of a directory back to a log. [`replay_segment`] is pure; [`recover`] reads the files, and [`repair`]
+//! makes the end of the last one fit to be written on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::error::WalError;
+use crate::fs::{File, Fs};
+use crate::memory::Memory;
+use crate::record::{self, Record};
+use crate::segment::{self, BadHeader, Header};
+use crate::wal::Identity;
+
+/// A segment in use.
+pub(crate) struct Segment {
+    pub sequence: u32,
+    pub path: PathBuf,
+    pub file: Arc<dyn File>,
+    /// Its length.
+    pub bytes: u64,
+    /// The index that was next when it began, see [`crate::LogState::next`].
+    pub next_at_start: Option<u64>,
+}
+
+/// A log as found.
+pub(crate) struct Log {
+    pub memory: Memory,
+    /// Oldest first; never empty.
+    pub segments: VecDeque<Segment>,
+    /// Purged segments whose removal did not become durable.
+    pub leftovers: Vec<PathBuf>,
+    /// Where the last segment ends.
+    pub end: End,
+    /// The last segment's bytes from [`End::synced`] on.
+    pub tail: Vec<u8>,
+}
+
+/// Where the records of a segment end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Behind the last record.
+    pub offset: u32,
+    /// Crc of the last record, or the seed.
+    pub crc: u32,
+    /// What is before this offset is known to have been durable.
+    pub synced: u32,
+}
+
+/// Where a segment does not fit, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub offset: usize,
+    pub reason: String,
+}
+
+/// Replays all records of a segment into `memory`. In the last segment (`next` is None) a bad record ends the log if
+/// nothing proves that it had been durable; in any other, the records must end where the next segment's header says.
+pub(crate) fn replay_segment(
+    memory: &mut Memory,
+    missing: &mut Missing,
+    bytes: &[u8],
+    header: &Header,
+    next: Option<&Header>,
+) -> Result<End, Damage> {
+    let seed = segment::seed(header.identity, header.sequence);
+    let mut at = segment::HEADER_BYTES;
+    let mut end = End { offset: at as u32, crc: seed, synced: at as u32 };
+    let flaw = loop {
+        let found = match record::decode(bytes.get(at..).unwrap_or_default(), seed) {
+            Ok(found) if found.previous == end.crc => found,
+            Ok(_) => break record::Flaw::Chain,
+            Err(flaw @ record::Flaw::Unknown { .. }) => return Err(Damage { offset: at, reason: flaw.to_string() }),
+            Err(flaw) => break flaw,
+        };
+        memory.replay(&found.record, header.sequence, at as u32).map_err(|rule| Damage { offset: at, reason: rule })?;
+        missing.see(&found.record);
+        at += found.record.size();
+        end = End { offset: at as u32, crc: found.crc, synced: found.synced };
+    };
+    let reason = match next {
+        None => record::proof_of_durability(bytes, at, seed)
+            .map(|proof| format!("{flaw}, yet the record at {proof} was written after it was durable")),
+        Some(next) if (next.previous_end, next.previous_crc) == (end.offset, end.crc) => {
+            let disagrees = next.state != *memory.state();
+            disagrees.then(|| "the next segment begins with another state than this one ends with".to_owned())
+        }
+        Some(next) => Some(format!("{flaw}, yet the next segment says that this one ends at {}", next.previous_end)),
+    };
+    reason.map_or(Ok(end), |reason| Err(Damage { offset: at, reason }))
+}
+
+/// What is known to be in segments that are gone: entries below `until`. All must have been purged in the end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Missing {
+    until: Option<u64>,
+}
+
+impl Missing {
+    fn see(&mut self, record: &Record<'_>) {
+        if let Record::Truncate { after } = *record {
+            self.until = self.until.zip(after).map(|(until, after)| until.min(after.saturating_add(1)));
+        }
+    }
+
+    /// The last index that is neither here nor purged.
+    fn last(&self, memory: &Memory) -> Option<u64> {
+        let first_kept = memory.state().purged.map_or(0, |purged| purged.index.saturating_add(1));
+        self.until.filter(|&until| until > first_kept).map(|until| until - 1)
+    }
+}
+
+/// Reads the log in `dir`, of whose files `sequences` are the segments. None: there is no log yet. Changes nothing.
+pub(crate) fn recover(
+    fs: &dyn Fs,
+    dir: &Path,
+    mut sequences: Vec<u32>,
+    identity: Identity,
+    cache_bytes: usize,
+) -> Result<Option<Log>, WalError> {
+    sequences.sort_unstable();
+    // Segments are removed oldest first, but a power loss may bring back some of them and not others. What lies before
+    // a gap is such a remainder, or else the check for missing entries fails.
+    let breaks = sequences.windows(2).rposition(|pair| pair[1] != pair[0] + 1).map_or(0, |at| at + 1);
+    let leftovers = sequences.drain(..breaks).map(|sequence| dir.join(segment::name(sequence))).collect();
+    let mut headers = Vec::with_capacity(sequences.len());
+    for &sequence in &sequences {
+        headers.push(read_header(fs, &dir.join(segment::name(sequence)), sequence, identity)?);
+    }
+    let Some((first, _)) = headers.first() else { return Ok(None) };
+
+    let mut memory = Memory::new(first.state, cache_bytes);
+    let mut missing = Missing { until: first.state.next };
+    let mut segments = VecDeque::with_capacity(headers.len());
+    let mut last = None;
+    for (number, (header, file)) in headers.iter().enumerate() {
+        let path = dir.join(segment::name(header.sequence));
+        let bytes = read_whole(file.as_ref()).map_err(WalError::io("read", &path))?;
+        let next = headers.get(number + 1).map(|(next, _)| next);
+        let end = replay_segment(&mut memory, &mut missing, &bytes, header, next).map_err(|damage| {
+            WalError::Damaged { file: path.clone(), offset: damage.offset as u64, reason: damage.reason }
+        })?;
+        segments.push_back(Segment {
+            sequence: header.sequence,
+            path,
+            file: file.clone(),
+            bytes: bytes.len() as u64,
+            next_at_start: header.state.next,
+        });
+        last = Some((end, bytes));
+    }
+    if let Some(until) = missing.last(&memory) {
+        return Err(WalError::Missing { dir: dir.to_owned(), first: first.sequence, until });
+    }
+    Ok(last.map(|(end, mut bytes)| {
+        let tail = bytes.split_off(end.synced as usize);
+        Log { memory, segments, leftovers, end, tail }
+    }))
+}
+
+/// Makes the last segment fit to be written on: what was read is durable, and what follows is zeros.
+///
+/// The records behind the last known sync are written again, because after a failed sync the page cache may show what
+/// the disk never got, and a new sync would not write it. The rest is zeroed, because a later record of a torn batch
+/// would be valid again if the one before it were written once more.
+pub(crate) fn repair(fs: &dyn Fs, dir: &Path, log: &Log) -> Result<(), WalError> {
+    let Some(Segment { path, file, .. }) = log.segments.back() else { return Ok(()) };
+    let (kept, rest) = log.tail.split_at((log.end.offset - log.end.synced) as usize);
+    let mut zeroed = 0;
+    let done = || -> io::Result<()> {
+        if !kept.is_empty() {
+            file.write_at(log.end.synced.into(), kept)?;
+        }
+        let mut at = u64::from(log.end.offset);
+        for piece in rest.chunks(ZERO_PIECE) {
+            if piece.iter().any(|&byte| byte != 0) {
+                file.write_at(at, &vec![0; piece.len()])?;
+                zeroed += piece.len();
+            }
+            at += piece.len() as u64;
+        }
+        file.sync_all()?;
+        fs.sync_dir(dir)
+    }();
+    done.map_err(WalError::io("repair the end of", path))?;
+    for leftover in &log.leftovers {
+        fs.remove(leftover).map_err(WalError::io("remove the purged segment", leftover))?;
+        info!(file = %leftover.display(), "removed a purged log segment that was still there");
+    }
+    if zeroed > 0 {
+        info!(file = %path.display(), offset = log.end.offset, zeroed, "cleared what follows the last record of the log");
+    }
+    Ok(())
+}
+
+/// Only pieces of this size that are not zero yet are written.
+const ZERO_PIECE: usize = 64 << 10;
+
+fn read_header(
+    fs: &dyn Fs,
+    path: &Path,
+    sequence: u32,
+    identity: Identity,
+) -> Result<(Header, Arc<dyn File>), WalError> {
+    let damaged = |reason: &str| WalError::Damaged { file: path.to_owned(), offset: 0, reason: reason.to_owned() };
+    let file = fs.open(path).map_err(WalError::io("open", path))?;
+    let length = file.len().map_err(WalError::io("read the length of", path))?;
+    if length > segment::MAX_BYTES {
+        return Err(damaged("it is longer than a segment can be"));
+    }
+    let mut bytes = vec![0; segment::HEADER_BYTES.min(length as usize)];
+    file.read_at(0, &mut bytes).map_err(WalError::io("read", path))?;
+    let header = Header::decode(&bytes).map_err(|bad| match bad {
+        BadHeader::Damaged(reason) => damaged(reason),
+        BadHeader::Newer(found) => WalError::NewerFormat { file: path.to_owned(), found, supported: segment::VERSION },
+    })?;
+    if header.identity != identity {
+        return Err(WalError::Foreign { file: path.to_owned(), found: header.identity, expected: identity });
+    }
+    if header.sequence != sequence {
+        warn!(file = %path.display(), sequence = header.sequence, "a log segment has the name of another");
+        return Err(damaged("its header has another sequence number than its name"));
+    }
+    Ok((header, file))
+}
+
+fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; file.len()? as usize];
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
