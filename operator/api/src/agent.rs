@@ -11,6 +11,9 @@ pub const MAX_REPORT: usize = 4096;
 /// The longest text of an error in a report, in characters. At up to 4 bytes each, and 6 for an escaped control character,
 /// 600 leave room for the rest of the report within `MAX_REPORT`.
 const MAX_ERROR: usize = 600;
+/// Exit code of the agent after an error that another attempt would only repeat: no such bucket, a damaged backup, a refused
+/// key (`EX_DATAERR` of sysexits). The Job fails at once; any other code but 0 is tried again.
+pub const EXIT_PERMANENT: i32 = 65;
 /// The format that `BackupManifest` describes.
 pub const MANIFEST_FORMAT: i32 = 1;
 

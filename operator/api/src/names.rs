@@ -39,6 +39,9 @@ pub const ANNOTATION_MEMBER_ID: &str = "ferretcd.io/member-id";
 pub const ANNOTATION_CLUSTER_ID: &str = "ferretcd.io/cluster-id";
 /// Annotation of every object that we apply: the hash of what was applied, so that a pass without changes writes nothing.
 pub const ANNOTATION_HASH: &str = "ferretcd.io/applied-hash";
+/// Annotation of an EtcdBackup made by a schedule: UID of the EtcdBackupSchedule. Not an owner reference, because backups
+/// must outlive the schedule that made them.
+pub const ANNOTATION_SCHEDULE_UID: &str = "ferretcd.io/schedule-uid";
 /// Annotation of an EtcdBackup made by a schedule: unix time of its slot.
 pub const ANNOTATION_SLOT: &str = "ferretcd.io/slot";
 
