@@ -8,7 +8,9 @@ use ferretcd_bolt::{File, Layout, RevisionKey, Trailer, Writer};
 use std::error::Error;
 use std::io::Write;
 
-fn main() -> Result<(), Box<dyn Error>> {
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> Outcome {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--status", path] => status(path),
@@ -18,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-fn write(path: &str, keys: i64) -> Result<(), Box<dyn Error>> {
+fn write(path: &str, keys: i64) -> Outcome {
     let mut layout = Layout::builder();
     feed(keys, &mut |step| match step {
         Step::Bucket(name) => Ok(layout.bucket(name)?),
@@ -34,7 +36,7 @@ fn write(path: &str, keys: i64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn status(path: &str) -> Result<(), Box<dyn Error>> {
+fn status(path: &str) -> Outcome {
     let summary = File::open(std::fs::File::open(path)?, Trailer::Verify)?.summary()?;
     let version = summary.version.unwrap_or_default();
     println!(
@@ -51,7 +53,7 @@ enum Step<'s> {
 }
 
 /// The sample in file order; both passes go through it.
-fn feed(keys: i64, step: &mut dyn FnMut(Step) -> Result<(), Box<dyn Error>>) -> Result<(), Box<dyn Error>> {
+fn feed(keys: i64, step: &mut dyn FnMut(Step) -> Outcome) -> Outcome {
     const LEASE: u64 = 0x1234;
     let mut buf = [0; RevisionKey::MAX_BYTES];
     step(Step::Bucket(b"alarm"))?;
