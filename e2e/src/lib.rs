@@ -1,1 +1,25 @@
-//! ferretcd-e2e
+//! A real single-node Kubernetes on a bare host, for the demo and for the tests: the tools are built from their released
+//! sources, the images are written by our own code, and the node lives in namespaces of its own, so that ending one
+//! process removes all of it. With `KUBECONFIG` set, that cluster is used instead.
+
+pub mod cluster;
+pub mod tools;
+
+pub mod cache;
+pub mod components;
+pub mod connect;
+pub mod host;
+pub mod images;
+pub mod network;
+pub mod node;
+pub mod oci;
+pub mod pki;
+pub mod progress;
+pub mod run;
+pub mod s3;
+pub mod wait;
+
+pub use cache::Cache;
+pub use connect::{Cluster, Namespace};
+pub use tools::{Bin, Tools};
+pub use wait::{Probe, wait_until};
