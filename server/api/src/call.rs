@@ -1,0 +1,318 @@
+//! What every gRPC call passes on its way in and out: may it come in, how does it end, and does its stream outlive
+//! the loss of the leader.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use ferretcd_types::Error;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame};
+use prometheus::IntCounter;
+use tonic::{Code, Status};
+
+use crate::{
+    member::Member,
+    method::{self, Kind, METHODS, Method},
+    metrics::{Call, CallMetrics},
+    status::{from_error, from_receive},
+};
+
+/// The gate that all calls pass.
+#[derive(Clone, Debug)]
+pub struct Gate<M> {
+    /// Whose door it is.
+    pub member: M,
+    /// Where calls are counted.
+    pub metrics: CallMetrics,
+    /// How often a stream that wants a leader looks for one.
+    pub election_timeout: Duration,
+}
+
+/// Times that a stream looks for a leader in vain before it ends (etcd's number: a new election may fail once or twice).
+const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
+
+/// Lets one call through the gate. Meant for [`axum::middleware::from_fn_with_state`].
+pub async fn pass<M: Member>(State(gate): State<Gate<M>>, request: Request, next: Next) -> Response {
+    let position = match method::find(request.uri().path()) {
+        Ok(position) => position,
+        Err(text) => return Status::unimplemented(text).into_http(),
+    };
+    let method = METHODS[position];
+    let mut call = gate.metrics.start(position);
+    if let Err(error) = gate.admit(&method, request.headers()) {
+        let status = from_error(error);
+        call.end(status.code());
+        return status.into_http();
+    }
+
+    let lost = (method.kind != Kind::Unary && wants_leader(request.headers())).then(|| gate.leader_lost());
+    let received = gate.metrics.received_bytes();
+    let request = request.map(|body| Body::new(Counted { body, bytes: received }));
+    let response = next.run(request).await;
+
+    // An answer that is nothing but a status has it among its headers.
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        let status = from_receive(status);
+        call.end(status.code());
+        return status.into_http();
+    }
+    response.map(|body| {
+        let body = Counted { body, bytes: gate.metrics.sent_bytes() };
+        Body::new(Answer { body, call, lost })
+    })
+}
+
+impl<M: Member> Gate<M> {
+    /// Counts the client, then says whether the call may come in.
+    fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Error> {
+        let version = headers.get("client-api-version").map(|v| std::str::from_utf8(v.as_bytes()));
+        let version = version.transpose().map_err(|_| Error::InvalidClientApiVersion)?;
+        self.metrics.count_client(method.kind, version);
+        if self.member.is_learner() && !method::serves_on_learner(method) {
+            return Err(Error::NotSupportedForLearner);
+        }
+        if wants_leader(headers) && !self.member.has_leader() {
+            return Err(Error::NoLeader);
+        }
+        Ok(())
+    }
+
+    /// Ends when there has been no leader for a while.
+    fn leader_lost(&self) -> LeaderLost {
+        let (member, period) = (self.member.clone(), self.election_timeout);
+        Box::pin(async move {
+            let mut missing = 0;
+            while missing < LEADERLESS_TIMEOUTS_MAX {
+                tokio::time::sleep(period).await;
+                missing = if member.has_leader() { 0 } else { missing + 1 };
+            }
+        })
+    }
+}
+
+/// Clients say so with `hasleader: true`; kube-apiserver does for every watch.
+fn wants_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|v| v == "true")
+}
+
+type LeaderLost = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An answer on its way out: sees the status at its end, and ends it itself when the leader is lost.
+struct Answer {
+    body: Counted,
+    call: Call,
+    lost: Option<LeaderLost>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        if this.call.has_ended() {
+            return Poll::Ready(None);
+        }
+        if this.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
+            let status = from_error(Error::NoLeader);
+            this.call.end(status.code());
+            let trailers = status.into_http::<()>().into_parts().0.headers;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+                    this.call.end(status.code());
+                }
+            }
+            // tonic always ends with trailers; anything else is a call that broke off.
+            Some(Err(_)) | None => this.call.end(Code::Internal),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.has_ended()
+    }
+}
+
+/// A body whose bytes are counted as they pass.
+struct Counted {
+    body: Body,
+    bytes: IntCounter,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            this.bytes.inc_by(frame.data_ref().map_or(0, |data| data.len() as u64));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware};
+    use ferretcd_proto::health::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+        health_server::HealthServer,
+    };
+    use prometheus::{Registry, TextEncoder};
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+    use crate::{grpc::health::HealthService, member::Fake};
+
+    /// The health service behind a gate: the one service that needs no member of its own.
+    struct Door {
+        router: Router,
+        registry: Registry,
+    }
+
+    /// Requests above this many bytes are refused.
+    const MESSAGE_BYTES: usize = 16;
+
+    impl Door {
+        fn of(member: &Fake) -> Self {
+            let registry = Registry::new();
+            let metrics = CallMetrics::register(&registry).unwrap();
+            let gate = Gate { member: member.clone(), metrics, election_timeout: Duration::from_secs(1) };
+            let server = HealthServer::new(HealthService).max_decoding_message_size(MESSAGE_BYTES);
+            let router = crate::service(server).layer(middleware::from_fn_with_state(gate, pass::<Fake>));
+            Door { router: router.fallback(crate::unknown), registry }
+        }
+
+        async fn check(&self, request: tonic::Request<HealthCheckRequest>) -> Result<ServingStatus, Status> {
+            let answer = HealthClient::new(self.router.clone()).check(request).await?;
+            Ok(answer.into_inner().status())
+        }
+
+        fn counted(&self, method: &str, code: &str) -> bool {
+            let text = TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
+            let labels =
+                format!("grpc_code=\"{code}\",grpc_method=\"{method}\",grpc_service=\"grpc.health.v1.Health\"");
+            let line = |l: &str| l.starts_with(&format!("grpc_server_handled_total{{{labels}")) && l.ends_with(" 1");
+            text.lines().any(line)
+        }
+    }
+
+    fn request() -> tonic::Request<HealthCheckRequest> {
+        tonic::Request::new(HealthCheckRequest::default())
+    }
+    fn with(name: &'static str, value: &'static str) -> tonic::Request<HealthCheckRequest> {
+        let mut request = request();
+        request.metadata_mut().insert(name, MetadataValue::from_static(value));
+        request
+    }
+    fn refusal(error: Error) -> (Code, String) {
+        (from_error(error.clone()).code(), error.to_string())
+    }
+    fn told(status: Status) -> (Code, String) {
+        (status.code(), status.message().to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_call_is_answered_and_counted() {
+        let door = Door::of(&Fake::healthy());
+        assert_eq!(door.check(with("client-api-version", "3.7.0")).await.unwrap(), ServingStatus::Serving);
+        assert!(door.counted("Check", "OK"));
+        let text = TextEncoder::new().encode_to_string(&door.registry.gather()).unwrap();
+        assert!(text.contains(r#"etcd_server_client_requests_total{client_api_version="3.7.0",type="unary"} 1"#));
+        // An empty message in, two bytes of answer out, each behind five bytes of frame.
+        assert!(text.contains("\netcd_network_client_grpc_received_bytes_total 5\n"));
+        assert!(text.contains("\netcd_network_client_grpc_sent_bytes_total 7\n"));
+    }
+
+    #[tokio::test]
+    async fn who_wants_a_leader_is_told_that_there_is_none() {
+        let door = Door::of(&Fake::healthy().leaderless());
+        let status = door.check(with("hasleader", "true")).await.unwrap_err();
+        assert_eq!(told(status), refusal(Error::NoLeader));
+        assert!(door.counted("Check", "Unavailable"));
+        assert_eq!(door.check(request()).await.unwrap(), ServingStatus::Serving);
+    }
+
+    #[tokio::test]
+    async fn a_learner_refuses_other_calls() {
+        let door = Door::of(&Fake::learner());
+        let status = door.check(request()).await.unwrap_err();
+        assert_eq!(told(status), refusal(Error::NotSupportedForLearner));
+    }
+
+    #[tokio::test]
+    async fn a_version_that_is_no_text_is_refused() {
+        let door = Door::of(&Fake::healthy());
+        let mut headers = HeaderMap::new();
+        headers.insert("client-api-version", http::HeaderValue::from_bytes(b"\xff").unwrap());
+        let request = tonic::Request::from_parts(
+            tonic::metadata::MetadataMap::from_headers(headers),
+            http::Extensions::new(),
+            HealthCheckRequest::default(),
+        );
+        assert_eq!(told(door.check(request).await.unwrap_err()), refusal(Error::InvalidClientApiVersion));
+    }
+
+    #[tokio::test]
+    async fn a_message_above_the_limit_is_resource_exhausted() {
+        let door = Door::of(&Fake::healthy());
+        let request = HealthCheckRequest { service: "x".repeat(MESSAGE_BYTES) };
+        let status = door.check(tonic::Request::new(request)).await.unwrap_err();
+        let text = "grpc: received message larger than max (18 vs. 16)".to_owned();
+        assert_eq!(told(status), (Code::ResourceExhausted, text));
+        assert!(door.counted("Check", "ResourceExhausted"));
+    }
+
+    #[tokio::test]
+    async fn services_that_are_not_there() {
+        use ferretcd_proto::etcdserverpb::{AuthStatusRequest, auth_client::AuthClient};
+        let door = Door::of(&Fake::healthy());
+        let status = AuthClient::new(door.router.clone()).auth_status(AuthStatusRequest {}).await.unwrap_err();
+        assert_eq!(told(status), (Code::Unimplemented, "unknown service etcdserverpb.Auth".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_wants_a_leader_ends_some_time_after_it_is_lost() {
+        let member = Fake::healthy();
+        let door = Door::of(&member);
+        let mut client = HealthClient::new(door.router.clone());
+        let mut patient = client.watch(request()).await.unwrap().into_inner();
+        let mut wanting = client.watch(with("hasleader", "true")).await.unwrap().into_inner();
+        assert!(wanting.message().await.unwrap().is_some());
+        let start = tokio::time::Instant::now();
+        member.lose_leader();
+        assert_eq!(told(wanting.message().await.unwrap_err()), refusal(Error::NoLeader));
+        assert_eq!(start.elapsed().as_secs(), u64::from(LEADERLESS_TIMEOUTS_MAX));
+        assert!(door.counted("Watch", "Unavailable"));
+
+        // The other one never asked; it ends when its client goes, which counts as cancelled.
+        assert!(patient.message().await.unwrap().is_some());
+        assert!(!door.counted("Watch", "Canceled"));
+        drop(patient);
+        assert!(door.counted("Watch", "Canceled"));
+    }
+}

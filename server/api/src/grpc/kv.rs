@@ -1,0 +1,80 @@
+//! etcdserverpb.KV: reads, writes, transactions, compaction.
+
+use ferretcd_node::Node;
+use ferretcd_proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
+};
+use ferretcd_types::Error;
+use tonic::{Request, Response, Status};
+
+use super::Answers;
+use crate::{
+    convert::kv as convert,
+    header,
+    status::{self, from_error},
+    validate,
+};
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct KvService {
+    /// Who does the work.
+    pub node: Node,
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let request = request.into_inner();
+        // Whatever else a learner refuses is refused before the body is read (`call.rs`); this one depends on it.
+        if self.node.is_learner() && !request.serializable {
+            return Err(from_error(Error::NotSupportedForLearner));
+        }
+        validate::range(&request).map_err(from_error)?;
+        let reply = self.node.range(convert::range(request)).await.map_err(from_error)?;
+        let header = header::at(&self.node, reply.revision);
+        Ok(Response::new(convert::range_response(reply, header)))
+    }
+
+    type RangeStreamStream = Answers<RangeStreamResponse>;
+
+    /// Clients that know it (kube-apiserver 1.37) fall back to Range when it is unimplemented.
+    async fn range_stream(&self, _request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(status::unimplemented("RangeStream"))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let request = request.into_inner();
+        validate::put(&request).map_err(from_error)?;
+        let reply = self.node.propose(convert::put(request)).await.map_err(from_error)?;
+        let header = header::at(&self.node, reply.revision);
+        Ok(Response::new(convert::put_response(reply, header)))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        validate::delete_range(&request).map_err(from_error)?;
+        let reply = self.node.propose(convert::delete_range(request)).await.map_err(from_error)?;
+        let header = header::at(&self.node, reply.revision);
+        Ok(Response::new(convert::delete_range_response(reply, header)))
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let request = request.into_inner();
+        validate::txn(&request, self.node.limits().max_txn_ops).map_err(from_error)?;
+        let txn = convert::txn(request).map_err(from_error)?;
+        let reply = self.node.txn(txn).await.map_err(from_error)?;
+        let header = header::at(&self.node, reply.revision);
+        Ok(Response::new(convert::txn_response(reply, header)))
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let CompactionRequest { revision, physical } = request.into_inner();
+        let reply = self.node.compact(revision, physical).await.map_err(from_error)?;
+        Ok(Response::new(CompactionResponse { header: Some(header::at(&self.node, reply.revision)) }))
+    }
+}

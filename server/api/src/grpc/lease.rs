@@ -1,0 +1,91 @@
+//! etcdserverpb.Lease: keys that live as long as somebody renews their lease.
+
+use ferretcd_node::{LeaseTtl, Node};
+use ferretcd_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, lease_server::Lease,
+};
+use ferretcd_types::{Error, LeaseId, LeaseRevoke};
+use futures::stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Answers;
+use crate::{
+    header,
+    status::{from_error, from_receive},
+    validate,
+};
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct LeaseService {
+    /// Who does the work.
+    pub node: Node,
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let request = request.into_inner();
+        validate::lease_grant(&request).map_err(from_error)?;
+        let reply = self.node.lease_grant(LeaseId(request.id), request.ttl).await.map_err(from_error)?;
+        let header = Some(header::at(&self.node, reply.revision));
+        Ok(Response::new(LeaseGrantResponse { header, id: reply.id.0, ttl: reply.ttl, error: String::new() }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let id = LeaseId(request.into_inner().id);
+        let reply = self.node.propose(LeaseRevoke { id }).await.map_err(from_error)?;
+        Ok(Response::new(LeaseRevokeResponse { header: Some(header::at(&self.node, reply.revision)) }))
+    }
+
+    type LeaseKeepAliveStream = Answers<LeaseKeepAliveResponse>;
+
+    /// One answer per request, in order: the next request is read when the client has room for the answer.
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let (node, requests) = (self.node.clone(), request.into_inner());
+        let answers = stream::try_unfold((node, requests), |(node, mut requests)| async move {
+            let Some(request) = requests.message().await.map_err(from_receive)? else { return Ok(None) };
+            let answer = keep_alive(&node, request).await?;
+            Ok(Some((answer, (node, requests))))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let lease = self.node.lease_time_to_live(LeaseId(id), keys).await.map_err(from_error)?;
+        let LeaseTtl { ttl, granted, keys } = lease;
+        let header = Some(header::now(&self.node));
+        Ok(Response::new(LeaseTimeToLiveResponse { header, id, ttl, granted_ttl: granted, keys }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let leases = self.node.leases().await.map_err(from_error)?;
+        let leases = leases.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+        Ok(Response::new(LeaseLeasesResponse { header: Some(header::now(&self.node)), leases }))
+    }
+}
+
+/// A lease that is gone is an answer with TTL 0, not an error. The header is from before the renewal, as etcd's.
+async fn keep_alive(node: &Node, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+    let header = Some(header::now(node));
+    let ttl = match node.lease_keep_alive(LeaseId(request.id)).await {
+        Err(Error::LeaseNotFound) => 0,
+        result => result.map_err(from_error)?,
+    };
+    Ok(LeaseKeepAliveResponse { header, id: request.id, ttl })
+}

@@ -1,0 +1,102 @@
+//! What the doors ask of the member beside handing it requests. A trait, so that the doors can be tried without a cluster.
+
+use std::future::Future;
+
+use ferretcd_node::{Check, Node};
+use ferretcd_types::{Alarm, Error};
+
+/// A member, as far as it decides which calls are let in and what health checks say.
+pub trait Member: Clone + Send + Sync + 'static {
+    /// It knows a leader.
+    fn has_leader(&self) -> bool;
+    /// It has no vote.
+    fn is_learner(&self) -> bool;
+    /// Raised alarms.
+    fn alarms(&self) -> Vec<Alarm>;
+    /// The cluster version, once decided.
+    fn cluster_version(&self) -> Option<String>;
+    /// Runs one health check. Ends within the member's request timeout.
+    fn check(&self, check: Check) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+impl Member for Node {
+    fn has_leader(&self) -> bool {
+        Node::has_leader(self)
+    }
+    fn is_learner(&self) -> bool {
+        Node::is_learner(self)
+    }
+    fn alarms(&self) -> Vec<Alarm> {
+        Node::alarms(self)
+    }
+    fn cluster_version(&self) -> Option<String> {
+        Node::cluster_version(self)
+    }
+    async fn check(&self, check: Check) -> Result<(), Error> {
+        Node::check(self, check).await
+    }
+}
+
+#[cfg(test)]
+pub use fake::Fake;
+
+#[cfg(test)]
+mod fake {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use ferretcd_types::{AlarmKind, MemberId};
+
+    use super::*;
+
+    /// A member whose answers are set by the story. Clones are the same member.
+    #[derive(Clone, Debug, Default)]
+    pub struct Fake {
+        leaderless: Arc<AtomicBool>,
+        learner: bool,
+        alarms: Vec<AlarmKind>,
+        failing: Vec<(Check, Error)>,
+    }
+
+    impl Fake {
+        pub fn healthy() -> Self {
+            Fake::default()
+        }
+        pub fn learner() -> Self {
+            Fake { learner: true, ..Fake::default() }
+        }
+        pub fn alarmed(kind: AlarmKind) -> Self {
+            Fake { alarms: vec![kind], ..Fake::default() }
+        }
+        pub fn failing(check: Check, error: Error) -> Self {
+            Fake { failing: vec![(check, error)], ..Fake::default() }
+        }
+        pub fn leaderless(self) -> Self {
+            self.lose_leader();
+            self
+        }
+        pub fn lose_leader(&self) {
+            self.leaderless.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Member for Fake {
+        fn has_leader(&self) -> bool {
+            !self.leaderless.load(Ordering::SeqCst)
+        }
+        fn is_learner(&self) -> bool {
+            self.learner
+        }
+        fn alarms(&self) -> Vec<Alarm> {
+            self.alarms.iter().map(|kind| Alarm { member: MemberId(1), kind: *kind }).collect()
+        }
+        fn cluster_version(&self) -> Option<String> {
+            self.has_leader().then(|| "3.7.0".into())
+        }
+        async fn check(&self, check: Check) -> Result<(), Error> {
+            self.failing.iter().find(|(failing, _)| *failing == check).map_or(Ok(()), |(_, e)| Err(e.clone()))
+        }
+    }
+}

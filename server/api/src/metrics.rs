@@ -1,0 +1,221 @@
+//! Counters of calls, under the names that etcd's dashboards and alerts look for.
+
+use std::{collections::HashSet, sync::Arc};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use tonic::Code;
+
+use crate::method::{Kind, METHODS, Method};
+
+/// Counters of all methods. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CallMetrics {
+    /// In the order of [`METHODS`].
+    methods: Arc<[MethodMetrics]>,
+    client_requests: IntCounterVec,
+    /// Versions that clients have named so far: each is a time series of its own, so their number is bounded.
+    client_versions: Arc<Mutex<HashSet<String>>>,
+    received_bytes: IntCounter,
+    sent_bytes: IntCounter,
+}
+
+/// Counters of one method, looked up once and not at every call.
+#[derive(Debug)]
+struct MethodMetrics {
+    started: IntCounter,
+    /// By the code's number.
+    handled: Vec<IntCounter>,
+}
+
+/// Most client versions that are told apart: a handful is what a cluster sees; whoever makes versions up ends here.
+const CLIENT_VERSIONS_MAX: usize = 64;
+
+/// What a client without a version, or with one too many, is counted as.
+const UNKNOWN_VERSION: &str = "unknown";
+
+impl CallMetrics {
+    /// Registers the counters, all methods and codes at zero, so that rates exist before the first failure.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let labels = ["grpc_type", "grpc_service", "grpc_method"];
+        let with_code = [labels.as_slice(), &["grpc_code"]].concat();
+        let started = Opts::new("grpc_server_started_total", "Total number of RPCs started on the server.");
+        let started = IntCounterVec::new(started, &labels)?;
+        let handled = Opts::new(
+            "grpc_server_handled_total",
+            "Total number of RPCs completed on the server, regardless of success or failure.",
+        );
+        let handled = IntCounterVec::new(handled, &with_code)?;
+        let client_requests = Opts::new("etcd_server_client_requests_total", "Client requests by client version.");
+        let client_requests = IntCounterVec::new(client_requests, &["type", "client_api_version"])?;
+        let received_bytes = IntCounter::new(
+            "etcd_network_client_grpc_received_bytes_total",
+            "The total number of bytes received from grpc clients.",
+        )?;
+        let sent_bytes = IntCounter::new(
+            "etcd_network_client_grpc_sent_bytes_total",
+            "The total number of bytes sent to grpc clients.",
+        )?;
+        registry.register(Box::new(started.clone()))?;
+        registry.register(Box::new(handled.clone()))?;
+        registry.register(Box::new(client_requests.clone()))?;
+        registry.register(Box::new(received_bytes.clone()))?;
+        registry.register(Box::new(sent_bytes.clone()))?;
+
+        let of_method = |m: &Method| {
+            let labels = [m.kind.label(), m.service, m.name];
+            let with_code = |code| handled.with_label_values(&[labels[0], labels[1], labels[2], code]);
+            MethodMetrics {
+                started: started.with_label_values(&labels),
+                handled: CODE_NAMES.iter().map(|name| with_code(name)).collect(),
+            }
+        };
+        Ok(CallMetrics {
+            methods: METHODS.iter().map(of_method).collect(),
+            client_requests,
+            client_versions: Arc::default(),
+            received_bytes,
+            sent_bytes,
+        })
+    }
+
+    /// A call begins; the value counts how it ends. `method` is a position in [`METHODS`].
+    pub fn start(&self, method: usize) -> Call {
+        if let Some(metrics) = self.methods.get(method) {
+            metrics.started.inc();
+        }
+        Call { methods: self.methods.clone(), method, ended: false }
+    }
+
+    /// Counts a request of a client of some version.
+    pub fn count_client(&self, kind: Kind, version: Option<&str>) {
+        let mut seen = self.client_versions.lock();
+        let version = match version {
+            Some(v) if seen.contains(v) => v,
+            Some(v) if seen.len() < CLIENT_VERSIONS_MAX => {
+                seen.insert(v.to_owned());
+                v
+            }
+            _ => UNKNOWN_VERSION,
+        };
+        let kind = if kind == Kind::Unary { "unary" } else { "stream" };
+        self.client_requests.with_label_values(&[kind, version]).inc();
+    }
+
+    /// Bytes of request bodies.
+    pub fn received_bytes(&self) -> IntCounter {
+        self.received_bytes.clone()
+    }
+
+    /// Bytes of answer bodies.
+    pub fn sent_bytes(&self) -> IntCounter {
+        self.sent_bytes.clone()
+    }
+}
+
+/// A call under way. One that is dropped before it ended counts as cancelled: that is how a client's departure shows.
+#[derive(Debug)]
+pub struct Call {
+    methods: Arc<[MethodMetrics]>,
+    method: usize,
+    ended: bool,
+}
+
+impl Call {
+    /// The call ends with this code; later ends are ignored.
+    pub fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let position = usize::try_from(i32::from(code)).unwrap_or_default();
+        if let Some(counter) = self.methods.get(self.method).and_then(|m| m.handled.get(position)) {
+            counter.inc();
+        }
+    }
+
+    /// True once the end is counted.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+/// grpc-go's names of the codes, by number.
+const CODE_NAMES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+    use crate::method::find;
+
+    fn text(registry: &Registry) -> String {
+        TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    #[test]
+    fn every_method_and_code_is_there_from_the_start() {
+        let registry = Registry::new();
+        let _metrics = CallMetrics::register(&registry).unwrap();
+        let text = text(&registry);
+        let put = r#"grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"}"#;
+        assert!(text.contains(&format!("grpc_server_started_total{{{put} 0")));
+        assert!(text.contains(&format!("grpc_server_handled_total{{grpc_code=\"DataLoss\",{put} 0")));
+        assert_eq!(text.matches("grpc_server_handled_total{").count(), METHODS.len() * CODE_NAMES.len());
+    }
+
+    #[test]
+    fn a_call_ends_once_and_a_dropped_one_is_cancelled() {
+        let registry = Registry::new();
+        let metrics = CallMetrics::register(&registry).unwrap();
+        let watch = find("/etcdserverpb.Watch/Watch").unwrap();
+        let mut call = metrics.start(watch);
+        call.end(Code::Ok);
+        call.end(Code::Internal);
+        drop(call);
+        drop(metrics.start(watch));
+        let text = text(&registry);
+        let labels = r#"grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"}"#;
+        let handled = |code, n| text.contains(&format!("grpc_server_handled_total{{grpc_code=\"{code}\",{labels} {n}"));
+        assert!(handled("OK", 1) && handled("Canceled", 1) && handled("Internal", 0));
+        assert!(text.contains(&format!("grpc_server_started_total{{{labels} 2")));
+    }
+
+    #[test]
+    fn made_up_versions_do_not_make_series_without_end() {
+        let registry = Registry::new();
+        let metrics = CallMetrics::register(&registry).unwrap();
+        for i in 0..CLIENT_VERSIONS_MAX + 10 {
+            metrics.count_client(Kind::Unary, Some(&format!("3.{i}")));
+        }
+        metrics.count_client(Kind::BidiStream, None);
+        let text = text(&registry);
+        assert_eq!(text.matches("etcd_server_client_requests_total{").count(), CLIENT_VERSIONS_MAX + 2);
+        assert!(text.contains(r#"client_api_version="unknown",type="unary"} 10"#));
+        assert!(text.contains(r#"client_api_version="unknown",type="stream"} 1"#));
+    }
+}

@@ -1,0 +1,363 @@
+//! Shape checks on client requests, as etcd makes them before a request enters the log. Each refuses with the error that
+//! etcd gives, in etcd's order, so that a request with two faults gets the same answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use ferretcd_proto::etcdserverpb::{
+    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    compare::{CompareResult, CompareTarget},
+    range_request::{SortOrder, SortTarget},
+    request_op::Request,
+};
+use ferretcd_types::{Error, KeyRange, limits::LEASE_TTL_SECONDS_MAX};
+
+/// A range names a key and a known order.
+pub fn range(request: &RangeRequest) -> Result<(), Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    SortOrder::try_from(request.sort_order).map_err(|_| Error::InvalidSortOption)?;
+    SortTarget::try_from(request.sort_target).map_err(|_| Error::InvalidSortOption)?;
+    Ok(())
+}
+
+/// A put names a key, and gives no value or lease that it asks to ignore.
+pub fn put(request: &PutRequest) -> Result<(), Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Error::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Error::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// A deletion names a key.
+pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
+    if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
+}
+
+/// A transaction stays within `max_ops` per list (nested ones share what is left), its parts are valid, and no
+/// execution path writes a key twice.
+pub fn txn(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
+    txn_shape(request, max_ops)?;
+    Writes::of(&request.success)?;
+    Writes::of(&request.failure)?;
+    Ok(())
+}
+
+/// A lease is not longer than etcd's longest.
+pub fn lease_grant(request: &LeaseGrantRequest) -> Result<(), Error> {
+    if request.ttl > LEASE_TTL_SECONDS_MAX { Err(Error::LeaseTtlTooLarge) } else { Ok(()) }
+}
+
+/// Peer URLs of a member: at least one, each `http(s)://host:port` or `unix(s)://path`, as etcd's types.NewURLs has it.
+pub fn peer_urls(urls: &[String]) -> Result<(), Error> {
+    if !urls.is_empty() && urls.iter().all(|url| is_member_url(url)) { Ok(()) } else { Err(Error::BadMemberUrls) }
+}
+
+fn is_member_url(url: &str) -> bool {
+    match url.split_once("://") {
+        Some(("http" | "https", authority)) => authority.rsplit_once(':').is_some_and(|(host, port)| {
+            // A path, a query or a space would end up in one of the two.
+            let bracketed = host.starts_with('[') && host.ends_with(']');
+            !host.is_empty()
+                && !host.contains(|c: char| "/?#@".contains(c) || c.is_whitespace() || (c == ':' && !bracketed))
+                && port.parse::<u16>().is_ok()
+        }),
+        Some(("unix" | "unixs", path)) => !path.is_empty(),
+        _ => false,
+    }
+}
+
+fn txn_shape(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
+    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let left = max_ops.checked_sub(ops).ok_or(Error::TooManyOps)?;
+    request.compare.iter().try_for_each(compare)?;
+    request.success.iter().chain(&request.failure).try_for_each(|op| txn_op(op, left))
+}
+
+fn compare(compare: &Compare) -> Result<(), Error> {
+    if compare.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    // etcd lets unknown numbers pass and takes the comparison as true. A write must not happen for a condition that
+    // nobody understood, so they get etcd's answer to unknown numbers elsewhere.
+    CompareResult::try_from(compare.result).map_err(|_| Error::UnknownMethod)?;
+    CompareTarget::try_from(compare.target).map_err(|_| Error::UnknownMethod)?;
+    Ok(())
+}
+
+/// Recursion ends with the operations: each level uses up at least one of `left` (and the decoder refuses messages
+/// that are nested deeper than 100).
+fn txn_op(op: &RequestOp, left: usize) -> Result<(), Error> {
+    match &op.request {
+        Some(Request::RequestRange(r)) => range(r),
+        Some(Request::RequestPut(r)) => put(r),
+        Some(Request::RequestDeleteRange(r)) => delete_range(r),
+        Some(Request::RequestTxn(r)) => txn_shape(r, left),
+        None => Err(Error::KeyNotFound),
+    }
+}
+
+/// What one list of operations may write, nested transactions included.
+///
+/// The rule: on one execution path no key is put twice, and no key is put that a delete covers. The two branches of
+/// a nested transaction exclude each other and may overlap; two deletes may always.
+#[derive(Default)]
+struct Writes<'a> {
+    puts: BTreeSet<&'a Bytes>,
+    deletes: Deleted,
+}
+
+impl<'a> Writes<'a> {
+    fn of(ops: &'a [RequestOp]) -> Result<Self, Error> {
+        let mut all = Writes::default();
+        for op in ops {
+            let here = match &op.request {
+                Some(Request::RequestPut(r)) => Writes { puts: BTreeSet::from([&r.key]), deletes: Deleted::default() },
+                Some(Request::RequestDeleteRange(r)) => {
+                    let range = KeyRange::new(r.key.clone(), r.range_end.clone());
+                    Writes { puts: BTreeSet::new(), deletes: Deleted::of(&range) }
+                }
+                Some(Request::RequestTxn(r)) => Writes::of(&r.success)?.or(Writes::of(&r.failure)?),
+                Some(Request::RequestRange(_)) | None => continue,
+            };
+            all = all.and(here)?;
+        }
+        Ok(all)
+    }
+
+    /// Both happen: they must not collide.
+    fn and(self, other: Self) -> Result<Self, Error> {
+        let (mut large, small) = self.larger_first(other);
+        let twice = small.puts.iter().any(|key| large.puts.contains(*key) || large.deletes.contains(key));
+        if twice || small.deletes.covers_any(&large.puts) {
+            return Err(Error::DuplicateKey);
+        }
+        large.absorb(small);
+        Ok(large)
+    }
+
+    /// One or the other happens.
+    fn or(self, other: Self) -> Self {
+        let (mut large, small) = self.larger_first(other);
+        large.absorb(small);
+        large
+    }
+
+    /// Moving the smaller into the larger keeps deep nesting from copying the same keys at every level.
+    fn larger_first(self, other: Self) -> (Self, Self) {
+        let size = |w: &Self| w.puts.len() + w.deletes.ranges.len();
+        if size(&self) >= size(&other) { (self, other) } else { (other, self) }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.puts.extend(other.puts);
+        for (start, end) in other.deletes.ranges {
+            self.deletes.insert(start, end);
+        }
+    }
+}
+
+/// A set of keys as disjoint ranges: start to exclusive end, `None` being no end.
+#[derive(Default)]
+struct Deleted {
+    ranges: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl Deleted {
+    fn of(range: &KeyRange) -> Self {
+        let mut deleted = Deleted::default();
+        if range.is_single() {
+            // The first key after a key is the key with a zero byte behind it.
+            deleted.insert(range.start.clone(), Some([range.start.as_ref(), b"\0"].concat().into()));
+        } else if range.is_from_key() {
+            deleted.insert(range.start.clone(), None);
+        } else if !range.is_empty() {
+            deleted.insert(range.start.clone(), Some(range.end.clone()));
+        }
+        deleted
+    }
+
+    /// Adds a range, merging it with those that it touches.
+    fn insert(&mut self, mut start: Bytes, mut end: Option<Bytes>) {
+        if let Some((before, before_end)) = self.ranges.range(..=start.clone()).next_back()
+            && before_end.as_ref().is_none_or(|e| *e >= start)
+        {
+            start = before.clone();
+            end = later(end, before_end.clone());
+        }
+        while let Some((next, next_end)) = self.ranges.range(start.clone()..).next()
+            && end.as_ref().is_none_or(|e| next <= e)
+        {
+            let next = next.clone();
+            end = later(end, next_end.clone());
+            self.ranges.remove(&next);
+        }
+        self.ranges.insert(start, end);
+    }
+
+    fn contains(&self, key: &Bytes) -> bool {
+        self.ranges.range(..=key.clone()).next_back().is_some_and(|(_, end)| end.as_ref().is_none_or(|e| key < e))
+    }
+
+    fn covers_any(&self, keys: &BTreeSet<&Bytes>) -> bool {
+        self.ranges.iter().any(|(start, end)| {
+            keys.range::<&Bytes, _>(start..).next().is_some_and(|first| end.as_ref().is_none_or(|e| *first < e))
+        })
+    }
+}
+
+/// The later of two ends.
+fn later(a: Option<Bytes>, b: Option<Bytes>) -> Option<Bytes> {
+    Some(a?.max(b?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(k: &'static str) -> Bytes {
+        Bytes::from_static(k.as_bytes())
+    }
+    fn op(request: Request) -> RequestOp {
+        RequestOp { request: Some(request) }
+    }
+    fn put_op(k: &'static str) -> RequestOp {
+        op(Request::RequestPut(PutRequest { key: key(k), ..PutRequest::default() }))
+    }
+    fn delete_op(k: &'static str, end: &'static str) -> RequestOp {
+        op(Request::RequestDeleteRange(DeleteRangeRequest { key: key(k), range_end: key(end), prev_kv: false }))
+    }
+    fn range_op(k: &'static str) -> RequestOp {
+        op(Request::RequestRange(RangeRequest { key: key(k), ..RangeRequest::default() }))
+    }
+    fn either(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
+        op(Request::RequestTxn(TxnRequest { compare: vec![], success, failure }))
+    }
+    fn check(success: Vec<RequestOp>) -> Result<(), Error> {
+        txn(&TxnRequest { compare: vec![], success, failure: vec![] }, 128)
+    }
+
+    #[test]
+    fn a_range_needs_a_key_and_a_known_order() {
+        let good = RangeRequest { key: key("a"), ..RangeRequest::default() };
+        assert_eq!(range(&good), Ok(()));
+        assert_eq!(range(&RangeRequest::default()), Err(Error::EmptyKey));
+        assert_eq!(range(&RangeRequest { sort_order: 3, ..good.clone() }), Err(Error::InvalidSortOption));
+        assert_eq!(range(&RangeRequest { sort_target: -1, ..good }), Err(Error::InvalidSortOption));
+    }
+
+    #[test]
+    fn a_put_gives_nothing_that_it_asks_to_ignore() {
+        let good = PutRequest { key: key("a"), value: key("v"), lease: 1, ..PutRequest::default() };
+        assert_eq!(put(&good), Ok(()));
+        assert_eq!(put(&PutRequest { key: key(""), ..good.clone() }), Err(Error::EmptyKey));
+        assert_eq!(put(&PutRequest { ignore_value: true, ..good.clone() }), Err(Error::ValueProvided));
+        assert_eq!(put(&PutRequest { ignore_lease: true, ..good.clone() }), Err(Error::LeaseProvided));
+        let bare = PutRequest { value: key(""), lease: 0, ignore_value: true, ignore_lease: true, ..good };
+        assert_eq!(put(&bare), Ok(()));
+    }
+
+    #[test]
+    fn every_list_of_a_txn_is_counted() {
+        let compare = Compare { key: key("a"), ..Compare::default() };
+        for (compares, success, failure) in [(3, 0, 0), (0, 3, 0), (0, 0, 3)] {
+            let request = TxnRequest {
+                compare: vec![compare.clone(); compares],
+                success: vec![range_op("a"); success],
+                failure: vec![range_op("a"); failure],
+            };
+            assert_eq!(txn(&request, 3), Ok(()));
+            assert_eq!(txn(&request, 2), Err(Error::TooManyOps));
+        }
+    }
+
+    #[test]
+    fn a_nested_txn_gets_what_is_left() {
+        let outer = |inner: usize| vec![either(vec![range_op("a"); inner], vec![]), range_op("b")];
+        let request = |inner| TxnRequest { compare: vec![], success: outer(inner), failure: vec![] };
+        assert_eq!(txn(&request(3), 5), Ok(()));
+        assert_eq!(txn(&request(4), 5), Err(Error::TooManyOps));
+    }
+
+    #[test]
+    fn parts_of_a_txn_are_checked_like_requests_of_their_own() {
+        assert_eq!(check(vec![RequestOp { request: None }]), Err(Error::KeyNotFound));
+        assert_eq!(check(vec![range_op("")]), Err(Error::EmptyKey));
+        assert_eq!(check(vec![put_op("")]), Err(Error::EmptyKey));
+        assert_eq!(check(vec![delete_op("", "")]), Err(Error::EmptyKey));
+        assert_eq!(check(vec![either(vec![], vec![put_op("")])]), Err(Error::EmptyKey));
+        let compared = |c| txn(&TxnRequest { compare: vec![c], ..TxnRequest::default() }, 1);
+        assert_eq!(compared(Compare::default()), Err(Error::EmptyKey));
+        assert_eq!(compared(Compare { key: key("a"), target: 5, ..Compare::default() }), Err(Error::UnknownMethod));
+    }
+
+    #[test]
+    fn no_path_writes_a_key_twice() {
+        assert_eq!(check(vec![put_op("a"), put_op("b"), range_op("a")]), Ok(()));
+        assert_eq!(check(vec![put_op("a"), put_op("a")]), Err(Error::DuplicateKey));
+        for delete in [delete_op("a", ""), delete_op("a", "b"), delete_op("A", "\0"), delete_op("\0", "\0")] {
+            assert_eq!(check(vec![put_op("a"), delete.clone()]), Err(Error::DuplicateKey));
+            assert_eq!(check(vec![delete, put_op("a")]), Err(Error::DuplicateKey));
+        }
+        for delete in [delete_op("b", ""), delete_op("b", "c"), delete_op("A", "a"), delete_op("b", "\0")] {
+            assert_eq!(check(vec![put_op("a"), delete.clone()]), Ok(()));
+            assert_eq!(check(vec![delete, put_op("a")]), Ok(()));
+        }
+        assert_eq!(check(vec![delete_op("a", "c"), delete_op("b", "d"), delete_op("b", "")]), Ok(()));
+        // The branches of the request itself exclude each other.
+        let both = TxnRequest { compare: vec![], success: vec![put_op("a")], failure: vec![put_op("a")] };
+        assert_eq!(txn(&both, 1), Ok(()));
+    }
+
+    #[test]
+    fn branches_of_a_nested_txn_exclude_each_other_but_not_what_surrounds_them() {
+        assert_eq!(check(vec![either(vec![put_op("a")], vec![put_op("a")])]), Ok(()));
+        assert_eq!(check(vec![either(vec![put_op("a")], vec![delete_op("a", "")])]), Ok(()));
+        assert_eq!(check(vec![put_op("a"), either(vec![], vec![put_op("a")])]), Err(Error::DuplicateKey));
+        assert_eq!(check(vec![either(vec![put_op("a")], vec![]), delete_op("a", "b")]), Err(Error::DuplicateKey));
+        let twins = vec![either(vec![put_op("a")], vec![]), either(vec![], vec![put_op("a")])];
+        assert_eq!(check(twins), Err(Error::DuplicateKey));
+        assert_eq!(check(vec![either(vec![put_op("a")], vec![put_op("b")]), put_op("c")]), Ok(()));
+    }
+
+    #[test]
+    fn merged_deletes_keep_their_gaps() {
+        let mut deleted = Deleted::default();
+        for (start, end) in [("m", "p"), ("a", "c"), ("e", "g"), ("b", "e"), ("x", "z"), ("f", "h")] {
+            deleted.insert(key(start), Some(key(end)));
+        }
+        let ranges: Vec<_> = deleted.ranges.iter().map(|(s, e)| (s.clone(), e.clone())).collect();
+        assert_eq!(ranges, [(key("a"), Some(key("h"))), (key("m"), Some(key("p"))), (key("x"), Some(key("z")))]);
+        deleted.insert(key("n"), None);
+        assert!(deleted.contains(&key("zz")) && !deleted.contains(&key("i")) && deleted.ranges.len() == 2);
+    }
+
+    #[test]
+    fn member_urls() {
+        let ok = |url: &str| peer_urls(&[url.to_owned()]) == Ok(());
+        for good in ["http://10.0.0.1:2380", "https://etcd-0.etcd:2380", "http://[::1]:2380", "unix:///run/p.sock"] {
+            assert!(ok(good), "{good}");
+        }
+        for bad in ["", "10.0.0.1:2380", "http://host", "ftp://host:1", "http://host:2380/x", "http://host:99999"] {
+            assert!(!ok(bad), "{bad}");
+        }
+        for bad in ["http://:2380x", "http://a b:1", "http://a:1:2", "http://a/b:1", "http://:2380", "unix://"] {
+            assert!(!ok(bad), "{bad}");
+        }
+        assert_eq!(peer_urls(&[]), Err(Error::BadMemberUrls));
+    }
+
+    #[test]
+    fn a_lease_has_a_longest_term() {
+        let grant = |ttl| lease_grant(&LeaseGrantRequest { ttl, id: 0 });
+        assert_eq!(grant(LEASE_TTL_SECONDS_MAX), Ok(()));
+        assert_eq!(grant(LEASE_TTL_SECONDS_MAX + 1), Err(Error::LeaseTtlTooLarge));
+    }
+}
