@@ -167,8 +167,11 @@ impl Store {
         queue.closed = true;
         // Writers that wait for room learn of it now.
         self.shared.progress.notify_all();
+        if queue.stopping {
+            return queue.not_failed();
+        }
         let target = queue.written;
-        let flushed = if queue.stopping { queue.not_failed() } else { self.flush_to(queue, target).map(drop) };
+        let flushed = self.flush_to(queue, target).map(drop);
         self.stop();
         flushed
     }
