@@ -71,7 +71,7 @@ pub(crate) fn replay_segment(
     let mut end = End { offset: at as u32, crc: seed, synced: at as u32 };
     let flaw = loop {
         let found = match record::decode(bytes.get(at..).unwrap_or_default(), seed) {
-            Ok(found) if found.previous == end.crc => found,
+            Ok(found) if found.previous == end.crc && (end.synced..=at as u32).contains(&found.synced) => found,
             Ok(_) => break record::Flaw::Chain,
             Err(flaw @ record::Flaw::Unknown { .. }) => return Err(Damage { offset: at, reason: flaw.to_string() }),
             Err(flaw) => break flaw,

@@ -142,7 +142,7 @@ enum Engine {
     /// A thread. The handle is taken by whoever closes the log.
     Thread { id: ThreadId, handle: Mutex<Option<JoinHandle<()>>> },
     /// Whoever calls. None after the end.
-    Inline(Mutex<Option<Writer>>),
+    Inline(Box<Mutex<Option<Writer>>>),
 }
 
 /// What the writer and the handles share.
@@ -206,7 +206,7 @@ impl Wal {
         let (writer, segment_bytes) = start(fs, dir, options, identity)?;
         let (shared, pool) = (writer.shared.clone(), writer.pool.clone());
         let recovered = shared.lock().recovered();
-        let engine = Engine::Inline(Mutex::new(Some(writer)));
+        let engine = Engine::Inline(Box::new(Mutex::new(Some(writer))));
         Ok((Wal { inner: Arc::new(Inner { shared, pool, identity, segment_bytes, engine }) }, recovered))
     }
 
