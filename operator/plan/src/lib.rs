@@ -13,10 +13,13 @@
 
 pub mod action;
 pub mod backup;
+mod bootstrap;
 pub mod build;
 pub mod deletion;
 pub mod observed;
 pub mod plan;
+mod restore;
+pub mod scale;
 pub mod schedule;
 pub mod status;
 pub mod time;
