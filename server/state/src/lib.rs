@@ -1,1 +1,27 @@
-//! ferretcd-state
+//! The replicated state machine: what every member computes alike from the log.
+//!
+//! Deterministic, synchronous and clockless: IDs, times and random numbers are settled before a command is proposed, so
+//! that replaying the log gives the same state, the same answers and the same snapshot bytes on every member.
+
+mod alarm;
+mod apply;
+mod auth;
+mod effect;
+mod error;
+mod lease;
+mod member;
+mod mvcc;
+mod op;
+mod restore;
+mod rooms;
+mod state;
+mod txn;
+mod worker;
+
+pub use effect::{Applied, Effect};
+pub use error::StateError;
+pub use lease::LeaseView;
+pub use mvcc::hash::KvHash;
+pub use mvcc::history::{EVENT_REVISIONS_MAX, EventBatch};
+pub use restore::staging::RestoreProgress;
+pub use state::State;

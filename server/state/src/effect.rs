@@ -1,0 +1,54 @@
+//! What applying a command leaves for others to do, as values.
+
+use ferretcd_types::{Error, Event, LeaseId, Reply};
+
+/// What applying one entry gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The answer for the proposer, or the refusal; identical on every member.
+    pub outcome: Result<Reply, Error>,
+    /// What the member must tell others, in order, before it hands the outcome to the proposer.
+    pub effects: Vec<Effect>,
+}
+
+/// Something that others on this member must learn of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Keys changed: all events of one revision, in order.
+    Events {
+        /// The new revision.
+        revision: i64,
+        /// The changes.
+        events: Vec<Event>,
+    },
+    /// History up to this revision is gone.
+    Compacted {
+        /// The compacted revision.
+        revision: i64,
+    },
+    /// The whole key space was replaced; every open watch ends, with this as its compact revision.
+    Restored {
+        /// The new revision, compacted too.
+        revision: i64,
+    },
+    /// A lease began.
+    LeaseGranted {
+        /// Which.
+        id: LeaseId,
+        /// Its seconds.
+        ttl: i64,
+    },
+    /// A lease ended.
+    LeaseRevoked {
+        /// Which.
+        id: LeaseId,
+    },
+    /// All leases were replaced; each starts with its full time.
+    LeasesReset,
+    /// Members, their roles or their attributes changed.
+    MembersChanged,
+    /// Alarms changed.
+    AlarmsChanged,
+    /// The epoch and the cluster version are known now.
+    EpochKnown,
+}

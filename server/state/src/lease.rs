@@ -1,0 +1,149 @@
+//! Who holds which keys, and for how many seconds each lease was granted. No clock: expiry is a command.
+
+use crate::StateError;
+use bytes::Bytes;
+use ferretcd_storage::{Batch, keyspace};
+use ferretcd_types::LeaseId;
+use ferretcd_types::wire::{DecodeError, Reader, Writer};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A lease as readers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Granted seconds.
+    pub ttl: i64,
+    /// Its keys, in order.
+    pub keys: Vec<Bytes>,
+}
+
+/// The leases, and which key hangs on which. Sees no other room.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leases {
+    leases: BTreeMap<LeaseId, Lease>,
+    /// The lease of each attached key; the inverse of `Lease::keys`.
+    holder: BTreeMap<Bytes, LeaseId>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lease {
+    ttl: i64,
+    keys: BTreeSet<Bytes>,
+}
+
+impl Leases {
+    /// True when there is such a lease.
+    pub fn exists(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    /// All leases with their granted seconds, by ID.
+    pub fn all(&self) -> Vec<(LeaseId, i64)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect()
+    }
+
+    /// One lease.
+    pub fn view(&self, id: LeaseId) -> Option<LeaseView> {
+        let lease = self.leases.get(&id)?;
+        Some(LeaseView { ttl: lease.ttl, keys: lease.keys.iter().cloned().collect() })
+    }
+
+    /// Begins a lease.
+    pub fn grant(&mut self, id: LeaseId, ttl: i64) {
+        self.leases.insert(id, Lease { ttl, keys: BTreeSet::new() });
+    }
+
+    /// Ends a lease and lets go of its keys.
+    pub fn revoke(&mut self, id: LeaseId) {
+        for key in self.leases.remove(&id).unwrap_or_default().keys {
+            self.holder.remove(&key);
+        }
+    }
+
+    /// A put left `key` with this lease, a deletion with none. A lease that does not exist holds nothing (as in etcd:
+    /// a restored key may name one that the file did not have).
+    pub fn attach(&mut self, key: &Bytes, id: LeaseId) {
+        if self.holder.get(key).copied().unwrap_or_default() == id {
+            return;
+        }
+        if let Some(old) = self.holder.remove(key)
+            && let Some(lease) = self.leases.get_mut(&old)
+        {
+            lease.keys.remove(key);
+        }
+        if let Some(lease) = self.leases.get_mut(&id) {
+            // A copy of its own: a slice would keep the whole record in memory for as long as the lease lives.
+            let key = Bytes::copy_from_slice(key);
+            lease.keys.insert(key.clone());
+            self.holder.insert(key, id);
+        }
+    }
+
+    /// Adds all records of the room. Attachments have none: the keys' own records name their leases.
+    pub fn save(&self, batch: &mut Batch) {
+        self.leases.iter().for_each(|(id, lease)| save(batch, *id, lease.ttl));
+    }
+
+    /// Takes in one record of the keyspace (key without its first byte).
+    pub fn load(&mut self, value: Bytes) -> Result<(), StateError> {
+        let (id, ttl) = decode(value).map_err(StateError::record("a lease"))?;
+        self.grant(id, ttl);
+        Ok(())
+    }
+}
+
+/// Adds the record of one lease.
+pub(crate) fn save(batch: &mut Batch, id: LeaseId, ttl: i64) {
+    batch.put(keyspace::lease(id.0), encode(id, ttl));
+}
+
+/// A lease in etcd's own encoding (`leasepb.Lease`: 1 ID, 2 TTL, 3 RemainingTTL).
+pub(crate) fn encode(id: LeaseId, ttl: i64) -> Bytes {
+    let mut w = Writer::new();
+    w.int(1, id.0);
+    w.int(2, ttl);
+    w.finish()
+}
+
+/// The inverse of [`encode`]; a remaining time (a checkpoint) is passed over, since leases start anew.
+pub(crate) fn decode(value: Bytes) -> Result<(LeaseId, i64), DecodeError> {
+    const WHAT: &str = "lease";
+    let mut r = Reader::new(WHAT, value);
+    let (mut id, mut ttl) = (LeaseId::NONE, 0);
+    while let Some((n, v)) = r.field()? {
+        match n {
+            1 => id = LeaseId(v.int(WHAT)?),
+            2 => ttl = v.int(WHAT)?,
+            _ => {}
+        }
+    }
+    Ok((id, ttl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_hangs_on_one_lease_at_most() {
+        let mut leases = Leases::default();
+        leases.grant(LeaseId(1), 10);
+        leases.grant(LeaseId(2), 20);
+        let key = Bytes::from("k");
+        leases.attach(&key, LeaseId(1));
+        leases.attach(&key, LeaseId(2));
+        assert!(leases.view(LeaseId(1)).unwrap().keys.is_empty());
+        assert_eq!(leases.view(LeaseId(2)).unwrap(), LeaseView { ttl: 20, keys: vec![key.clone()] });
+        leases.attach(&key, LeaseId::NONE);
+        assert!(leases.view(LeaseId(2)).unwrap().keys.is_empty());
+        leases.attach(&key, LeaseId(9));
+        assert!(leases.view(LeaseId(9)).is_none());
+        leases.grant(LeaseId(9), 5);
+        assert!(leases.view(LeaseId(9)).unwrap().keys.is_empty());
+    }
+
+    #[test]
+    fn the_encoding_is_etcds() {
+        assert_eq!(encode(LeaseId(1), 60).as_ref(), b"\x08\x01\x10\x3c");
+        assert_eq!(decode(Bytes::from_static(b"\x08\x01\x10\x3c\x18\x05")).unwrap(), (LeaseId(1), 60));
+    }
+}

@@ -1,0 +1,1 @@
+//! From a snapshot file to the records of a restore.

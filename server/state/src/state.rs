@@ -1,0 +1,324 @@
+//! The state machine as one value: opened from the store, written by one applier, read by many.
+
+use crate::lease::LeaseView;
+use crate::mvcc::hash::{self, KvHash};
+use crate::mvcc::history::EventBatch;
+use crate::mvcc::space::Space;
+use crate::mvcc::{Mvcc, record};
+use crate::restore::staging::{RestoreProgress, Staging};
+use crate::rooms::{KEYSPACES, Rooms, decode_u64};
+use crate::worker::{self, Work};
+use crate::{StateError, txn};
+use bytes::Bytes;
+use ferretcd_storage::{Store, keyspace};
+use ferretcd_types::{
+    Alarm, Epoch, Error, Event, KeyValue, LeaseId, LogPos, Member, MemberId, Range, RangeReply, Revision, Txn, TxnReply,
+};
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// The replicated state of one member. Share it in an `Arc`: one thread applies, any number read.
+///
+/// Every call may block on the store, so async callers use a blocking thread for all that touches values.
+pub struct State {
+    pub(crate) inner: Arc<Inner>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// What the applier, the readers and the background thread share. Locks are taken in the order of the fields.
+pub(crate) struct Inner {
+    /// Held while an entry is applied, a snapshot pinned or installed: between two entries everything is of one moment.
+    pub applier: Mutex<Applier>,
+    /// Written at the end of each entry.
+    pub rooms: RwLock<Rooms>,
+    /// Written by the entries of a restore.
+    pub staging: RwLock<Option<Staging>>,
+    pub mvcc: Mvcc,
+    pub work: Work,
+}
+
+/// What only the applier changes.
+pub(crate) struct Applier {
+    next_generation: u32,
+}
+
+impl Applier {
+    /// A number that no generation in the store has. Generations are this member's own business; 2^32 of them are more
+    /// restores than a store will see.
+    pub fn new_generation(&mut self) -> u32 {
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        generation
+    }
+}
+
+impl State {
+    /// Opens the state that the store holds, and starts the background thread. Reads every key record once, to rebuild
+    /// the index.
+    pub fn open(store: impl Into<Arc<Store>>, member: MemberId) -> Result<State, StateError> {
+        let store = store.into();
+        let mut facts = Facts::default();
+        let mut rooms = Rooms::default();
+        for space in KEYSPACES {
+            scan(&store, space, |key, value| {
+                facts.load(&key, &value)?;
+                rooms.load(&key, value)
+            })?;
+        }
+        let leases = &mut rooms.leases;
+        let all = Revision::new(i64::MAX, i64::MAX);
+        let live = Space::load(&store, facts.generation, all, |kv| leases.attach(&kv.key, kv.lease))?;
+        {
+            let mut index = live.index.write();
+            index.compacted = facts.compacted;
+            index.revision = index.revision.max(facts.compacted);
+        }
+        let staging = facts.restore.map(|header| load_staging(&store, header)).transpose()?;
+        let kept = [Some(live.generation), staging.as_ref().map(|staging| staging.space.generation)];
+        let generations = generations(&store)?;
+        let used = generations.iter().chain(kept.iter().flatten()).max().copied().unwrap_or(0);
+        // What an interrupted restore or installation left.
+        let retired: VecDeque<_> =
+            generations.into_iter().filter(|generation| !kept.contains(&Some(*generation))).map(Space::new).collect();
+        tracing::info!(
+            %member,
+            applied = rooms.applied.map(tracing::field::display),
+            revision = live.revisions().0,
+            keys = live.index.read().live,
+            leftovers = retired.len(),
+            "state opened"
+        );
+        let inner = Arc::new(Inner {
+            applier: Mutex::new(Applier { next_generation: used.wrapping_add(1) }),
+            rooms: RwLock::new(rooms),
+            staging: RwLock::new(staging),
+            mvcc: Mvcc::new(store, live),
+            work: Work::new(facts.finished, retired),
+        });
+        let shared = inner.clone();
+        let worker = thread::Builder::new()
+            .name("state-worker".to_owned())
+            .spawn(move || worker::run(&shared))
+            .map_err(|err| StateError::Thread(err.to_string()))?;
+        Ok(State { inner, worker: Some(worker) })
+    }
+
+    /// The last log entry whose effects are visible.
+    pub fn applied(&self) -> Option<LogPos> {
+        self.inner.rooms.read().applied
+    }
+
+    /// What the raft floor handed to [`State::apply_membership`] last.
+    pub fn membership(&self) -> Option<Bytes> {
+        self.inner.rooms.read().membership.clone()
+    }
+
+    /// The store's revision: 1 before the first write.
+    pub fn revision(&self) -> i64 {
+        self.inner.mvcc.live().revisions().0
+    }
+
+    /// The revision below which history is gone; -1 before the first compaction.
+    pub fn compacted_revision(&self) -> i64 {
+        self.inner.mvcc.live().revisions().1
+    }
+
+    /// The history's epoch; [`Epoch::UNKNOWN`] before the first entry.
+    pub fn epoch(&self) -> Epoch {
+        self.inner.rooms.read().epoch
+    }
+
+    /// The cluster version, `3.7.0` form; None before the first entry.
+    pub fn cluster_version(&self) -> Option<String> {
+        self.inner.rooms.read().cluster_version.clone()
+    }
+
+    /// Voters and learners, by ID.
+    pub fn members(&self) -> Vec<Member> {
+        self.inner.rooms.read().members.all()
+    }
+
+    /// True when this ID was a member and is none any more.
+    pub fn is_removed(&self, id: MemberId) -> bool {
+        self.inner.rooms.read().members.is_removed(id)
+    }
+
+    /// The raised alarms, by member.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.inner.rooms.read().alarms.all()
+    }
+
+    /// All leases with their granted seconds, by ID.
+    pub fn leases(&self) -> Vec<(LeaseId, i64)> {
+        self.inner.rooms.read().leases.all()
+    }
+
+    /// One lease: its granted seconds and its keys.
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
+        self.inner.rooms.read().leases.view(id)
+    }
+
+    /// The restore that refuses other writes now, if there is one.
+    pub fn restore_in_progress(&self) -> Option<RestoreProgress> {
+        self.inner.staging.read().as_ref().map(Staging::progress)
+    }
+
+    /// Bytes of all key records that are in the store, history included: what the quota is held against.
+    pub fn logical_bytes(&self) -> u64 {
+        self.inner.mvcc.live().index.read().bytes
+    }
+
+    /// Bytes that the store's files occupy.
+    pub fn disk_bytes(&self) -> Result<u64, StateError> {
+        self.inner.mvcc.store.size_on_disk().map_err(StateError::store("measure the store"))
+    }
+
+    /// Keys that exist now.
+    pub fn key_count(&self) -> u64 {
+        self.inner.mvcc.live().index.read().live
+    }
+
+    /// Answers a range from the newest applied state.
+    pub fn range(&self, request: &Range) -> Result<RangeReply, Error> {
+        Ok(self.inner.mvcc.read(|view| view.range(request))?)
+    }
+
+    /// Answers a transaction that cannot write (see [`Txn::is_read_only`]) without the log.
+    pub fn read_txn(&self, request: &Txn) -> Result<TxnReply, Error> {
+        if !request.is_read_only() {
+            return Err(Error::internal("a transaction that writes must go through the log"));
+        }
+        // No put, so no lease is looked at.
+        let leases = Default::default();
+        Ok(self.inner.mvcc.read(|view| txn::run(view, &leases, request))?)
+    }
+
+    /// History from a revision on, for a watcher that catches up: whole revisions, at most `max_revisions` (and
+    /// [`crate::EVENT_REVISIONS_MAX`]), and no further one once the records hold `max_bytes`. `Error::Compacted` below
+    /// the compacted revision.
+    pub fn events(&self, from: i64, max_revisions: usize, max_bytes: usize) -> Result<EventBatch, Error> {
+        Ok(self.inner.mvcc.read(|view| view.events(from, max_revisions, max_bytes))?)
+    }
+
+    /// What an event's key was before it: None for a creation, and where compaction has taken it away.
+    pub fn value_before(&self, event: &Event) -> Result<Option<KeyValue>, Error> {
+        Ok(self.inner.mvcc.read(|view| view.value_before(event))?)
+    }
+
+    /// Hashes the key space up to a revision (0 is all), as etcd's HashKV. Holds back deletions meanwhile.
+    pub fn hash_kv(&self, revision: i64) -> Result<KvHash, Error> {
+        let pin = self.inner.mvcc.pin();
+        Ok(hash::hash(&self.inner.mvcc.store, &pin, revision)?)
+    }
+
+    /// Waits until the records that a compaction up to `revision` takes away are gone. Snapshots under way hold it up.
+    pub fn wait_compacted(&self, revision: i64) -> Result<(), Error> {
+        match self.inner.work.wait_finished(revision) {
+            true => Ok(()),
+            false => Err(Error::Stopped),
+        }
+    }
+
+    /// Returns when everything applied so far is durable: the log index that a restart continues after.
+    pub fn flush(&self) -> Result<u64, StateError> {
+        self.inner.mvcc.store.flush().map_err(StateError::store("make the store durable"))
+    }
+
+    /// The highest log index whose effects are known to be durable; 0 before the first flush of this process.
+    pub fn flushed_position(&self) -> u64 {
+        self.inner.mvcc.store.flushed_position()
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.inner.work.stop();
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            tracing::error!("the state's background thread ended in a panic");
+        }
+    }
+}
+
+impl Inner {
+    /// True for an entry that is in already.
+    pub fn has_applied(&self, position: LogPos) -> bool {
+        self.rooms.read().applied.is_some_and(|applied| position.index <= applied.index)
+    }
+}
+
+/// Single records that belong to no room.
+struct Facts {
+    /// The live generation; 0 until a restore or an installed snapshot makes another.
+    generation: u32,
+    compacted: i64,
+    finished: i64,
+    /// The header of an unfinished restore.
+    restore: Option<Bytes>,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Facts { generation: 0, compacted: -1, finished: -1, restore: None }
+    }
+}
+
+impl Facts {
+    fn load(&mut self, key: &[u8], value: &Bytes) -> Result<(), StateError> {
+        match key {
+            keyspace::META_GENERATION => {
+                let damaged = |_| StateError::Record {
+                    what: "the live generation".to_owned(),
+                    why: format!("it has {} bytes", value.len()),
+                };
+                self.generation = u32::from_be_bytes(value[..].try_into().map_err(damaged)?);
+            }
+            keyspace::META_COMPACT_SCHEDULED => self.compacted = decode_u64("the compacted revision", value)? as i64,
+            keyspace::META_COMPACT_FINISHED => self.finished = decode_u64("the last compaction", value)? as i64,
+            keyspace::META_RESTORE => self.restore = Some(value.clone()),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Visits all records of a small keyspace.
+pub(crate) fn scan(
+    store: &Store,
+    space: u8,
+    mut visit: impl FnMut(Bytes, Bytes) -> Result<(), StateError>,
+) -> Result<(), StateError> {
+    let (start, end) = keyspace::keyspace_range(space);
+    record::scan(store, start, &end, |key, value| {
+        visit(key.clone(), value)?;
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+fn load_staging(store: &Store, header: Bytes) -> Result<Staging, StateError> {
+    let mut staging = Staging::from_header(header, None)?;
+    scan(store, keyspace::STAGING, |key, value| match keyspace::unstaged(&key) {
+        Some(key) => staging.load_small(key, value),
+        None => Ok(()),
+    })?;
+    staging.load_space(store)?;
+    Ok(staging)
+}
+
+/// The generations that have records.
+fn generations(store: &Store) -> Result<Vec<u32>, StateError> {
+    let (mut start, end) = keyspace::keyspace_range(keyspace::KEYS);
+    let mut found = Vec::new();
+    loop {
+        let first = store.scan(&start, Some(&end), 1).map_err(StateError::store("scan the store"))?;
+        let Some((generation, _)) = first.first().and_then(|(key, _)| keyspace::split_revision(key)) else {
+            return Ok(found);
+        };
+        found.push(generation);
+        start = keyspace::generation_range(generation).1;
+    }
+}

@@ -1,0 +1,188 @@
+//! The background thread: deletes what compaction, restores and installed snapshots have left behind, a little at a
+//! time. It changes nothing that a reader could see, so the state stays deterministic.
+
+use crate::StateError;
+use crate::mvcc::compact::{Pass, Step, delete_generation};
+use crate::mvcc::space::Space;
+use crate::rooms::encode_u64;
+use crate::state::Inner;
+use ferretcd_storage::{Batch, keyspace};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What there is to do, and how far it is done.
+pub(crate) struct Work {
+    state: Mutex<WorkState>,
+    /// The worker waits on it for work, waiters for compactions to finish.
+    changed: Condvar,
+}
+
+struct WorkState {
+    /// The revision up to which the live generation's compacted records are deleted; -1 for none.
+    finished: i64,
+    /// Generations to delete. Bounded by the restores and snapshots that came in faster than they are deleted.
+    retired: VecDeque<Arc<Space>>,
+    stopping: bool,
+    /// The worker has ended, for good or bad.
+    ended: bool,
+}
+
+/// The pause after a step that deleted something: at 100 records in each, about 40,000 a second, and half of the time
+/// for everyone else.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How soon to look again whether a pin is gone. A pin is a snapshot under way, which takes seconds at least.
+const HELD_PAUSE: Duration = Duration::from_millis(50);
+
+impl Work {
+    pub fn new(finished: i64, retired: VecDeque<Arc<Space>>) -> Self {
+        let state = WorkState { finished, retired, stopping: false, ended: false };
+        Work { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// There may be a new compaction.
+    pub fn wake(&self) {
+        // The lock orders this after the worker's last look.
+        drop(self.state.lock());
+        self.changed.notify_all();
+    }
+
+    /// Hands over a generation that nobody will read again.
+    pub fn retire(&self, space: Arc<Space>) {
+        self.state.lock().retired.push_back(space);
+        self.changed.notify_all();
+    }
+
+    /// Another generation is the live one now, compacted physically up to `finished`.
+    pub fn start_over(&self, finished: i64) {
+        self.state.lock().finished = finished;
+        self.changed.notify_all();
+    }
+
+    /// The revision up to which compacted records are gone.
+    pub fn finished(&self) -> i64 {
+        self.state.lock().finished
+    }
+
+    /// True when nothing waits to be deleted, compactions aside.
+    #[cfg(test)]
+    pub fn has_retired(&self) -> bool {
+        !self.state.lock().retired.is_empty()
+    }
+
+    /// Waits until the compacted records up to `revision` are gone; false when the worker ends before that.
+    pub fn wait_finished(&self, revision: i64) -> bool {
+        let mut state = self.state.lock();
+        while state.finished < revision && !state.ended {
+            self.changed.wait(&mut state);
+        }
+        state.finished >= revision
+    }
+
+    /// Tells the worker to end after its step.
+    pub fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.changed.notify_all();
+    }
+}
+
+/// The thread.
+pub(crate) fn run(inner: &Inner) {
+    let mut pass = None;
+    loop {
+        let Some(job) = next_job(inner, &mut pass) else { break };
+        match step(inner, job, &mut pass) {
+            Ok(Step::Looked | Step::Done) => {}
+            Ok(Step::Deleted) => pause(inner, PAUSE),
+            Ok(Step::Held) => pause(inner, HELD_PAUSE),
+            Err(err) => {
+                // The store fails everyone from its first error on: the applier stops the member.
+                tracing::error!(error = &err as &dyn std::error::Error, "background deletion stops");
+                break;
+            }
+        }
+    }
+    inner.work.state.lock().ended = true;
+    inner.work.changed.notify_all();
+}
+
+enum Job {
+    Delete(Arc<Space>),
+    Compact(Arc<Space>),
+}
+
+/// Waits for something to do; None at the end.
+fn next_job(inner: &Inner, pass: &mut Option<(Arc<Space>, Pass)>) -> Option<Job> {
+    let mut state = inner.work.state.lock();
+    loop {
+        if state.stopping {
+            return None;
+        }
+        // A retired generation first, unless a pin holds it: then it is looked at in turn with compaction.
+        if let Some(retired) = state.retired.front().cloned()
+            && *retired.pins.lock() == 0
+        {
+            return Some(Job::Delete(retired));
+        }
+        let live = inner.mvcc.live();
+        let compacted = live.revisions().1;
+        if state.finished < compacted {
+            if !pass.as_ref().is_some_and(|(space, _)| Arc::ptr_eq(space, &live)) {
+                *pass = Some((live.clone(), Pass::new(compacted)));
+            }
+            return Some(Job::Compact(live));
+        }
+        *pass = None;
+        match state.retired.len() {
+            0 => inner.work.changed.wait(&mut state),
+            _ => {
+                state.retired.rotate_left(1);
+                inner.work.changed.wait_for(&mut state, HELD_PAUSE);
+            }
+        }
+    }
+}
+
+fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Result<Step, StateError> {
+    let store = &inner.mvcc.store;
+    match job {
+        Job::Delete(space) => {
+            let step = delete_generation(store, &space)?;
+            if step == Step::Done {
+                inner.work.state.lock().retired.retain(|retired| !Arc::ptr_eq(retired, &space));
+            }
+            Ok(step)
+        }
+        Job::Compact(space) => {
+            let Some((_, running)) = pass else { return Ok(Step::Done) };
+            let step = running.step(store, &space)?;
+            if step == Step::Done {
+                finish(inner, &space, running.revision)?;
+                *pass = None;
+            }
+            Ok(step)
+        }
+    }
+}
+
+/// Records that a pass is done, unless another generation has become the live one meanwhile.
+fn finish(inner: &Inner, space: &Arc<Space>, revision: i64) -> Result<(), StateError> {
+    let _applier = inner.applier.lock();
+    if Arc::ptr_eq(space, &inner.mvcc.live()) {
+        let mut batch = Batch::new();
+        batch.put(keyspace::META_COMPACT_FINISHED, encode_u64(revision as u64));
+        inner.mvcc.store.write(batch, 0).map_err(StateError::store("record a finished compaction"))?;
+        inner.work.state.lock().finished = revision;
+        inner.work.changed.notify_all();
+    }
+    Ok(())
+}
+
+fn pause(inner: &Inner, pause: Duration) {
+    let mut state = inner.work.state.lock();
+    if !state.stopping {
+        inner.work.changed.wait_for(&mut state, pause);
+    }
+}

@@ -1,0 +1,113 @@
+//! A state machine with its log, for tests: proposes, applies, restarts, replays.
+
+use bytes::Bytes;
+use ferretcd_state::{Applied, Effect, State};
+use ferretcd_storage::{MemoryEngine, Options, Store};
+use ferretcd_types::{
+    Command, Error, KeyRange, KeyValue, LeaseId, LogPos, MemberId, PeerNode, Proposal, Put, PutReply, Range,
+    RangeReply, RequestId, Verb,
+};
+use std::sync::Arc;
+
+/// One entry of the log.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    Blank,
+    Command(Command),
+    Membership(Bytes, Vec<(MemberId, PeerNode, bool)>),
+}
+
+/// A member: a log, a state, and the engine below it.
+pub struct Member {
+    pub state: State,
+    pub engine: Arc<MemoryEngine>,
+    pub log: Vec<Entry>,
+}
+
+impl Member {
+    pub fn new() -> Member {
+        Member::on(Arc::new(MemoryEngine::new()), Vec::new())
+    }
+
+    /// A member that finds this engine and this log at its start, and replays what is missing.
+    pub fn on(engine: Arc<MemoryEngine>, log: Vec<Entry>) -> Member {
+        let store = Store::open(engine.clone(), Options::default()).unwrap();
+        let state = State::open(store, MemberId(1)).unwrap();
+        let mut member = Member { state, engine, log: Vec::new() };
+        let applied = member.state.applied().map_or(0, |applied| applied.index as usize);
+        assert!(applied <= log.len(), "the store is ahead of the log");
+        for (at, entry) in log.iter().enumerate() {
+            member.log.push(entry.clone());
+            if at >= applied {
+                member.apply_last();
+            }
+        }
+        member
+    }
+
+    /// What a power cut now would leave, started again with the same log.
+    pub fn after_power_cut(&self) -> Member {
+        Member::on(Arc::new(self.engine.durable_copy()), self.log.clone())
+    }
+
+    fn apply_last(&self) -> Applied {
+        let position = LogPos { term: 1 + self.log.len() as u64 / 100, index: self.log.len() as u64 };
+        match self.log.last().unwrap() {
+            Entry::Blank => {
+                self.state.apply_blank(position).unwrap();
+                Applied { outcome: Err(Error::internal("blank")), effects: Vec::new() }
+            }
+            Entry::Command(command) => {
+                let proposal = Proposal { id: RequestId(position.index), command: command.clone() };
+                self.state.apply(position, &proposal).unwrap()
+            }
+            Entry::Membership(blob, group) => {
+                let effects = self.state.apply_membership(position, blob.clone(), group).unwrap();
+                Applied { outcome: Err(Error::internal("membership")), effects }
+            }
+        }
+    }
+
+    pub fn enter(&mut self, entry: Entry) -> Applied {
+        self.log.push(entry);
+        self.apply_last()
+    }
+
+    /// Proposes a verb: its answer, or its refusal.
+    pub fn ask<V: Verb>(&mut self, verb: V) -> Result<V::Reply, Error> {
+        self.ask_all(verb).0
+    }
+
+    /// The same, with the effects.
+    pub fn ask_all<V: Verb>(&mut self, verb: V) -> (Result<V::Reply, Error>, Vec<Effect>) {
+        let Applied { outcome, effects } = self.enter(Entry::Command(verb.into()));
+        (outcome.and_then(V::reply), effects)
+    }
+
+    pub fn put(&mut self, key: &'static str, value: &'static str) -> PutReply {
+        self.ask(put(key, value)).unwrap()
+    }
+
+    pub fn range(&self, range: KeyRange) -> RangeReply {
+        self.state.range(&Range { range, ..Range::default() }).unwrap()
+    }
+
+    pub fn get(&self, key: &'static str) -> Option<KeyValue> {
+        self.range(KeyRange::single(key)).kvs.into_iter().next()
+    }
+}
+
+pub fn put(key: &'static str, value: &'static str) -> Put {
+    Put { key: key.into(), value: value.into(), ..Put::default() }
+}
+
+pub fn kv(key: &'static str, value: &'static str, create: i64, modified: i64, version: i64) -> KeyValue {
+    KeyValue {
+        key: key.into(),
+        value: value.into(),
+        create_revision: create,
+        mod_revision: modified,
+        version,
+        lease: LeaseId::NONE,
+    }
+}
