@@ -128,7 +128,7 @@ pub fn up(cache: &Cache, tools: &Tools, options: &Options) -> Result<Cluster> {
     wait_until("the cluster's DNS", COMPONENT_TIMEOUT, || {
         for component in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"] {
             if let Some(failed) = ended(&run, component) {
-                return Ok(Probe::Failed(failed));
+                return Ok(Probe::Failed(format!("{component}: {failed}")));
             }
         }
         cluster.deployment_available("kube-system", "coredns")
@@ -178,10 +178,13 @@ pub fn status(cache: &Cache, tools: &Tools, name: &str) -> Result<String> {
     );
     for component in fs::read_dir(run.join("exits"))?.flatten() {
         let component = component.file_name().to_string_lossy().into_owned();
-        lines += &format!("{}\n", ended(&run, &component).unwrap_or_default());
+        lines += &format!("{component}: {}\n", ended(&run, &component).unwrap_or_default());
     }
     let cluster = Cluster::local(cache, tools, name)?;
-    lines += &cluster.kubectl(&["get", "nodes,pods", "--all-namespaces", "--output=wide"])?.stdout;
+    lines += &match cluster.kubectl(&["get", "nodes,pods", "--all-namespaces", "--output=wide"]) {
+        Ok(output) => output.stdout,
+        Err(error) => format!("{error:#}\n"),
+    };
     Ok(lines)
 }
 
@@ -212,18 +215,17 @@ fn programs(tools: &Tools, options: &Options) -> Result<Programs> {
 
 /// Makes the run directory with all that the components read, the cgroup, the node and its network.
 fn create_node(cache: &Cache, options: &Options, run: &Path, programs: Programs) -> Result<(Settings, Node)> {
-    // Two clusters that start at once must not choose the same network: it is free until the route is there.
-    let _lock = cache.lock("network")?;
-    let settings = Settings {
-        name: options.name.clone(),
-        run: run.to_path_buf(),
-        network: Network::choose()?,
-        cni_plugins: host::cni_plugins().context("the CNI plugins are not installed")?.to_path_buf(),
-        programs,
-    };
     for folder in ["config", "cni", "exits", "images", "kubelet", "logs", "pki", "pod-logs", "volumes"] {
         fs::create_dir_all(run.join(folder)).with_context(|| format!("making {}", run.join(folder).display()))?;
     }
+    let settings = Settings {
+        name: options.name.clone(),
+        run: run.to_path_buf(),
+        network: Network::claim()?,
+        cni_plugins: host::cni_plugins().context("the CNI plugins are not installed")?.to_path_buf(),
+        programs,
+    };
+    // Written at once: from here on, `remove` knows what to give back.
     let record = Record {
         name: settings.name.clone(),
         network: settings.network,
@@ -240,7 +242,7 @@ fn create_node(cache: &Cache, options: &Options, run: &Path, programs: Programs)
         fs::create_dir_all(&folder).with_context(|| format!("making the cgroup {}", folder.display()))?;
     }
     let node = Node::create(run, &[cache.root(), run])?;
-    network::link(settings.network, node.init().pid)?;
+    network::join(settings.network, node.init().pid)?;
     Ok((settings, node))
 }
 
@@ -304,7 +306,7 @@ fn ready(run: &Path, component: &str, mut probe: impl FnMut() -> Result<Probe<()
 fn ended(run: &Path, component: &str) -> Option<String> {
     let how = node::exit_of(run, component)?;
     let log = node::log_of(run, component);
-    Some(format!("{component}: {how}; the end of {}:\n{}", log.display(), run::tail(&log)))
+    Some(format!("{how}; the end of {}:\n{}", log.display(), run::tail(&log)))
 }
 
 /// Ends the node in `run`, if it runs, and removes its cgroups, its end of the network and the run directory.
@@ -321,12 +323,7 @@ fn remove(run: &Path) -> Result<()> {
                 host::remove_cgroup(&folder).map(Probe::Ready)
             })?;
         }
-        // The kernel takes the pair away soon after the namespace has gone; the next cluster wants its network now.
-        let interface = record.network.interface();
-        wait_until("the node's network to go", Duration::from_secs(30), || {
-            let there = Path::new("/sys/class/net").join(&interface).exists();
-            Ok(Probe::when(!there, format!("{interface} is still there")))
-        })?;
+        network::release(record.network)?;
     }
     fs::remove_dir_all(run).with_context(|| format!("removing {}", run.display()))
 }

@@ -49,9 +49,9 @@ pub struct Component {
 }
 
 impl Settings {
-    /// The name of the node's cgroup, under which kubelet keeps those of the pods.
+    /// The name of the node's cgroup, under which kubelet keeps those of the pods. Unique on the host, as the network is.
     pub fn cgroup(&self) -> String {
-        format!("ferretcd-{}", self.name)
+        self.network.interface()
     }
 
     /// The URL of kube-apiserver, for the host and for the node.
@@ -155,6 +155,8 @@ fn kube_controller_manager(settings: &Settings) -> Vec<String> {
         format!("--cluster-cidr={}", settings.network.pods()),
         format!("--service-cluster-ip-range={}", settings.network.services()),
         "--enable-hostpath-provisioner=true".into(),
+        // Made if it is missing, and the default is below /usr.
+        format!("--flex-volume-plugin-dir={}", settings.at("kubelet-volume-plugins")),
     ]
 }
 

@@ -38,8 +38,7 @@ enum Place {
 }
 
 impl Cluster {
-    /// The cluster that `KUBECONFIG` names if it is set, else the local cluster that `FERRETCD_CLUSTER` names (`local` if
-    /// that is not set either), which must be up.
+    /// The cluster that `KUBECONFIG` names if it is set, else the local cluster ([`default_name`]), which must be up.
     pub fn connect() -> Result<Self> {
         let cache = Cache::from_env()?;
         let tools = Tools::new(cache.clone());
@@ -52,7 +51,7 @@ impl Cluster {
                 })?;
                 Ok(cluster)
             }
-            None => Self::local(&cache, &tools, &default_name()),
+            None => Self::local(&cache, &tools, &default_name(&cache)),
         }
     }
 
@@ -323,17 +322,26 @@ pub fn fill(manifest: &str, values: &[(&str, &str)]) -> String {
     values.iter().fold(manifest.to_owned(), |text, (name, value)| text.replace(&format!("{{{{{name}}}}}"), value))
 }
 
-/// The local cluster that is meant when none is named.
-pub fn default_name() -> String {
-    std::env::var("FERRETCD_CLUSTER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_NAME.into())
+/// The local cluster that is meant when none is named: the one that `FERRETCD_CLUSTER` names, else the one whose
+/// kubeconfig `KUBECONFIG` is (in a shell that took `cluster env`), else `local`.
+pub fn default_name(cache: &Cache) -> String {
+    let named = std::env::var("FERRETCD_CLUSTER").ok().filter(|name| !name.is_empty());
+    named.or_else(|| local_name(cache, &kubeconfig_variable()?)).unwrap_or_else(|| DEFAULT_NAME.into())
 }
 
-/// The kubeconfig of a cluster elsewhere, if `KUBECONFIG` names one. A kubeconfig of our own local clusters (a shell that
-/// took `cluster env`) is not elsewhere.
+/// The kubeconfig of a cluster elsewhere, if `KUBECONFIG` names one. That of a local cluster of ours is not elsewhere.
 pub fn elsewhere(cache: &Cache) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty())?);
-    let ours = cache.root().join("run");
-    if path.starts_with(ours) { None } else { Some(path) }
+    kubeconfig_variable().filter(|path| local_name(cache, path).is_none())
+}
+
+fn kubeconfig_variable() -> Option<PathBuf> {
+    std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The name of the local cluster that has this kubeconfig.
+fn local_name(cache: &Cache, kubeconfig: &Path) -> Option<String> {
+    let name = kubeconfig.parent()?.file_name()?.to_str()?;
+    (cache.run(name).join("kubeconfig") == kubeconfig).then(|| name.to_owned())
 }
 
 fn registry() -> Result<String> {
@@ -363,6 +371,14 @@ mod tests {
     #[test]
     fn a_manifest_is_filled() {
         assert_eq!(fill("a: \"{{x}}\" {{y}} {{x}}", &[("x", "1"), ("y", "2")]), "a: \"1\" 2 1");
+    }
+
+    #[test]
+    fn a_kubeconfig_of_ours_names_its_cluster_and_another_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().to_path_buf()).unwrap();
+        assert_eq!(local_name(&cache, &cache.run("two").join("kubeconfig")).as_deref(), Some("two"));
+        assert_eq!(local_name(&cache, Path::new("/home/user/.kube/config")), None);
     }
 
     #[test]

@@ -77,8 +77,8 @@ struct Named {
 }
 
 impl Named {
-    fn name(self) -> String {
-        self.name.unwrap_or_else(connect::default_name)
+    fn name(self, cache: &Cache) -> String {
+        self.name.unwrap_or_else(|| connect::default_name(cache))
     }
 }
 
@@ -161,19 +161,19 @@ fn act_on_cluster(verb: ClusterVerb, cache: &Cache, tools: &Tools) -> Result<Exi
         ClusterVerb::Up { named, etcd, ferretcd } => {
             let cluster = match connect::elsewhere(cache) {
                 Some(_) => Cluster::connect()?,
-                None => cluster::up(cache, tools, &Options { name: named.name(), store: etcd, ferretcd })?,
+                None => cluster::up(cache, tools, &Options { name: named.name(cache), store: etcd, ferretcd })?,
             };
             println!("KUBECONFIG={}", cluster.kubeconfig().display());
         }
         ClusterVerb::Down(named) => {
-            let name = named.name();
+            let name = named.name(cache);
             if !cluster::down(cache, &name)? {
                 println!("there is no cluster {name}");
             }
         }
-        ClusterVerb::Status(named) => print!("{}", cluster::status(cache, tools, &named.name())?),
+        ClusterVerb::Status(named) => print!("{}", cluster::status(cache, tools, &named.name(cache))?),
         ClusterVerb::Env(named) => {
-            let cluster = Cluster::local(cache, tools, &named.name())?;
+            let cluster = Cluster::local(cache, tools, &named.name(cache))?;
             println!("export KUBECONFIG='{}'", cluster.kubeconfig().display());
             for program in [tools.kubectl()?, tools.helm()?, tools.etcdctl()?] {
                 if let Some(folder) = program.parent() {
@@ -183,7 +183,7 @@ fn act_on_cluster(verb: ClusterVerb, cache: &Cache, tools: &Tools) -> Result<Exi
         }
         ClusterVerb::Exec { named, command } => {
             let Some((program, args)) = command.split_first() else { bail!("there is no command to run") };
-            let cluster = Cluster::local(cache, tools, &named.name())?;
+            let cluster = Cluster::local(cache, tools, &named.name(cache))?;
             let status = cluster.node_command(program)?.args(args).status()?;
             return Ok(u8::try_from(status.code().unwrap_or(1)).map_or(ExitCode::FAILURE, ExitCode::from));
         }

@@ -1,9 +1,10 @@
 //! The addresses of one cluster: all in one 10.N.0.0/16, which no route or address of the host overlaps.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::run;
@@ -25,27 +26,35 @@ impl Network {
         Self { octet }
     }
 
-    /// A network that nothing on this host overlaps.
-    pub fn choose() -> Result<Self> {
+    /// Takes a network that nothing on this host overlaps, by making the link that has its name: only one process can. The
+    /// link stays until [`release`], or until the node that it is joined to ends.
+    pub fn claim() -> Result<Self> {
         let addresses = run::output(Command::new("ip").args(["-4", "-o", "addr", "show"]))?.stdout;
         let routes = run::output(Command::new("ip").args(["-4", "route", "show", "table", "all"]))?.stdout;
-        Self::first_free(&format!("{addresses}\n{routes}"))
-    }
-
-    /// The first network that no address and no prefix among the words of `used` overlaps.
-    fn first_free(used: &str) -> Result<Self> {
-        let used: Vec<(u32, u32)> = used.split_whitespace().filter_map(parse_range).collect();
-        for octet in OCTETS {
-            let first = u32::from(Ipv4Addr::new(10, octet, 0, 0));
-            if used.iter().all(|(start, end)| *end < first || *start > first + 0xffff) {
-                return Ok(Self { octet });
+        let mut last = anyhow!("a route of this host covers each of them");
+        for network in Self::free(&format!("{addresses}\n{routes}")) {
+            let (host_end, node_end) = (network.interface(), network.node_interface());
+            let pair = ["link", "add", &host_end, "type", "veth", "peer", "name", &node_end];
+            match run::output(Command::new("ip").args(pair)) {
+                Ok(_) => return Ok(network),
+                Err(error) => last = error,
             }
         }
-        bail!(
-            "every network from 10.{}.0.0/16 to 10.{}.0.0/16 overlaps a route of this host; end a cluster with `cluster down`",
-            OCTETS.start(),
-            OCTETS.end()
-        )
+        let (first, final_one) = (OCTETS.start(), OCTETS.end());
+        Err(last).with_context(|| {
+            format!(
+                "no network from 10.{first}.0.0/16 to 10.{final_one}.0.0/16 is free; end a cluster with `cluster down`"
+            )
+        })
+    }
+
+    /// The networks that no address and no prefix among the words of `used` overlaps.
+    fn free(used: &str) -> impl Iterator<Item = Self> {
+        let used: Vec<(u32, u32)> = used.split_whitespace().filter_map(parse_range).collect();
+        OCTETS.map(|octet| Self { octet }).filter(move |network| {
+            let first = u32::from(Ipv4Addr::new(10, network.octet, 0, 0));
+            used.iter().all(|(start, end)| *end < first || *start > first + 0xffff)
+        })
     }
 
     /// The whole of it, which the host routes to the node.
@@ -92,6 +101,11 @@ impl Network {
     pub fn interface(self) -> String {
         format!("ferretcd{}", self.octet)
     }
+
+    /// The name of the node's end until it is in the node, where it is eth0.
+    fn node_interface(self) -> String {
+        format!("ferretcd{}n", self.octet)
+    }
 }
 
 /// The first and last address of a word like `10.1.0.0/16`, `10.1.0` (as `ip` shortens) or `10.1.2.3`; `None` for any other
@@ -106,10 +120,10 @@ fn parse_range(word: &str) -> Option<(u32, u32)> {
     Some((address & !host_bits, address | host_bits))
 }
 
-/// Makes the link between the host and the node whose init process is `init_pid`: a veth pair, one end here with the route
-/// to the cluster, one end in the node. It vanishes with the node's network namespace.
-pub fn link(network: Network, init_pid: i32) -> Result<()> {
-    let (host_end, pid) = (network.interface(), init_pid.to_string());
+/// Joins the claimed link to the node whose first process is `init_pid`: one end stays here, with the route to the cluster,
+/// the other becomes the node's eth0. It vanishes with the node's network namespace.
+pub fn join(network: Network, init_pid: i32) -> Result<()> {
+    let (host_end, node_end, pid) = (network.interface(), network.node_interface(), init_pid.to_string());
     let (host, node) = (network.host().to_string(), network.node().to_string());
     let prefix = network.link_prefix();
     let ip = |line: &str| {
@@ -119,7 +133,7 @@ pub fn link(network: Network, init_pid: i32) -> Result<()> {
         run::output(Command::new("nsenter").args(["--net", "--target", &pid, "ip"]).args(line.split_whitespace()))
             .with_context(|| "setting up the node's network")
     };
-    ip(&format!("link add {host_end} type veth peer name eth0 netns {pid}"))?;
+    ip(&format!("link set {node_end} netns {pid} name eth0"))?;
     ip(&format!("addr add {host}/{prefix} dev {host_end}"))?;
     ip(&format!("link set {host_end} up"))?;
     node_ip("link set lo up")?;
@@ -132,6 +146,20 @@ pub fn link(network: Network, init_pid: i32) -> Result<()> {
     Ok(())
 }
 
+/// Gives a claimed network back, if its link is still there. The kernel takes it away a moment after the node's end; a node
+/// that never got so far leaves it.
+pub fn release(network: Network) -> Result<()> {
+    let there = || Path::new("/sys/class/net").join(network.interface()).exists();
+    if there() {
+        let deleted = run::output(Command::new("ip").args(["link", "delete", &network.interface()]));
+        // The kernel may have been faster.
+        if there() {
+            deleted.with_context(|| format!("removing the network link {}", network.interface()))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,14 +167,14 @@ mod tests {
     #[test]
     fn the_first_network_is_taken_when_nothing_is_in_the_way() {
         let used = "default via 192.0.2.1 dev eth0\n2: eth0 inet 192.0.2.2/24 brd 192.0.2.255";
-        assert_eq!(Network::first_free(used).unwrap(), Network::new(213));
+        assert_eq!(Network::free(used).next(), Some(Network::new(213)));
     }
 
     #[test]
     fn an_address_or_a_wider_or_narrower_route_is_in_the_way() {
-        assert_eq!(Network::first_free("inet 10.213.4.5/32").unwrap(), Network::new(214));
-        assert_eq!(Network::first_free("10.213.8.0/24 dev x\n10.214.0.0/15 dev y").unwrap(), Network::new(216));
-        assert!(Network::first_free("10.0.0.0/8 dev vpn").unwrap_err().to_string().contains("overlaps"));
+        assert_eq!(Network::free("inet 10.213.4.5/32").next(), Some(Network::new(214)));
+        assert_eq!(Network::free("10.213.8.0/24 dev x\n10.214.0.0/15 dev y").next(), Some(Network::new(216)));
+        assert_eq!(Network::free("10.0.0.0/8 dev vpn").next(), None);
     }
 
     #[test]
