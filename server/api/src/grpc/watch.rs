@@ -1,8 +1,11 @@
 //! etcdserverpb.Watch: many watchers on one stream, each with its ID.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    future::Future,
+};
 
-use ferretcd_node::{Node, WatchMessage, WatchStream};
+use ferretcd_node::{Node, WatchCreate, WatchMessage, WatchStream};
 use ferretcd_proto::etcdserverpb::{
     ResponseHeader, WatchRequest, WatchResponse, watch_request::RequestUnion, watch_server::Watch,
 };
@@ -27,6 +30,30 @@ pub struct WatchService {
     pub fragment_bytes: usize,
 }
 
+/// What a stream of watchers can do: the node's, or a story's.
+trait Watchers: Send + 'static {
+    fn create(&mut self, request: WatchCreate);
+    fn cancel(&mut self, id: i64);
+    fn request_progress(&mut self);
+    /// `None` when the member stops. Safe to drop and call again.
+    fn next(&mut self) -> impl Future<Output = Option<WatchMessage>> + Send;
+}
+
+impl Watchers for WatchStream {
+    fn create(&mut self, request: WatchCreate) {
+        WatchStream::create(self, request);
+    }
+    fn cancel(&mut self, id: i64) {
+        WatchStream::cancel(self, id);
+    }
+    fn request_progress(&mut self) {
+        WatchStream::request_progress(self);
+    }
+    async fn next(&mut self) -> Option<WatchMessage> {
+        WatchStream::next(self).await
+    }
+}
+
 /// One answer on its way to the wire, and one ready behind it; more would only be kept from being merged.
 const ANSWERS_IN_FLIGHT: usize = 2;
 
@@ -40,8 +67,9 @@ impl Watch for WatchService {
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let (answers, receiver) = mpsc::channel(ANSWERS_IN_FLIGHT);
-        let outbox = Outbox::new(self.fragment_bytes);
-        tokio::spawn(serve(self.node.clone(), request.into_inner(), outbox, answers));
+        let (stream, outbox) = (self.node.watch_stream(), Outbox::new(self.fragment_bytes));
+        let node = self.node.clone();
+        tokio::spawn(serve(stream, request.into_inner(), outbox, answers, move || header::now(&node)));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -49,13 +77,13 @@ impl Watch for WatchService {
 /// Carries requests in and messages out until the client goes away or the member stops.
 ///
 /// The end of the requests is not the end of the stream: a client may close its side and go on listening.
-async fn serve(
-    node: Node,
+async fn serve<W: Watchers>(
+    mut stream: W,
     mut requests: Streaming<WatchRequest>,
     mut outbox: Outbox,
     answers: mpsc::Sender<Result<WatchResponse, Status>>,
+    header: impl Fn() -> ResponseHeader,
 ) {
-    let mut stream = node.watch_stream();
     let mut reading = true;
     let mut ahead = 0;
     let end = loop {
@@ -76,14 +104,14 @@ async fn serve(
                 }
             }
             permit = answers.reserve(), if !outbox.is_empty() => match permit {
-                Ok(permit) => if let Some(answer) = outbox.pop(header::now(&node)) { permit.send(Ok(answer)) },
+                Ok(permit) => if let Some(answer) = outbox.pop(header()) { permit.send(Ok(answer)) },
                 Err(_client_is_gone) => return,
             },
             () = answers.closed() => return,
         }
     };
     // What the member said before it stopped still counts.
-    while let Some(answer) = outbox.pop(header::now(&node)) {
+    while let Some(answer) = outbox.pop(header()) {
         if answers.send(Ok(answer)).await.is_err() {
             return;
         }
@@ -93,7 +121,7 @@ async fn serve(
 }
 
 /// Hands one request to the stream. A request without content is ignored, as etcd does.
-fn take(request: WatchRequest, stream: &mut WatchStream, outbox: &mut Outbox) {
+fn take(request: WatchRequest, stream: &mut impl Watchers, outbox: &mut Outbox) {
     match request.request_union {
         Some(RequestUnion::CreateRequest(create)) => {
             outbox.expect_watcher(create.fragment);
@@ -380,6 +408,168 @@ mod tests {
         let large = response(WatchMessage::Events { id: 1, revision, events }, NOW);
         let pieces: Vec<_> = split(large, 250).iter().map(|p| (revisions(p), p.fragment)).collect();
         assert_eq!(pieces, [(vec![2], true), (vec![3], true), (vec![4], false)]);
+    }
+
+    /// A stream whose messages the story sends itself, and that notes what it is asked.
+    struct Scripted {
+        messages: mpsc::UnboundedReceiver<WatchMessage>,
+        asked: mpsc::UnboundedSender<String>,
+    }
+
+    impl Scripted {
+        fn note(&mut self, request: String) {
+            // A story that is over listens no more.
+            let _ = self.asked.send(request);
+        }
+    }
+
+    impl Watchers for Scripted {
+        fn create(&mut self, request: WatchCreate) {
+            self.note(format!("create {}", request.id));
+        }
+        fn cancel(&mut self, id: i64) {
+            self.note(format!("cancel {id}"));
+        }
+        fn request_progress(&mut self) {
+            self.note("progress".into());
+        }
+        async fn next(&mut self) -> Option<WatchMessage> {
+            self.messages.recv().await
+        }
+    }
+
+    /// The service over a scripted stream; it serves one call.
+    struct Stage(std::sync::Mutex<Option<Scripted>>);
+
+    #[tonic::async_trait]
+    impl Watch for Stage {
+        type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+        async fn watch(
+            &self,
+            request: Request<Streaming<WatchRequest>>,
+        ) -> Result<Response<Self::WatchStream>, Status> {
+            let (answers, receiver) = mpsc::channel(ANSWERS_IN_FLIGHT);
+            let stream = self.0.lock().unwrap().take().unwrap();
+            tokio::spawn(serve(stream, request.into_inner(), Outbox::new(1 << 20), answers, || NOW));
+            Ok(Response::new(ReceiverStream::new(receiver)))
+        }
+    }
+
+    /// A call under way, from all four sides.
+    struct Story {
+        requests: Option<mpsc::Sender<WatchRequest>>,
+        answers: Streaming<WatchResponse>,
+        messages: mpsc::UnboundedSender<WatchMessage>,
+        asked: mpsc::UnboundedReceiver<String>,
+    }
+
+    impl Story {
+        async fn begin() -> Self {
+            use ferretcd_proto::etcdserverpb::{watch_client::WatchClient, watch_server::WatchServer};
+            let (messages, script) = mpsc::unbounded_channel();
+            let (notes, asked) = mpsc::unbounded_channel();
+            let stage = Stage(std::sync::Mutex::new(Some(Scripted { messages: script, asked: notes })));
+            let (requests, incoming) = mpsc::channel(16);
+            let mut client = WatchClient::new(WatchServer::new(stage));
+            let answers = client.watch(ReceiverStream::new(incoming)).await.unwrap().into_inner();
+            Story { requests: Some(requests), answers, messages, asked }
+        }
+
+        async fn ask(&self, request: RequestUnion) {
+            let request = WatchRequest { request_union: Some(request) };
+            self.requests.as_ref().unwrap().send(request).await.unwrap();
+        }
+        fn say(&self, message: WatchMessage) {
+            self.messages.send(message).unwrap();
+        }
+        async fn hear(&mut self) -> WatchResponse {
+            self.answers.message().await.unwrap().unwrap()
+        }
+    }
+
+    fn create(id: i64) -> RequestUnion {
+        use ferretcd_proto::etcdserverpb::WatchCreateRequest;
+        RequestUnion::CreateRequest(WatchCreateRequest { watch_id: id, ..Default::default() })
+    }
+    fn cancel(id: i64) -> RequestUnion {
+        use ferretcd_proto::etcdserverpb::WatchCancelRequest;
+        RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })
+    }
+
+    #[tokio::test]
+    async fn requests_go_in_and_messages_come_out() {
+        let mut story = Story::begin().await;
+        story.ask(create(7)).await;
+        story.ask(RequestUnion::ProgressRequest(Default::default())).await;
+        story.ask(cancel(7)).await;
+        for expected in ["create 7", "progress", "cancel 7"] {
+            assert_eq!(story.asked.recv().await.unwrap(), expected);
+        }
+        story.say(WatchMessage::Created { id: 7, revision: 4 });
+        assert!(story.hear().await.created);
+        story.say(events(7, 5..=5, 1));
+        assert_eq!(revisions(&story.hear().await), [5]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_no_more_still_hears() {
+        let mut story = Story::begin().await;
+        story.ask(create(0)).await;
+        story.requests = None;
+        assert_eq!(story.asked.recv().await.unwrap(), "create 0");
+        story.say(events(0, 5..=5, 1));
+        assert_eq!(revisions(&story.hear().await), [5]);
+    }
+
+    #[tokio::test]
+    async fn a_member_that_stops_says_what_it_had_and_ends_the_stream() {
+        let mut story = Story::begin().await;
+        story.say(events(0, 5..=5, 1));
+        story.say(WatchMessage::Progress { id: -1, revision: 5 });
+        drop(std::mem::replace(&mut story.messages, mpsc::unbounded_channel().0));
+        assert_eq!(revisions(&story.hear().await), [5]);
+        assert_eq!(story.hear().await.watch_id, -1);
+        let end = story.answers.message().await.unwrap_err();
+        assert_eq!((end.code(), end.message()), (tonic::Code::Cancelled, "etcdserver: watch canceled"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_takes_its_watchers_along() {
+        let Story { requests, answers, messages, asked: _asked } = Story::begin().await;
+        drop((requests, answers));
+        // The script's receiving end is dropped together with the stream.
+        let gone = tokio::time::timeout(std::time::Duration::from_secs(10), messages.closed());
+        assert_eq!(gone.await, Ok(()), "the stream is still there");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_listens_is_read_only_so_far() {
+        let mut story = Story::begin().await;
+        // More messages than the outbox and the channel take.
+        for id in 0..(OUTBOX_MESSAGES_MAX + ANSWERS_IN_FLIGHT) as i64 + 10 {
+            story.say(WatchMessage::Created { id, revision: 1 });
+        }
+        let requests = story.requests.take().unwrap();
+        let asking = tokio::spawn(async move {
+            for id in 0..2 * REQUESTS_AHEAD_MAX as i64 {
+                let request = WatchRequest { request_union: Some(cancel(id)) };
+                requests.send(request).await.unwrap();
+            }
+        });
+        for id in 0..REQUESTS_AHEAD_MAX {
+            assert_eq!(story.asked.recv().await.unwrap(), format!("cancel {id}"));
+        }
+        // Nothing more moves on its own: let everything that can run do so, then look.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(story.asked.try_recv().is_err() && !asking.is_finished());
+        // It listens at last, and is read again.
+        for _ in 0..OUTBOX_MESSAGES_MAX + ANSWERS_IN_FLIGHT + 10 {
+            story.hear().await;
+        }
+        asking.await.unwrap();
     }
 
     #[test]
