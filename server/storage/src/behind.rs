@@ -121,8 +121,8 @@ impl Store {
             return Ok(Vec::new());
         }
         // The queue first: what is committed and leaves it after this line is in the engine by then.
-        let (queued, end) = self.shared.view.read().scan(start, end, limit);
-        view::merge(queued, start, end.as_deref(), limit, |from, to, count| self.shared.engine.scan(from, to, count))
+        let queued = self.shared.view.read().scan(start, end, limit);
+        view::merge(queued, start, end, limit, |from, to, count| self.shared.engine.scan(from, to, count))
     }
 
     /// Returns when every write made before the call is committed to the engine (not yet durable).

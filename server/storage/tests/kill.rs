@@ -1,5 +1,7 @@
 //! A process that is killed while it writes to sled: what it had flushed is there, and no batch is there in part.
 
+#![allow(clippy::unwrap_used)] // clippy.toml allows it in tests, but does not see helpers as such.
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,5 +1,7 @@
 //! The write-behind as the state machine meets it: over an engine that can be held, made to fail, and cut off power.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml allows them in tests, but does not see helpers as such.
+
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ struct Rig {
     /// While it is held, commits wait.
     held: Mutex<bool>,
     released: Condvar,
+    /// Commits that were begun.
+    begun: AtomicUsize,
     /// The keys of every commit, in order.
     commits: Mutex<Vec<Vec<Bytes>>>,
     flushes: AtomicUsize,
@@ -61,6 +65,7 @@ impl Engine for Rig {
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         let mut held = self.held.lock();
         while *held {
             self.released.wait(&mut held);
@@ -116,7 +121,7 @@ fn wait_until(mut done: impl FnMut() -> bool) {
 fn a_write_is_readable_before_and_after_its_commit() {
     let rig = Rig::held();
     rig.inner.commit(Batch::new().put("ka", "old").put("kb", "old").put("kd", "old")).unwrap();
-    let store = Store::open(rig.clone(), patient()).unwrap();
+    let store = Store::open(rig.clone(), Options { max_ops_per_commit: 4, ..patient() }).unwrap();
 
     let mut batch = Batch::new();
     batch.put("ka", "new").delete("kb").put("kc", "new");
@@ -127,7 +132,7 @@ fn a_write_is_readable_before_and_after_its_commit() {
         assert_eq!(store.get(b"kb").unwrap(), None);
         assert_eq!(store.get(b"kd").unwrap().unwrap(), "old");
         let all = records(&[("ka", "new"), ("kc", "new"), ("kd", "old")]);
-        assert_eq!(store.scan(b"k", None, 9).unwrap(), all);
+        assert_eq!(store.scan(b"k", Some(b"l"), 9).unwrap(), all);
         assert_eq!(store.scan(b"k", None, 2).unwrap(), all[..2]);
         assert_eq!(store.scan(b"kb", Some(b"kd"), 9).unwrap(), all[1..2]);
         assert_eq!(store.scan(b"kz", Some(b"ka"), 9).unwrap(), []);
@@ -136,6 +141,12 @@ fn a_write_is_readable_before_and_after_its_commit() {
     seen();
     assert_eq!(rig.get(b"ka").unwrap().unwrap(), "old");
     assert!(store.pending_bytes() > 0);
+
+    // One more write fills a commit, which the engine begins and does not end.
+    store.write(put("m", "new"), 2).unwrap();
+    wait_until(|| rig.begun.load(Ordering::SeqCst) == 1);
+    seen();
+    assert_eq!(store.get(b"m").unwrap().unwrap(), "new");
 
     rig.release();
     store.barrier().unwrap();

@@ -66,9 +66,8 @@ impl View {
         }
     }
 
-    /// The queued writes in `start..end` in key order, and the end up to which they are complete: the collection stops
-    /// after `limit` values, which alone fill the caller's page.
-    pub(super) fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> (Vec<Write>, Option<Bytes>) {
+    /// The queued writes in `start..end` in key order. Stops after `limit` values, which alone fill the caller's page.
+    pub(super) fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<Write> {
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
         let mut queued = Vec::new();
         let mut values = 0;
@@ -76,10 +75,10 @@ impl View {
             queued.push(Write { key: key.clone(), value: value.clone() });
             values += usize::from(value.is_some());
             if values == limit {
-                return (queued, Some(keyspace::after(key)));
+                break;
             }
         }
-        (queued, end.map(Bytes::copy_from_slice))
+        queued
     }
 }
 
