@@ -11,7 +11,7 @@ use ferretcd_node::{
     Check,
     health::{LIVEZ, READYZ},
 };
-use ferretcd_types::AlarmKind;
+use ferretcd_types::{AlarmKind, Error};
 use http::{
     HeaderValue, Method, StatusCode,
     header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -149,7 +149,7 @@ async fn checked<M: Member>(member: &M, checks: &[Check], query: &[(String, Stri
             Ok(()) => lines += &format!("[+]{} ok\n", check.name()),
             Err(error) => {
                 failed = true;
-                lines += &format!("[-]{} failed: {error}\n", check.name());
+                lines += &format!("[-]{} failed: {}\n", check.name(), failure(*check, &error));
             }
         }
     }
@@ -159,6 +159,15 @@ async fn checked<M: Member>(member: &M, checks: &[Check], query: &[(String, Stri
     }
     let verbose = query.iter().any(|(name, _)| name == "verbose");
     text(StatusCode::OK, if verbose { lines + "ok\n" } else { "ok\n".to_owned() })
+}
+
+/// etcd's words for a failed check: fixed ones for a state, the read's own error for a read.
+fn failure(check: Check, error: &Error) -> String {
+    match check {
+        Check::DataCorruption => "alarm activated: CORRUPT".into(),
+        Check::NonLearner => "not supported for learner".into(),
+        Check::SerializableRead | Check::LinearizableRead => error.to_string(),
+    }
 }
 
 /// The answer of `/version`. Its fields are in etcd's order.
@@ -191,7 +200,6 @@ fn text(status: StatusCode, body: impl Into<String>) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::body::{Body, to_bytes};
-    use ferretcd_types::Error;
     use tower::ServiceExt;
 
     use super::*;
@@ -263,6 +271,16 @@ mod tests {
         let left = "[+]serializable_read ok\n[+]non_learner ok\nok\n";
         let query = "/readyz?verbose&exclude=linearizable_read&exclude=data_corruption&exclude=nothing";
         assert_eq!(get(&member, query).await, is(200, left));
+    }
+
+    #[tokio::test]
+    async fn a_state_that_fails_a_check_has_etcds_words() {
+        let learner = Fake::failing(Check::NonLearner, Error::NotSupportedForLearner);
+        let line = "[-]non_learner failed: not supported for learner\n\n";
+        assert_eq!(get(&learner, "/readyz/non_learner").await, is(503, line));
+        let corrupt = Fake::failing(Check::DataCorruption, Error::Corrupt);
+        let line = "[-]data_corruption failed: alarm activated: CORRUPT\n\n";
+        assert_eq!(get(&corrupt, "/readyz/data_corruption").await, is(503, line));
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! ferretcd.v1.Maintenance: Restore, the way back of a backup.
 
+use std::time::Duration;
+
 use ferretcd_node::Node;
 use ferretcd_proto::ferretcd_v1::{
     RestoreOptions, RestoreRequest, RestoreResponse, maintenance_server::Maintenance, restore_request,
@@ -8,12 +10,17 @@ use ferretcd_types::{
     Error,
     limits::{RESTORE_CHUNK_BYTES_MAX, RESTORE_REVISION_BUMP},
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     header,
     status::{from_error, from_receive},
 };
+
+/// How long a client may take between two pieces. Only one restore runs at a time, so one that has stalled must not
+/// keep the next one out; an agent that reads from an object store has no reason for a longer pause.
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -29,11 +36,11 @@ impl Maintenance for FerretcdMaintenanceService {
     async fn restore(&self, request: Request<Streaming<RestoreRequest>>) -> Result<Response<RestoreResponse>, Status> {
         let mut requests = request.into_inner();
         let mut intake = Intake::default();
-        let first = requests.message().await.map_err(from_receive)?;
+        let first = next(&mut requests).await?;
         let RestoreOptions { revision_bump, file_bytes } = intake.options(first).map_err(from_error)?;
         let mut spool = self.node.restore_spool().map_err(from_error)?;
         spool.expect_bytes(file_bytes).map_err(from_error)?;
-        while let Some(request) = requests.message().await.map_err(from_receive)? {
+        while let Some(request) = next(&mut requests).await? {
             spool.write(intake.chunk(request).map_err(from_error)?).await.map_err(from_error)?;
         }
         intake.finish().map_err(from_error)?;
@@ -46,6 +53,15 @@ impl Maintenance for FerretcdMaintenanceService {
             users: reply.totals.users,
             roles: reply.totals.roles,
         }))
+    }
+}
+
+async fn next(requests: &mut Streaming<RestoreRequest>) -> Result<Option<RestoreRequest>, Status> {
+    match timeout(PIECE_WAIT_MAX, requests.message()).await {
+        Ok(request) => request.map_err(from_receive),
+        Err(_) => Err(Status::deadline_exceeded(format!(
+            "ferretcd: no piece of the file came for {PIECE_WAIT_MAX:?}; nothing was changed, start the restore again"
+        ))),
     }
 }
 
@@ -115,6 +131,33 @@ mod tests {
         intake.chunk(piece(2)).unwrap();
         assert_eq!(intake.finish(), Ok(()));
         assert!(intake.chunk(piece(1)).unwrap_err().to_string().contains("longer than file_bytes"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stalls_is_given_up() {
+        use ferretcd_proto::ferretcd_v1::{
+            maintenance_client::MaintenanceClient, maintenance_server::MaintenanceServer,
+        };
+        use futures::{StreamExt, stream};
+
+        /// Takes pieces as the service does, and has nowhere to put them.
+        struct Stage;
+        #[tonic::async_trait]
+        impl Maintenance for Stage {
+            async fn restore(
+                &self,
+                request: Request<Streaming<RestoreRequest>>,
+            ) -> Result<Response<RestoreResponse>, Status> {
+                let mut requests = request.into_inner();
+                while next(&mut requests).await?.is_some() {}
+                Ok(Response::new(RestoreResponse::default()))
+            }
+        }
+        let mut client = MaintenanceClient::new(MaintenanceServer::new(Stage));
+        let whole = stream::iter([options(1), piece(1)]);
+        assert!(client.restore(whole.clone()).await.is_ok());
+        let status = client.restore(whole.chain(stream::pending())).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     }
 
     #[test]
