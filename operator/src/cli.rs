@@ -2,10 +2,11 @@
 //! builds and documents (`build/backup_job.rs`); credentials never travel here but in the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
 //! `AWS_SESSION_TOKEN`).
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ferretcd_operator_api::agent::TERMINATION_MESSAGE_PATH;
+use ferretcd_operator_api::{PullPolicy, agent::TERMINATION_MESSAGE_PATH};
+use ferretcd_operator_plan::Settings;
 
 /// Runs ferretcd clusters on Kubernetes.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ pub enum LogFormat {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the operator.
+    Run(RunArgs),
     /// Stream a snapshot of a cluster into an object store (runs in a Job).
     Backup(BackupArgs),
     /// Stream a backup from an object store into a cluster, replacing its data (runs in a Job).
@@ -42,6 +45,55 @@ pub enum Command {
     Prune(PruneArgs),
     /// Print the custom resource definitions as YAML.
     Crd,
+}
+
+/// What `run` needs.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The only namespace to look after. Absent: all of them.
+    #[arg(long, env = "FERRETCD_WATCH_NAMESPACE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub namespace: Option<String>,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "FERRETCD_ADMIN_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub admin_address: SocketAddr,
+    /// Name of the operator's own pod, for its events.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: Option<String>,
+    /// Images.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+}
+
+/// Which images the operator makes clusters and Jobs with.
+#[derive(Clone, Debug, Args)]
+pub struct SettingsArgs {
+    /// Repository of the server image.
+    #[arg(long, env = "FERRETCD_SERVER_REPOSITORY")]
+    pub server_repository: String,
+    /// Tag of the server image where a cluster names none.
+    #[arg(long, env = "FERRETCD_SERVER_VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+    pub server_version: String,
+    /// The operator's own image, which the Jobs run.
+    #[arg(long, env = "FERRETCD_OPERATOR_IMAGE")]
+    pub operator_image: String,
+    /// Pull policy of the Jobs. Absent: Kubernetes' own rule.
+    #[arg(long, env = "FERRETCD_OPERATOR_PULL_POLICY", value_parser = pull_policy)]
+    pub operator_pull_policy: Option<PullPolicy>,
+}
+
+impl From<SettingsArgs> for Settings {
+    fn from(args: SettingsArgs) -> Settings {
+        let SettingsArgs { server_repository, server_version, operator_image, operator_pull_policy } = args;
+        Settings { server_repository, server_version, operator_image, operator_pull_policy }
+    }
+}
+
+/// A pull policy in the word that Kubernetes uses.
+fn pull_policy(word: &str) -> Result<PullPolicy, String> {
+    [PullPolicy::Always, PullPolicy::IfNotPresent, PullPolicy::Never]
+        .into_iter()
+        .find(|policy| policy.as_str() == word)
+        .ok_or_else(|| "must be Always, IfNotPresent or Never".to_owned())
 }
 
 /// One object in a bucket.
@@ -123,9 +175,9 @@ pub struct PruneArgs {
 
 #[cfg(test)]
 mod tests {
-    use ferretcd_operator_api::{PullPolicy, S3Destination};
+    use ferretcd_operator_api::S3Destination;
     use ferretcd_operator_plan::{
-        Object, Settings,
+        Object,
         build::backup_job::{BackupRef, backup_job, prune_job},
     };
 

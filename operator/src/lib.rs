@@ -2,10 +2,19 @@
 //! `ferretcd-operator-plan`; only `observe` reads the cluster, only `act` writes to it. The same binary is the agent that runs
 //! inside backup and restore Jobs.
 
+pub mod act;
+pub mod admin;
 pub mod agent;
 pub mod cause;
 pub mod cli;
+pub mod controller;
+pub mod kube_error;
 pub mod members;
+pub mod metrics;
+pub mod observe;
+pub mod rbac;
+pub mod reconcile;
+pub mod serve;
 pub mod telemetry;
 pub mod yaml;
 
@@ -30,6 +39,13 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     runtime.block_on(async {
         match cli.command {
+            Command::Run(args) => match serve::run(args, terminated()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    error!("{error:#}");
+                    ExitCode::FAILURE
+                }
+            },
             Command::Backup(args) => agent::run(&args.report, agent::backup::run(&args, terminated())).await,
             Command::Restore(args) => agent::run(&args.report, agent::restore::run(&args, terminated())).await,
             Command::Prune(args) => agent::run(&args.report, agent::prune::run(&args, terminated())).await,
