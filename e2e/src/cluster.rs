@@ -89,8 +89,18 @@ pub fn up(cache: &Cache, tools: &Tools, options: &Options) -> Result<Cluster> {
     check_run_directory(&run)?;
     let _lock = cache.lock(&format!("cluster-{}", options.name))?;
     if is_up(&run)? {
-        say(format!("the cluster {} is up already", options.name));
-        return Cluster::local(cache, tools, &options.name);
+        match standing(&run)? {
+            Standing::Whole(store) if store == options.store => {
+                say(format!("the cluster {} is up already", options.name));
+                return Cluster::local(cache, tools, &options.name);
+            }
+            Standing::Whole(store) => bail!(
+                "the cluster {} is up already, on {store:?} and not on {:?}; run `cluster down` first",
+                options.name,
+                options.store
+            ),
+            Standing::Broken(why) => say(format!("the cluster {} is broken and starts anew: {why}", options.name)),
+        }
     }
     host::ensure_packages(cache)?;
     let programs = programs(tools, options)?;
@@ -133,6 +143,7 @@ pub fn up(cache: &Cache, tools: &Tools, options: &Options) -> Result<Cluster> {
         }
         cluster.deployment_available("kube-system", "coredns")
     })?;
+    fs::write(run.join(COMPLETE), "")?;
     say(format!("the cluster {} is up, {} s after the command began", options.name, began.elapsed().as_secs()));
     Ok(cluster)
 }
@@ -186,6 +197,28 @@ pub fn status(cache: &Cache, tools: &Tools, name: &str) -> Result<String> {
         Err(error) => format!("{error:#}\n"),
     };
     Ok(lines)
+}
+
+/// The file that says that an [`up`] came to its end.
+const COMPLETE: &str = "complete";
+
+/// What a running node is good for.
+enum Standing {
+    /// It was brought up whole, on this store, and nothing has ended since.
+    Whole(Store),
+    /// It was not brought up to the end, or something has ended.
+    Broken(String),
+}
+
+fn standing(run: &Path) -> Result<Standing> {
+    if let Some(component) = fs::read_dir(run.join("exits"))?.flatten().next() {
+        let component = component.file_name().to_string_lossy().into_owned();
+        return Ok(Standing::Broken(format!("{component}: {}", ended(run, &component).unwrap_or_default())));
+    }
+    match Record::read(run)? {
+        Some(record) if run.join(COMPLETE).exists() => Ok(Standing::Whole(record.store)),
+        _ => Ok(Standing::Broken("an earlier `cluster up` did not come to its end".into())),
+    }
 }
 
 fn programs(tools: &Tools, options: &Options) -> Result<Programs> {
@@ -369,6 +402,21 @@ mod tests {
             assert!(check_run_directory(Path::new(place)).is_err(), "{place}");
         }
         check_run_directory(Path::new("/home/user/.cache/ferretcd/run/local")).unwrap();
+    }
+
+    #[test]
+    fn only_a_cluster_that_was_brought_up_whole_and_lost_nothing_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        fs::create_dir_all(run.join("exits")).unwrap();
+        let record =
+            Record { name: "x".into(), network: Network::new(213), store: Store::Ferretcd, cgroup: "x".into() };
+        fs::write(run.join("cluster.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert!(matches!(standing(run).unwrap(), Standing::Broken(why) if why.contains("did not come to its end")));
+        fs::write(run.join(COMPLETE), "").unwrap();
+        assert!(matches!(standing(run).unwrap(), Standing::Whole(Store::Ferretcd)));
+        fs::write(run.join("exits/kubelet"), "signal 9 ended it").unwrap();
+        assert!(matches!(standing(run).unwrap(), Standing::Broken(why) if why.contains("kubelet: signal 9")));
     }
 
     #[test]

@@ -132,13 +132,13 @@ impl Cluster {
         let file = format!("{}.tar", image.name().replace(['/', ':'], "_"));
         let folder = match &self.place {
             Place::Local(run) => run.join("images"),
-            Place::Elsewhere => std::env::temp_dir().join(format!("ferretcd-images-{}", std::process::id())),
+            // Asked for before the archive is made: without a registry it would be for nothing.
+            Place::Elsewhere => registry().map(|_| std::env::temp_dir())?,
         };
-        std::fs::create_dir_all(&folder)?;
         let archive = folder.join(file);
         image.write(&archive)?;
         self.load_archive(&archive, image.name())?;
-        // The node has its own copy now. Where sending failed, the error names the file, which is kept.
+        // The cluster has its own copy now. Where sending failed, the error names the file, which is kept.
         std::fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
     }
 
