@@ -144,6 +144,7 @@ mod tests {
         assert_eq!(key_of(b"\x0b\0"), Err(ValueDamage::Tag(0x0b)));
         assert_eq!(key_of(b"\x02\0"), Err(ValueDamage::Tag(2)));
         assert_eq!(key_of(&[0xff; 11]), Err(ValueDamage::Varint));
+        assert_eq!(key_of(b"\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"), Err(ValueDamage::Varint));
     }
 
     #[test]

@@ -176,12 +176,12 @@ impl<S: FnMut(Bytes) -> io::Result<()>> Writer<S> {
     fn close(&mut self) -> Result<(), WriteError> {
         let Some(Open { sizes, tree, .. }) = self.open.take() else { return Ok(()) };
         let plan = &self.layout.buckets[self.roots.len()];
-        if sizes.records != plan.sizes.records {
-            let what = format!("it has {} records instead of {}", sizes.records, plan.sizes.records);
-            return Err(changed(plan, what));
-        }
         if sizes != plan.sizes {
-            return Err(changed(plan, "its records have other sizes".to_string()));
+            let what = match sizes.records == plan.sizes.records {
+                true => "its records have other sizes".to_string(),
+                false => format!("it has {} records instead of {}", sizes.records, plan.sizes.records),
+            };
+            return Err(changed(plan, what));
         }
         self.roots.push(tree.finish(&mut self.press)?);
         Ok(())

@@ -225,6 +225,9 @@ fn keys_ascend_within_and_across_pages() {
     let mut pages = sound();
     pages.branch(3, &[(b"a", 4), (b"a", 5)]);
     assert_eq!(blame(&pages), (3, Damage::Order { element: 1 }));
+    // Even when nothing is between the two.
+    pages.leaf(4, 0, &[]);
+    assert_eq!(blame(&pages), (3, Damage::Order { element: 1 }));
 }
 
 #[test]

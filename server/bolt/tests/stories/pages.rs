@@ -28,19 +28,8 @@ impl Pages {
     }
 
     pub fn meta(&mut self, id: u64, txid: u64, root: u64, freelist: u64) {
-        let mut meta = [0; 64];
-        meta[0..4].copy_from_slice(&0xED0C_DAED_u32.to_le_bytes());
-        meta[4] = 2;
-        meta[8..12].copy_from_slice(&(self.size as u32).to_le_bytes());
-        meta[16..24].copy_from_slice(&root.to_le_bytes());
-        meta[32..40].copy_from_slice(&freelist.to_le_bytes());
-        meta[40..48].copy_from_slice(&((self.bytes.len() / self.size) as u64).to_le_bytes());
-        meta[48..56].copy_from_slice(&txid.to_le_bytes());
-        let sum = meta[..56]
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        meta[56..].copy_from_slice(&sum.to_le_bytes());
-        self.page(id, &[&header(id, 4, 0, 0)[..], &meta].concat());
+        let pages = (self.bytes.len() / self.size) as u64;
+        self.page(id, &meta(id, txid, self.size as u32, pages, root, freelist));
     }
 
     pub fn page(&mut self, id: u64, bytes: &[u8]) {
@@ -80,6 +69,23 @@ impl Pages {
     pub fn read(&self) -> Result<Contents, Error> {
         read(&self.bytes[..], Trailer::Ignore)
     }
+}
+
+/// A meta page with a valid checksum, whatever it says.
+pub fn meta(id: u64, txid: u64, size: u32, pages: u64, root: u64, freelist: u64) -> Vec<u8> {
+    let mut meta = [0; 64];
+    meta[0..4].copy_from_slice(&0xED0C_DAED_u32.to_le_bytes());
+    meta[4] = 2;
+    meta[8..12].copy_from_slice(&size.to_le_bytes());
+    meta[16..24].copy_from_slice(&root.to_le_bytes());
+    meta[32..40].copy_from_slice(&freelist.to_le_bytes());
+    meta[40..48].copy_from_slice(&pages.to_le_bytes());
+    meta[48..56].copy_from_slice(&txid.to_le_bytes());
+    let sum = meta[..56]
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    meta[56..].copy_from_slice(&sum.to_le_bytes());
+    [&header(id, 4, 0, 0)[..], &meta].concat()
 }
 
 pub fn header(id: u64, flags: u16, count: u16, overflow: u32) -> Vec<u8> {
@@ -157,8 +163,14 @@ fn the_newer_valid_meta_page_wins() {
         assert_eq!(name(&pages), b"new");
         // Without the first meta page the second has to be found at an unknown page size.
         assert_eq!(name(&pages.clone().poke(0, 16, 0)), b"new");
-        // A newer meta that reaches beyond the file was never completed.
-        assert_eq!(name(&pages.clone().poke(1, 16 + 40, 7)), b"old");
+        // A newer meta page counts for nothing when it reaches beyond the file, has no root, or another page size.
+        let bits = size as u32;
+        let (other, least) = (if size == 1024 { 2048 } else { bits / 2 }, 4);
+        for (bits, count, root) in [(bits, 7, 4), (bits, 1 << 60, 4), (bits, 6, 6), (bits, 6, 1), (other, least, 2)] {
+            let mut wrong = pages.clone();
+            wrong.page(1, &meta(1, 3, bits, count, root, NO_FREELIST));
+            assert_eq!(name(&wrong), b"old", "{bits} {count} {root}");
+        }
         let none = pages.poke(0, 16, 0).poke(1, 16 + 4, 1);
         assert!(matches!(
             none.read(),

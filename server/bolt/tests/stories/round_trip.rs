@@ -69,6 +69,27 @@ fn a_hundred_thousand_small_records_come_back_from_full_pages() {
 }
 
 #[test]
+fn the_summary_counts_the_keys_that_exist() {
+    // Puts and deletions of one-letter keys, each in a revision of its own.
+    let count = |story: &[(&str, bool)]| {
+        let mut buf = [0; RevisionKey::MAX_BYTES];
+        let records = story.iter().zip(2..).map(|((name, tombstone), main)| {
+            let key = RevisionKey { main, sub: 0, tombstone: *tombstone };
+            (key.encode(&mut buf).to_vec(), format!("\x0a\x01{name}"))
+        });
+        let mut contents = bucket("key", records);
+        contents.extend(bucket("meta", [("storageVersion", "3.7.0")]));
+        let summary = File::open(&write(&contents)[..], Trailer::Verify).unwrap().summary().unwrap();
+        assert_eq!(summary.version.as_deref(), Some("3.7.0"));
+        assert_eq!(summary.revision, story.len() as i64 + 1);
+        summary.total_keys
+    };
+    assert_eq!(count(&[("a", false), ("b", false), ("a", false)]), 2);
+    assert_eq!(count(&[("a", false), ("b", false), ("a", true)]), 1);
+    assert_eq!(count(&[("a", false), ("a", true), ("a", false), ("b", true)]), 1);
+}
+
+#[test]
 fn values_up_to_two_mebibytes_come_back() {
     let sizes = [0, 1, 4000, 4047, 4048, 4064, 4065, 8191, 8192, 65_536, 1 << 20, 2 << 20];
     let mut rng = Rng(7);
@@ -139,6 +160,7 @@ fn a_second_pass_that_differs_never_becomes_a_file() {
         let (chunks, result) = print(&layout, &contents);
         assert!(matches!(result, Err(WriteError::Changed { .. })), "{name}: {result:?}");
         assert!(chunks.iter().all(|chunk| chunk.len() != 32), "{name}: no trailer");
+        assert!(chunks.concat().len() as u64 <= layout.db_bytes(), "{name}: never more than was announced");
     }
     // The same sizes with other bytes are the same layout.
     let mut contents = plan.clone();
@@ -149,17 +171,19 @@ fn a_second_pass_that_differs_never_becomes_a_file() {
 #[test]
 fn after_any_error_the_writer_is_finished_without_a_trailer() {
     let contents = bucket("key", [("a", "1"), ("b", "2")]);
-    let mut chunks = 0;
-    let mut writer = Writer::new(layout(&contents), |_| {
-        chunks += 1;
-        Ok(())
-    });
-    writer.bucket(b"key").unwrap();
-    writer.record(b"b", b"1").unwrap();
-    assert!(matches!(writer.record(b"a", b"2"), Err(WriteError::KeyOrder { record: 1, .. })));
-    assert!(matches!(writer.record(b"c", b"2"), Err(WriteError::Failed)));
-    assert!(matches!(writer.finish(), Err(WriteError::Failed)));
-    assert_eq!(chunks, 0);
+    for wrong in [b"a", b"b"] {
+        let mut chunks = 0;
+        let mut writer = Writer::new(layout(&contents), |_| {
+            chunks += 1;
+            Ok(())
+        });
+        writer.bucket(b"key").unwrap();
+        writer.record(b"b", b"1").unwrap();
+        assert!(matches!(writer.record(wrong, b"2"), Err(WriteError::KeyOrder { record: 1, .. })));
+        assert!(matches!(writer.record(b"c", b"2"), Err(WriteError::Failed)));
+        assert!(matches!(writer.finish(), Err(WriteError::Failed)));
+        assert_eq!(chunks, 0);
+    }
 
     let mut writer = Writer::new(layout(&contents), |_| Err(io::ErrorKind::BrokenPipe.into()));
     writer.bucket(b"key").unwrap();
