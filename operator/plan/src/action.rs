@@ -2,6 +2,7 @@
 //! does not succeed; each is safe to repeat, and each that touches an existing object names the UID it was decided for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ferretcd_operator_api::{EtcdBackup, EtcdClusterStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -80,6 +81,53 @@ pub enum Action {
     },
     /// A Kubernetes event about the resource. Its failure is logged and changes nothing.
     Notify(Notice),
+}
+
+/// One line for logs, events and tests.
+impl fmt::Display for Action {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::SetFinalizer { present: true } => write!(out, "add the finalizer"),
+            Action::SetFinalizer { present: false } => write!(out, "remove the finalizer"),
+            Action::Record(ledger) => {
+                let members: Vec<String> = ledger
+                    .members
+                    .iter()
+                    .map(|member| {
+                        let id = if member.id.is_some() { "" } else { "?" };
+                        let started = if member.started { "" } else { "…" };
+                        let serving = if member.serving { "*" } else { "" };
+                        format!("{}{id}{started}{serving}", member.serial)
+                    })
+                    .collect();
+                let operation =
+                    ledger.operation.as_ref().map(|operation| format!("{:?} {}", operation.kind, operation.member));
+                write!(out, "record [{}] {}", members.join(" "), operation.unwrap_or_else(|| "idle".to_owned()))
+            }
+            Action::Create(object) => write!(out, "create {}", object.target()),
+            Action::Apply(object) => write!(out, "apply {}", object.target()),
+            Action::Delete { target, uid: _ } => write!(out, "delete {target}"),
+            Action::MarkClaim { name, uid: _, annotations, labels } => {
+                let keys: Vec<&str> = annotations.keys().chain(labels.keys()).map(String::as_str).collect();
+                write!(out, "mark {name} with {}", keys.join(", "))
+            }
+            Action::LabelServing { pod, uid: _, serving: true } => write!(out, "label {pod} as serving"),
+            Action::LabelServing { pod, uid: _, serving: false } => write!(out, "label {pod} as not serving"),
+            Action::AddLearner { peer_url } => write!(out, "add learner {peer_url}"),
+            Action::Promote { id } => write!(out, "promote {id:x}"),
+            Action::RemoveMember { id, peer_url } => write!(out, "remove member {id:x} {peer_url}"),
+            Action::MoveLeader { leader_serial, to } => {
+                write!(out, "move leader from serial {leader_serial} to {to:x}")
+            }
+            Action::Notify(Notice { warning: _, reason, message }) => write!(out, "notify {reason}: {message}"),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?} {}", self.kind, self.name)
+    }
 }
 
 /// An object that we make.
