@@ -336,10 +336,10 @@ impl Member {
             Some(refusal) => MemberError::Refused { url, call, refusal },
             None => {
                 // Where no connection came about, only the causes say why.
-                let message = match std::error::Error::source(status) {
-                    Some(cause) => format!("{}: {}", status.message(), chain(cause)),
-                    None => status.message().to_owned(),
-                };
+                let message = std::error::Error::source(status)
+                    .map(chain)
+                    .filter(|causes| causes.contains(status.message()))
+                    .unwrap_or_else(|| status.message().to_owned());
                 MemberError::Failed { url, call, code: status.code(), message }
             }
         }

@@ -25,6 +25,10 @@ const PARTS_IN_FLIGHT: usize = 2;
 /// The largest manifest that is read: ours have below 1 KiB, whatever is larger is none of ours.
 const MAX_MANIFEST: u64 = 64 << 10;
 
+/// The codes by which a store says that it does not know the credentials; the last is versitygw's.
+const BAD_CREDENTIALS: [&str; 5] =
+    ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "XAdminUserNotFound"];
+
 /// A data object and its manifest.
 #[derive(Clone, Debug)]
 pub struct BackupObject {
@@ -274,22 +278,26 @@ impl BackupObject {
     /// What to do about an error, and whether it would come again. S3 says in the body of its answer which of several things
     /// a status means.
     fn explain(&self, error: &object_store::Error) -> (String, bool) {
-        let said = chain(error);
-        let code = |code: &str| said.contains(code);
-        let credentials = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"];
-        match error {
-            _ if code("NoSuchBucket") => {
+        let text = chain(error);
+        let (code, said) = match s3_error(&text) {
+            Some((code, message)) => (code, format!("{code}: {message}")),
+            None => ("", text.clone()),
+        };
+        match (code, error) {
+            ("NoSuchBucket", _) => {
                 (format!("the bucket {} does not exist; create it, or correct the destination", self.bucket), true)
             }
-            _ if credentials.into_iter().any(code) => (
-                "the store does not accept the credentials; correct the Secret that credentialsSecretRef names"
-                    .to_owned(),
+            (code, _) if BAD_CREDENTIALS.contains(&code) => (
+                format!(
+                    "the store does not accept the credentials ({code}); correct the Secret that credentialsSecretRef names"
+                ),
                 true,
             ),
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                (format!("the credentials do not allow it; grant them access to the bucket {}", self.bucket), true)
-            }
-            object_store::Error::NotFound { .. } => (format!("it does not exist ({said})"), true),
+            (_, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }) => (
+                format!("the credentials do not allow it ({said}); grant them access to the bucket {}", self.bucket),
+                true,
+            ),
+            (_, object_store::Error::NotFound { .. }) => (format!("the store does not find it ({said})"), true),
             _ => (said, false),
         }
     }
@@ -339,10 +347,20 @@ impl Upload {
     }
 }
 
-/// Whether an object does not exist; a missing bucket is another matter, though S3 answers 404 to both. A HEAD has no body to
-/// tell them apart, so every verb asks for the manifest first.
+/// Whether an object does not exist. S3 answers 404 for other things too, such as a missing bucket, and says so in the body; a
+/// HEAD has no body to tell them apart, so every verb asks for the manifest first.
 fn is_absent(error: &object_store::Error) -> bool {
-    matches!(error, object_store::Error::NotFound { .. }) && !chain(error).contains("NoSuchBucket")
+    let absent = matches!(error, object_store::Error::NotFound { .. });
+    absent && s3_error(&chain(error)).is_none_or(|(code, _)| code == "NoSuchKey")
+}
+
+/// Code and message of the error document of S3, if a text holds one.
+fn s3_error(text: &str) -> Option<(&str, &str)> {
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(value, _)| value)
+    };
+    Some((element("Code")?, element("Message").unwrap_or_default()))
 }
 
 /// The client wants the bucket in the URL, unless it is addressed as a path.
@@ -369,6 +387,16 @@ pub(crate) mod tests {
     fn the_bucket_is_a_subdomain_unless_path_style_is_asked_for() {
         assert_eq!(endpoint_of("http://s3:9000/", "b", true), "http://s3:9000");
         assert_eq!(endpoint_of("https://s3.example.org", "b", false), "https://b.s3.example.org");
+    }
+
+    #[test]
+    fn the_body_tells_what_is_missing() {
+        let missing =
+            |body: &str| object_store::Error::NotFound { path: "k".to_owned(), source: body.to_owned().into() };
+        assert!(is_absent(&missing("")));
+        assert!(is_absent(&missing("<Error><Code>NoSuchKey</Code><Message>The key</Message></Error>")));
+        assert!(!is_absent(&missing("<Error><Code>NoSuchBucket</Code></Error>")));
+        assert_eq!(s3_error("404: <Error><Code>A</Code><Message>b c</Message>"), Some(("A", "b c")));
     }
 
     #[test]
