@@ -1,5 +1,8 @@
 //! The CRDs as an API server sees them: what is accepted, and the sentence with which each mistake is refused.
 
+// Helpers of tests fail by panicking; Clippy's allowance covers only functions marked #[test].
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use ferretcd_operator_api::{EtcdBackup, EtcdBackupSchedule, EtcdCluster, EtcdClusterSpec, crds};
 use kube::CustomResourceExt;
 use kube::core::cel::Validator;

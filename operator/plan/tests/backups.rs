@@ -1,5 +1,8 @@
 //! Stories of backups and schedules: which slot is due, one backup at a time, and which old ones go.
 
+// Helpers of tests fail by panicking; Clippy's allowance covers only functions marked #[test].
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use chrono::{DateTime, Utc};
 use ferretcd_operator_api::status::condition;
 use ferretcd_operator_api::{

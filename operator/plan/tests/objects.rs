@@ -1,5 +1,8 @@
 //! What a spec becomes: what is refused and how, and the objects that members are made of.
 
+// Helpers of tests fail by panicking; Clippy's allowance covers only functions marked #[test].
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 
 use ferretcd_operator_api::{EtcdCluster, EtcdClusterSpec, names};
