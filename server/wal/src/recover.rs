@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::error::WalError;
 use crate::fs::{File, Fs};
 use crate::memory::Memory;
-use crate::record::{self, Record};
+use crate::record;
 use crate::segment::{self, BadHeader, Header};
 use crate::wal::Identity;
 
@@ -61,7 +61,6 @@ pub(crate) struct Damage {
 /// nothing proves that it had been durable; in any other, the records must end where the next segment's header says.
 pub(crate) fn replay_segment(
     memory: &mut Memory,
-    missing: &mut Missing,
     bytes: &[u8],
     header: &Header,
     next: Option<&Header>,
@@ -77,7 +76,6 @@ pub(crate) fn replay_segment(
             Err(flaw) => break flaw,
         };
         memory.replay(&found.record, header.sequence, at as u32).map_err(|rule| Damage { offset: at, reason: rule })?;
-        missing.see(&found.record);
         at += found.record.size();
         end = End { offset: at as u32, crc: found.crc, synced: found.synced };
     };
@@ -93,24 +91,11 @@ pub(crate) fn replay_segment(
     reason.map_or(Ok(end), |reason| Err(Damage { offset: at, reason }))
 }
 
-/// What is known to be in segments that are gone: entries below `until`. All must have been purged in the end.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Missing {
-    until: Option<u64>,
-}
-
-impl Missing {
-    fn see(&mut self, record: &Record<'_>) {
-        if let Record::Truncate { after } = *record {
-            self.until = self.until.zip(after).map(|(until, after)| until.min(after.saturating_add(1)));
-        }
-    }
-
-    /// The last index that is neither here nor purged.
-    fn last(&self, memory: &Memory) -> Option<u64> {
-        let first_kept = memory.state().purged.map_or(0, |purged| purged.index.saturating_add(1));
-        self.until.filter(|&until| until > first_kept).map(|until| until - 1)
-    }
+/// The last index of the entries that were in segments before the first, if not all of them are purged. A segment goes
+/// only when a purge of all before the next one is durable.
+fn missing_until(first: &Header, memory: &Memory) -> Option<u64> {
+    let first_kept = memory.state().purged.map_or(0, |purged| purged.index.saturating_add(1));
+    first.state.next.filter(|&next| next > first_kept).map(|next| next - 1)
 }
 
 /// Reads the log in `dir`, of whose files `sequences` are the segments. None: there is no log yet. Changes nothing.
@@ -133,15 +118,16 @@ pub(crate) fn recover(
     let Some((first, _)) = headers.first() else { return Ok(None) };
 
     let mut memory = Memory::new(first.state, cache_bytes);
-    let mut missing = Missing { until: first.state.next };
     let mut segments = VecDeque::with_capacity(headers.len());
     let mut last = None;
     for (number, (header, file)) in headers.iter().enumerate() {
         let path = dir.join(segment::name(header.sequence));
         let bytes = read_whole(file.as_ref()).map_err(WalError::io("read", &path))?;
         let next = headers.get(number + 1).map(|(next, _)| next);
-        let end = replay_segment(&mut memory, &mut missing, &bytes, header, next).map_err(|damage| {
-            WalError::Damaged { file: path.clone(), offset: damage.offset as u64, reason: damage.reason }
+        let end = replay_segment(&mut memory, &bytes, header, next).map_err(|damage| WalError::Damaged {
+            file: path.clone(),
+            offset: damage.offset as u64,
+            reason: damage.reason,
         })?;
         segments.push_back(Segment {
             sequence: header.sequence,
@@ -152,7 +138,7 @@ pub(crate) fn recover(
         });
         last = Some((end, bytes));
     }
-    if let Some(until) = missing.last(&memory) {
+    if let Some(until) = missing_until(first, &memory) {
         return Err(WalError::Missing { dir: dir.to_owned(), first: first.sequence, until });
     }
     Ok(last.map(|(end, mut bytes)| {
@@ -231,4 +217,121 @@ fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; file.len()? as usize];
     file.read_at(0, &mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Link, Record};
+    use crate::state::LogState;
+
+    const HEADER: Header = Header {
+        identity: Identity { cluster_id: 1, member_id: 2 },
+        sequence: 3,
+        previous_end: 0,
+        previous_crc: 0,
+        state: LogState { vote: None, committed: None, purged: None, next: None },
+    };
+
+    fn entry(term: u64, index: u64) -> Record<'static> {
+        Record::Entry { term, index, payload: b"payload" }
+    }
+
+    /// A segment with these records, each synced before the next.
+    fn segment(records: &[Record<'_>]) -> Vec<u8> {
+        let mut bytes = HEADER.encode().to_vec();
+        let seed = segment::seed(HEADER.identity, HEADER.sequence);
+        let mut previous = seed;
+        for record in records {
+            let synced = bytes.len() as u32;
+            previous = record::encode(record, Link { seed, previous, synced }, &mut bytes);
+        }
+        bytes.resize(4096, 0);
+        bytes
+    }
+
+    fn replay(bytes: &[u8], next: Option<&Header>) -> Result<(End, Option<u64>), Damage> {
+        let mut memory = Memory::new(HEADER.state, 0);
+        let end = replay_segment(&mut memory, bytes, &HEADER, next)?;
+        Ok((end, memory.state().next))
+    }
+
+    #[test]
+    fn records_are_replayed_to_the_last() {
+        let (end, next) = replay(&segment(&[entry(1, 0), entry(1, 1)]), None).unwrap();
+        assert_eq!((end.offset, end.synced, next), (128 + 2 * 48, 128 + 48, Some(2)));
+        let (end, next) = replay(&HEADER.encode(), None).unwrap();
+        assert_eq!((end.offset, end.synced, next), (128, 128, None));
+    }
+
+    #[test]
+    fn a_record_that_was_exchanged_for_another_breaks_the_chain() {
+        let mut bytes = segment(&[entry(1, 0), entry(1, 1), entry(1, 2)]);
+        let other = segment(&[entry(1, 0), entry(9, 1), entry(1, 2)]);
+        bytes[128 + 48..128 + 96].copy_from_slice(&other[128 + 48..128 + 96]);
+        let (end, next) = replay(&bytes, None).unwrap();
+        assert_eq!(
+            (end.offset, next),
+            (128 + 96, Some(2)),
+            "the last does not follow this one, and nothing proves more"
+        );
+    }
+
+    #[test]
+    fn a_record_with_an_impossible_sync_offset_is_none() {
+        let mut bytes = HEADER.encode().to_vec();
+        let seed = segment::seed(HEADER.identity, HEADER.sequence);
+        record::encode(&entry(1, 0), Link { seed, previous: seed, synced: 4000 }, &mut bytes);
+        bytes.resize(4096, 0);
+        assert_eq!(replay(&bytes, None).unwrap().0.offset, 128);
+    }
+
+    #[test]
+    fn a_record_that_breaks_the_rules_is_damage_though_its_checksum_is_right() {
+        let damage = replay(&segment(&[entry(1, 0), entry(1, 5)]), None).unwrap_err();
+        assert_eq!(damage, Damage { offset: 176, reason: "entry 5 follows where entry 1 is due".into() });
+    }
+
+    #[test]
+    fn the_next_segment_must_begin_where_and_as_this_one_ends() {
+        let bytes = segment(&[entry(1, 0)]);
+        let (end, next) = replay(&bytes, None).unwrap();
+        let state = LogState { next, ..HEADER.state };
+        let fits = Header { sequence: 4, previous_end: end.offset, previous_crc: end.crc, state, ..HEADER };
+        replay(&bytes, Some(&fits)).unwrap();
+        for bad in [
+            Header { previous_end: 128, ..fits },
+            Header { previous_crc: 0, ..fits },
+            Header { state: HEADER.state, ..fits },
+        ] {
+            assert_eq!(replay(&bytes, Some(&bad)).unwrap_err().offset, 176);
+        }
+    }
+
+    #[test]
+    fn entries_of_segments_that_are_gone_must_be_purged() {
+        let first = |next| Header { state: LogState { next, ..HEADER.state }, ..HEADER };
+        let memory = |purged: Option<u64>| {
+            let purged = purged.map(|index| crate::LogPos { term: 1, index });
+            Memory::new(LogState { purged, next: Some(20), ..LogState::default() }, 0)
+        };
+        assert_eq!(missing_until(&first(None), &memory(None)), None);
+        assert_eq!(missing_until(&first(Some(10)), &memory(None)), Some(9));
+        assert_eq!(missing_until(&first(Some(10)), &memory(Some(8))), Some(9));
+        assert_eq!(missing_until(&first(Some(10)), &memory(Some(9))), None);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let mut noise = 1u64;
+        for round in 0..2000 {
+            let mut bytes = segment(&[entry(1, 0), entry(1, 1), Record::Truncate { after: None }]);
+            for _ in 0..=round % 7 {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                bytes[(noise >> 33) as usize % 300] = (noise >> 50) as u8;
+            }
+            bytes.truncate(if round % 3 == 0 { (noise >> 40) as usize % 400 } else { 4096 });
+            let _ = replay(&bytes, None);
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! The log against a naive model of it: random requests, restarts, and a power loss at every call that changes the
 //! disk. Everything is drawn from seeds, and the log runs without threads, so that a failure can be repeated.
 
+// The helpers of a test fail it by panicking; clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -269,7 +272,7 @@ fn end(fs: &MemFs, (loss, seed): (Option<PowerLoss>, u64)) -> MemFs {
 #[test]
 fn nothing_answered_is_lost_and_nothing_else_appears_whenever_the_power_goes() {
     let mut lives = 0;
-    for seed in 0..6 {
+    for seed in 0..4 {
         for crash_at in 0.. {
             let fs = MemFs::new();
             fs.crash_at(crash_at);

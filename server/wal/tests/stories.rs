@@ -1,5 +1,8 @@
 //! What a server lives through with its log: restarts, purges, damage, failing disks.
 
+// The helpers of a test fail it by panicking; clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
@@ -183,6 +186,36 @@ fn purged_segments_are_used_again() {
 }
 
 #[test]
+fn purged_segments_that_could_not_be_removed_go_at_the_next_start() {
+    let fs = MemFs::new();
+    let (wal, _) = open(&fs);
+    append(&wal, entries(1, 0..60, 300)).unwrap();
+    for skip in 0..10 {
+        fs.fail(Call::Rename, skip, io::ErrorKind::PermissionDenied);
+        fs.fail(Call::Remove, skip, io::ErrorKind::PermissionDenied);
+    }
+    wait(|done| wal.purge(pos(1, 59), done)).unwrap();
+    assert_eq!(files(&fs, ".wal"), 6);
+    let fs = fs.fork();
+    assert_eq!(open(&fs).1.first_index, 60);
+    assert_eq!((files(&fs, ".wal"), files(&fs, ".spare")), (1, 2));
+}
+
+#[test]
+fn a_purged_segment_that_comes_back_from_a_power_loss_is_removed() {
+    let fs = MemFs::new();
+    let (wal, _) = open(&fs);
+    append(&wal, entries(1, 0..60, 300)).unwrap();
+    let first = fs.contents(&segment(1)).unwrap();
+    wait(|done| wal.purge(pos(1, 45), done)).unwrap();
+    let fs = fs.fork();
+    assert!(fs.contents(&segment(1)).is_err() && fs.contents(&segment(2)).is_err());
+    fs.set_contents(&segment(1), first);
+    assert_eq!(all(&open(&fs).0), entries(1, 46..60, 300));
+    assert!(fs.contents(&segment(1)).is_err());
+}
+
+#[test]
 fn a_purge_beyond_the_end_moves_the_log_there() {
     let fs = MemFs::new();
     let (wal, _) = open(&fs);
@@ -287,6 +320,25 @@ fn a_torn_tail_is_cut_at_every_byte_of_the_last_record() {
 }
 
 #[test]
+fn a_record_behind_a_torn_one_does_not_come_back_when_that_is_written_again() {
+    let fs = MemFs::new();
+    let (wal, _) = open(&fs);
+    append(&wal, entries(1, 0..1, 500)).unwrap();
+    append(&wal, entries(1, 1..3, 500)).unwrap();
+    // The power goes during the second append: of its two records, the disk got only the second.
+    let fs = fs.fork();
+    let mut bytes = fs.contents(&segment(1)).unwrap();
+    bytes[128 + 544..128 + 2 * 544].fill(0);
+    fs.set_contents(&segment(1), bytes);
+    let (wal, recovered) = open(&fs);
+    assert_eq!(recovered.last, Some(pos(1, 0)));
+    // The leader sends the first again. The very same bytes get to the very same place.
+    append(&wal, entries(1, 1..2, 500)).unwrap();
+    let (_, recovered) = open(&fs.fork());
+    assert_eq!(recovered.last, Some(pos(1, 1)), "nobody handed entry 2 over in this life");
+}
+
+#[test]
 fn a_flipped_byte_before_the_last_record_is_damage_with_its_place() {
     let (fs, starts, _) = killed_log();
     for (number, ends) in [(1, 128 + 7 * 544), (2, starts[3])] {
@@ -307,6 +359,18 @@ fn a_flipped_byte_before_the_last_record_is_damage_with_its_place() {
         fs.set_contents(&segment(number), whole);
     }
     open(&fs);
+}
+
+#[test]
+fn what_a_start_found_is_known_to_be_durable() {
+    let (fs, starts, _) = killed_log();
+    let (wal, _) = open(&fs);
+    append(&wal, entries(2, 11..12, 1)).unwrap();
+    let fs = fs.fork();
+    let mut bytes = fs.contents(&segment(2)).unwrap();
+    bytes[starts[3] + 100] ^= 1;
+    fs.set_contents(&segment(2), bytes);
+    assert!(matches!(refused(&fs), WalError::Damaged { offset, .. } if offset as usize == starts[3]));
 }
 
 #[test]
@@ -691,6 +755,29 @@ fn what_queues_behind_a_sync_shares_the_next_one_and_is_answered_in_order() {
     .unwrap();
     assert_eq!((recovered.first_index, recovered.last, recovered.committed), (11, Some(pos(2, 51)), Some(pos(1, 20))));
     assert_eq!(all(&wal), [entries(1, 11..51, 100), entries(2, 51..52, 7)].concat());
+}
+
+#[test]
+fn what_waits_behind_a_sync_that_fails_fails_with_it() {
+    let fs = Gated::new();
+    let tally = Arc::new(Tally::default());
+    let options = Options { segment_bytes: 1 << 20, observer: tally.clone(), ..Options::default() };
+    let (wal, _) = Wal::open(Arc::new(fs.clone()), dir(), options, IDENTITY).unwrap();
+    // The spare is synced: the fault is for the log.
+    wait_for(|| fs.disk.calls_of(Call::Sync) == 3);
+    fs.disk.fail(Call::Sync, 0, io::ErrorKind::Other);
+    fs.shut(true);
+    let (first, first_answer) = answer();
+    wal.append(entries(1, 0..1, 100), first);
+    wait_for(|| tally.0.lock().unwrap().1 == 1);
+    let (second, second_answer) = answer();
+    wal.append(entries(1, 1..2, 100), second);
+    fs.shut(false);
+    for failed in [first_answer, second_answer] {
+        let error = failed.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err();
+        assert!(error.to_string().contains("cannot sync"), "{error}");
+    }
+    assert_eq!(tally.0.lock().unwrap().1, 1, "nothing is written after the failure");
 }
 
 #[test]
