@@ -330,7 +330,7 @@ fn ready(run: &Path, component: &str, mut probe: impl FnMut() -> Result<Probe<()
         Err(error) if ended(run, component).is_some() => Err(error),
         Err(error) => {
             let log = node::log_of(run, component);
-            Err(error).with_context(|| format!("the end of {}:\n{}", log.display(), run::tail(&log)))
+            bail!("{error:#}\nthe end of {}:\n{}", log.display(), run::tail(&log))
         }
     }
 }
