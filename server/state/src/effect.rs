@@ -31,6 +31,12 @@ pub enum Effect {
         /// The new revision, compacted too.
         revision: i64,
     },
+    /// A member's snapshot replaced everything: history goes on, from further ahead. Watchers catch up from
+    /// [`State::events`](crate::State::events), or learn there that what they want is compacted.
+    Installed {
+        /// The new revision.
+        revision: i64,
+    },
     /// A lease began.
     LeaseGranted {
         /// Which.

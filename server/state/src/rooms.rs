@@ -68,7 +68,15 @@ impl Rooms {
 
     /// Adds all records of all rooms.
     pub fn save(&self, batch: &mut Batch) {
-        let Rooms { applied, membership, epoch, cluster_version, members, alarms, leases, auth } = self;
+        self.save_private(batch);
+        self.alarms.save(batch);
+        self.leases.save(batch);
+        self.auth.save(batch);
+    }
+
+    /// Adds the records that etcd's snapshot file has no place for, or only one that says less.
+    pub fn save_private(&self, batch: &mut Batch) {
+        let Rooms { applied, membership, epoch, cluster_version, members, alarms: _, leases: _, auth: _ } = self;
         if let Some(applied) = applied {
             save_applied(batch, *applied);
         }
@@ -82,9 +90,6 @@ impl Rooms {
             batch.put(keyspace::META_CLUSTER_VERSION, version.clone());
         }
         members.save(batch);
-        alarms.save(batch);
-        leases.save(batch);
-        auth.save(batch);
     }
 }
 

@@ -146,6 +146,11 @@ impl State {
         self.inner.rooms.read().members.is_removed(id)
     }
 
+    /// The IDs that were members once, in order.
+    pub fn removed_members(&self) -> Vec<MemberId> {
+        self.inner.rooms.read().members.removed().collect()
+    }
+
     /// The raised alarms, by member.
     pub fn alarms(&self) -> Vec<Alarm> {
         self.inner.rooms.read().alarms.all()
@@ -218,6 +223,15 @@ impl State {
     pub fn wait_compacted(&self, revision: i64) -> Result<(), Error> {
         match self.inner.work.wait_finished(revision) {
             true => Ok(()),
+            false => Err(Error::Stopped),
+        }
+    }
+
+    /// Waits until the background thread has nothing left to delete: neither compacted records nor what restores and
+    /// installed snapshots replaced. Snapshots under way hold it up.
+    pub fn wait_deleted(&self) -> Result<(), Error> {
+        match self.inner.work.wait_cleared() {
+            true => self.wait_compacted(self.compacted_revision()),
             false => Err(Error::Stopped),
         }
     }

@@ -66,12 +66,6 @@ impl Work {
         self.state.lock().finished
     }
 
-    /// True when nothing waits to be deleted, compactions aside.
-    #[cfg(test)]
-    pub fn has_retired(&self) -> bool {
-        !self.state.lock().retired.is_empty()
-    }
-
     /// Waits until the compacted records up to `revision` are gone; false when the worker ends before that.
     pub fn wait_finished(&self, revision: i64) -> bool {
         let mut state = self.state.lock();
@@ -79,6 +73,15 @@ impl Work {
             self.changed.wait(&mut state);
         }
         state.finished >= revision
+    }
+
+    /// Waits until no retired generation is left; false when the worker ends before that.
+    pub fn wait_cleared(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.retired.is_empty() && !state.ended {
+            self.changed.wait(&mut state);
+        }
+        state.retired.is_empty()
     }
 
     /// Tells the worker to end after its step.
@@ -91,8 +94,7 @@ impl Work {
 /// The thread.
 pub(crate) fn run(inner: &Inner) {
     let mut pass = None;
-    loop {
-        let Some(job) = next_job(inner, &mut pass) else { break };
+    while let Some(job) = next_job(inner, &mut pass) {
         match step(inner, job, &mut pass) {
             Ok(Step::Looked | Step::Done) => {}
             Ok(Step::Deleted) => pause(inner, PAUSE),
@@ -152,6 +154,7 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
             let step = delete_generation(store, &space)?;
             if step == Step::Done {
                 inner.work.state.lock().retired.retain(|retired| !Arc::ptr_eq(retired, &space));
+                inner.work.changed.notify_all();
             }
             Ok(step)
         }

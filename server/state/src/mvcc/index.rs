@@ -90,7 +90,7 @@ impl Index {
             }
             if count < wanted {
                 // The rest of this key is for the next batch.
-                found.next = Some(last.map(|last: &Box<[u8]>| last.clone()).or_else(|| after.map(Into::into)));
+                found.next = Some(last.cloned().or_else(|| after.map(Into::into)));
                 return found;
             }
             last = Some(key);

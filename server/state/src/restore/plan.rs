@@ -1,1 +1,125 @@
-//! From a snapshot file to the records of a restore.
+//! From a snapshot file to the commands of a restore: the whole file is checked before anything is proposed.
+
+use crate::snapshot::buckets::{self, KeyRecord, ReadFault, chain};
+use bytes::Bytes;
+use ferretcd_bolt::{File, ReadAt, Trailer};
+use ferretcd_types::codec::encode_restore_record;
+use ferretcd_types::{Error, RestoreRecord, RestoreTotals};
+use sha2::{Digest, Sha256};
+
+/// Checks a whole snapshot file: its SHA-256, its structure, every record; then counts what a restore of it stages.
+/// Anything wrong is an [`Error::BadSnapshot`] that says what and where.
+///
+/// Chunks hold at most `max_chunk_bytes`, except that a larger record is a chunk of its own
+/// ([`RestoreSource::largest_chunk_bytes`] tells). Reads the file three times, in memory of a few pages, a chunk, and a
+/// little per key.
+pub fn restore_plan(file: &dyn ReadAt, max_chunk_bytes: usize) -> Result<RestoreSource<'_>, Error> {
+    let file = File::open(file, Trailer::Verify).map_err(|err| Error::BadSnapshot(chain(&err)))?;
+    buckets::require(&file, &[buckets::KEY, buckets::META]).map_err(Error::BadSnapshot)?;
+    // Sees every page of every bucket, those that no record is taken from too.
+    file.summary().map_err(|err| Error::BadSnapshot(chain(&err)))?;
+    let mut source = RestoreSource {
+        file,
+        max_chunk_bytes,
+        totals: RestoreTotals { checksum: Bytes::from_static(&[0; 32]), ..RestoreTotals::default() },
+        revision: 0,
+        bytes: 0,
+        largest_chunk_bytes: 0,
+    };
+    let mut totals = source.totals.clone();
+    let (mut revision, mut bytes, mut largest) = (0, 0, 0);
+    source.records(|record| {
+        match record {
+            RestoreRecord::Key { revision: at, .. } => {
+                totals.keys += 1;
+                revision = at.main;
+            }
+            RestoreRecord::Lease { .. } => totals.leases += 1,
+            RestoreRecord::User { .. } => totals.users += 1,
+            RestoreRecord::Role { .. } => totals.roles += 1,
+            RestoreRecord::Auth { .. } => {}
+        }
+        Ok::<_, Error>(())
+    })?;
+    let (mut chunks, mut checksum) = (0, totals.checksum.clone());
+    source.for_each_chunk(|_, chunk| {
+        chunks += 1;
+        checksum = Bytes::copy_from_slice(&Sha256::new().chain_update(&checksum).chain_update(&chunk).finalize());
+        bytes += chunk.len() as u64;
+        largest = largest.max(chunk.len());
+        Ok::<_, Error>(())
+    })?;
+    (totals.chunks, totals.checksum) = (chunks, checksum);
+    (source.totals, source.revision, source.bytes, source.largest_chunk_bytes) = (totals, revision, bytes, largest);
+    Ok(source)
+}
+
+/// A checked file, ready to be proposed piece by piece.
+pub struct RestoreSource<'a> {
+    file: File<&'a dyn ReadAt>,
+    max_chunk_bytes: usize,
+    totals: RestoreTotals,
+    revision: i64,
+    bytes: u64,
+    largest_chunk_bytes: usize,
+}
+
+impl RestoreSource<'_> {
+    /// What the Commit must name.
+    pub fn totals(&self) -> &RestoreTotals {
+        &self.totals
+    }
+
+    /// Main revision of the file's last change; 0 when it has none.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Bytes of all chunks: about what the restored key space takes, and what goes through the log.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of the largest chunk. Above the asked maximum only for a single record that is itself above it: refuse the
+    /// file if the log does not take such an entry.
+    pub fn largest_chunk_bytes(&self) -> usize {
+        self.largest_chunk_bytes
+    }
+
+    /// Reads the file again and hands over its chunks in order, each with its sequence number. The visitor may block,
+    /// and ends the work by an error.
+    pub fn for_each_chunk<E: From<Error>>(&self, mut visit: impl FnMut(u64, Bytes) -> Result<(), E>) -> Result<(), E> {
+        let mut chunk = Vec::new();
+        let mut sequence = 0;
+        let mut hand_over = |chunk: &mut Vec<u8>| {
+            let full = Bytes::from(std::mem::take(chunk));
+            sequence += 1;
+            visit(sequence - 1, full)
+        };
+        self.records::<E>(|record| {
+            let record = encode_restore_record(&record);
+            if !chunk.is_empty() && chunk.len() + record.len() > self.max_chunk_bytes {
+                hand_over(&mut chunk)?;
+            }
+            chunk.extend_from_slice(&record);
+            Ok(())
+        })?;
+        match chunk.is_empty() {
+            true => Ok(()),
+            false => hand_over(&mut chunk),
+        }
+    }
+
+    /// Visits all records: auth, leases, users, roles, then the keys in the order of history.
+    fn records<E: From<Error>>(&self, mut visit: impl FnMut(RestoreRecord) -> Result<(), E>) -> Result<(), E> {
+        let refuse = |fault| match fault {
+            ReadFault::File(why) => E::from(Error::BadSnapshot(why)),
+            ReadFault::Visit(err) => err,
+        };
+        buckets::read_small(&self.file, &mut visit).map_err(refuse)?;
+        buckets::read_keys(&self.file, buckets::KEY, |KeyRecord { revision, tombstone, value, .. }| {
+            visit(RestoreRecord::Key { revision, tombstone, value })
+        })
+        .map_err(refuse)
+    }
+}

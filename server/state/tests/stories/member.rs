@@ -1,8 +1,9 @@
 //! A state machine with its log, for tests: proposes, applies, restarts, replays.
 
 use bytes::Bytes;
-use ferretcd_state::{Applied, Effect, State};
-use ferretcd_storage::{MemoryEngine, Options, Store};
+use ferretcd_bolt::{Layout, Writer};
+use ferretcd_state::{Applied, Effect, Pinned, SnapshotKind, State, StateError};
+use ferretcd_storage::{Engine as _, MemoryEngine, Options, Store, keyspace};
 use ferretcd_types::{
     Command, Error, KeyRange, KeyValue, LeaseId, LogPos, MemberId, PeerNode, Proposal, Put, PutReply, Range,
     RangeReply, RequestId, Verb,
@@ -48,6 +49,38 @@ impl Member {
     /// What a power cut now would leave, started again with the same log.
     pub fn after_power_cut(&self) -> Member {
         Member::on(Arc::new(self.engine.durable_copy()), self.log.clone())
+    }
+
+    /// The same, after everything has become durable.
+    pub fn after_flush_and_power_cut(&self) -> Member {
+        assert_eq!(self.state.flush().unwrap(), self.log.len() as u64);
+        self.after_power_cut()
+    }
+
+    /// How many key records the engine holds, of all generations.
+    pub fn key_records(&self) -> usize {
+        self.state.flush().unwrap();
+        let (start, end) = keyspace::keyspace_range(keyspace::KEYS);
+        self.engine.scan(&start, Some(&end), usize::MAX).unwrap().len()
+    }
+
+    /// How many key records the background deletions have left when they are done.
+    pub fn key_records_left(&self) -> usize {
+        self.state.wait_deleted().unwrap();
+        self.key_records()
+    }
+
+    /// What the engine would have after a power cut.
+    pub fn engine_at_last_flush(&self) -> MemoryEngine {
+        self.engine.durable_copy()
+    }
+
+    pub fn snapshot(&self, kind: SnapshotKind) -> Vec<u8> {
+        write(&self.state.pin(), kind)
+    }
+
+    pub fn install(&self, file: &[u8]) -> Result<Vec<Effect>, StateError> {
+        self.state.install(&file)
     }
 
     fn apply_last(&self) -> Applied {
@@ -110,4 +143,36 @@ pub fn kv(key: &'static str, value: &'static str, create: i64, modified: i64, ve
         version,
         lease: LeaseId::NONE,
     }
+}
+
+/// A pinned snapshot's file.
+pub fn write(pinned: &Pinned, kind: SnapshotKind) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut sink = |chunk: Bytes| {
+        file.extend_from_slice(&chunk);
+        Ok(())
+    };
+    pinned.write(kind, &mut sink).unwrap();
+    assert_eq!(file.len() as u64, pinned.layout(kind).unwrap().file_bytes());
+    file
+}
+
+/// A snapshot file with these records.
+pub fn bolt_file(buckets: &[(&str, Vec<(Vec<u8>, Vec<u8>)>)]) -> Vec<u8> {
+    let mut layout = Layout::builder();
+    for (name, records) in buckets {
+        layout.bucket(name.as_bytes()).unwrap();
+        records.iter().for_each(|(key, value)| layout.record(key.len(), value.len()).unwrap());
+    }
+    let mut file = Vec::new();
+    let mut writer = Writer::new(layout.finish(), |chunk: Bytes| {
+        file.extend_from_slice(&chunk);
+        Ok(())
+    });
+    for (name, records) in buckets {
+        writer.bucket(name.as_bytes()).unwrap();
+        records.iter().for_each(|(key, value)| writer.record(key, value).unwrap());
+    }
+    writer.finish().unwrap();
+    file
 }

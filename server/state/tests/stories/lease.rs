@@ -1,0 +1,59 @@
+//! Leases.
+
+use crate::member::{Member, put};
+use ferretcd_state::Effect;
+use ferretcd_types::{DeleteRange, Error, KeyRange, LeaseGrant, LeaseId, LeaseRevoke, Put};
+
+fn grant(id: i64) -> LeaseGrant {
+    LeaseGrant { id: LeaseId(id), ttl: 60 }
+}
+
+#[test]
+fn revoking_deletes_the_keys_in_one_revision_in_order() {
+    let mut member = Member::new();
+    let (reply, effects) = member.ask_all(grant(1));
+    assert_eq!(reply.unwrap().revision, 1);
+    assert_eq!(effects, [Effect::LeaseGranted { id: LeaseId(1), ttl: 60 }]);
+    for key in ["c", "a", "b"] {
+        member.ask(Put { lease: LeaseId(1), ..put(key, "v") }).unwrap();
+    }
+    member.ask(DeleteRange { range: KeyRange::single("b"), prev_kv: false }).unwrap();
+    assert_eq!(member.state.lease(LeaseId(1)).unwrap().keys, ["a", "c"]);
+    let (reply, effects) = member.ask_all(LeaseRevoke { id: LeaseId(1) });
+    assert_eq!(reply.unwrap().revision, 6);
+    let [Effect::Events { revision: 6, events }, Effect::LeaseRevoked { id: LeaseId(1) }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(events.iter().map(|event| event.kv.key.clone()).collect::<Vec<_>>(), ["a", "c"]);
+    assert_eq!(member.state.leases(), []);
+}
+
+#[test]
+fn a_lease_without_keys_ends_without_a_revision() {
+    let mut member = Member::new();
+    member.ask(grant(1)).unwrap();
+    assert_eq!(member.ask(LeaseRevoke { id: LeaseId(1) }).unwrap().revision, 1);
+    assert_eq!(member.ask(LeaseRevoke { id: LeaseId(1) }), Err(Error::LeaseNotFound));
+}
+
+#[test]
+fn grants_are_refused_as_etcd_does() {
+    let mut member = Member::new();
+    member.ask(grant(1)).unwrap();
+    assert_eq!(member.ask(grant(1)), Err(Error::LeaseExists));
+    assert_eq!(member.ask(LeaseGrant { id: LeaseId(2), ttl: 9_000_000_001 }), Err(Error::LeaseTtlTooLarge));
+}
+
+#[test]
+fn leases_and_their_keys_survive_a_restart() {
+    let mut member = Member::new();
+    member.ask(grant(1)).unwrap();
+    member.ask(grant(2)).unwrap();
+    member.ask(Put { lease: LeaseId(1), ..put("a", "v") }).unwrap();
+    member.ask(Put { lease: LeaseId(1), ..put("b", "v") }).unwrap();
+    member.ask(Put { lease: LeaseId(2), ..put("b", "v") }).unwrap();
+    let again = member.after_flush_and_power_cut();
+    assert_eq!(again.state.leases(), [(LeaseId(1), 60), (LeaseId(2), 60)]);
+    assert_eq!(again.state.lease(LeaseId(1)).unwrap().keys, ["a"]);
+    assert_eq!(again.state.lease(LeaseId(2)).unwrap().keys, ["b"]);
+}

@@ -1,0 +1,83 @@
+//! Members, alarms, genesis, and the order in which a command is admitted.
+
+use crate::member::{Entry, Member, put};
+use ferretcd_state::Effect;
+use ferretcd_types::{
+    Alarm, AlarmKind, Compact, DeleteRange, Epoch, Error, Genesis, KeyRange, LeaseGrant, LeaseId, LeaseRevoke,
+    MemberAttributes, MemberId, PeerNode, RestoreBegin, SetAlarm, Txn, TxnOp,
+};
+
+fn set(kind: AlarmKind, raised: bool) -> SetAlarm {
+    SetAlarm { alarm: Alarm { member: MemberId(1), kind }, raised }
+}
+
+#[test]
+fn no_space_refuses_growth_and_lets_the_rest_through() {
+    let mut member = Member::new();
+    member.ask(LeaseGrant { id: LeaseId(1), ttl: 60 }).unwrap();
+    member.put("a", "1");
+    let (_, effects) = member.ask_all(set(AlarmKind::NoSpace, true));
+    assert_eq!(effects, [Effect::AlarmsChanged]);
+    assert_eq!(member.ask_all(set(AlarmKind::NoSpace, true)).1, [], "raised already");
+    let with_put = Txn { failure: vec![TxnOp::Put(put("b", "1"))], ..Txn::default() };
+    let nested = Txn { success: vec![TxnOp::Txn(with_put.clone())], ..Txn::default() };
+    assert_eq!(member.ask(put("b", "1")), Err(Error::NoSpace));
+    assert_eq!(member.ask(with_put), Err(Error::NoSpace));
+    assert_eq!(member.ask(nested), Err(Error::NoSpace));
+    assert_eq!(member.ask(LeaseGrant { id: LeaseId(2), ttl: 60 }), Err(Error::NoSpace));
+    member.ask(LeaseRevoke { id: LeaseId(1) }).unwrap();
+    member.ask(Compact { revision: 2 }).unwrap();
+    member.ask(DeleteRange { range: KeyRange::all(), prev_kv: false }).unwrap();
+    let again = member.after_flush_and_power_cut();
+    assert_eq!(again.state.alarms(), [Alarm { member: MemberId(1), kind: AlarmKind::NoSpace }]);
+    member.ask(set(AlarmKind::NoSpace, false)).unwrap();
+    member.ask(put("b", "1")).unwrap();
+}
+
+#[test]
+fn corruption_refuses_all_writes() {
+    let mut member = Member::new();
+    member.ask(set(AlarmKind::Corrupt, true)).unwrap();
+    assert_eq!(member.ask(put("a", "1")), Err(Error::Corrupt));
+    assert_eq!(member.ask(DeleteRange { range: KeyRange::all(), prev_kv: false }), Err(Error::Corrupt));
+    assert_eq!(member.ask(Txn::default()), Err(Error::Corrupt));
+    assert_eq!(member.ask(Compact { revision: 1 }), Err(Error::Corrupt));
+    assert_eq!(member.ask(LeaseGrant { id: LeaseId(1), ttl: 1 }), Err(Error::Corrupt));
+    assert_eq!(member.ask(LeaseRevoke { id: LeaseId(1) }), Err(Error::Corrupt));
+    // A restore is the one refusal that comes before it.
+    member.ask(RestoreBegin { id: 1 }).unwrap();
+    assert_eq!(member.ask(put("a", "1")), Err(Error::RestoreInProgress));
+}
+
+#[test]
+fn genesis_is_fixed_by_the_first_of_its_kind() {
+    let mut member = Member::new();
+    assert_eq!((member.state.epoch(), member.state.cluster_version()), (Epoch::UNKNOWN, None));
+    let genesis = |epoch, version: &str| Genesis { epoch: Epoch(epoch), cluster_version: version.into() };
+    assert_eq!(member.ask_all(genesis(7, "3.7.0")).1, [Effect::EpochKnown]);
+    assert_eq!(member.ask_all(genesis(8, "3.8.0")).1, []);
+    let again = member.after_flush_and_power_cut();
+    assert_eq!((again.state.epoch(), again.state.cluster_version().as_deref()), (Epoch(7), Some("3.7.0")));
+}
+
+#[test]
+fn members_come_from_the_group_and_their_attributes_from_themselves() {
+    let mut member = Member::new();
+    let node = |n: u64| (MemberId(n), PeerNode { peer_urls: vec![format!("http://m{n}:2380")] }, n == 3);
+    let effects = member.enter(Entry::Membership("one".into(), vec![node(1), node(2), node(3)])).effects;
+    assert_eq!(effects, [Effect::MembersChanged]);
+    let attributes = MemberAttributes { id: MemberId(2), name: "m2".into(), client_urls: vec!["http://c".into()] };
+    member.ask(attributes.clone()).unwrap();
+    assert_eq!(member.ask(MemberAttributes { id: MemberId(9), ..attributes }), Err(Error::MemberNotFound));
+    member.enter(Entry::Membership("two".into(), vec![node(2), node(3)]));
+    let again = member.after_flush_and_power_cut();
+    for state in [&member.state, &again.state] {
+        let members = state.members();
+        assert_eq!(
+            members.iter().map(|m| (m.id.0, m.name.as_str(), m.is_learner)).collect::<Vec<_>>(),
+            [(2, "m2", false), (3, "", true)]
+        );
+        assert!(state.is_removed(MemberId(1)) && !state.is_removed(MemberId(2)));
+        assert_eq!(state.membership().unwrap(), "two");
+    }
+}
