@@ -80,7 +80,7 @@ impl Index {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = Droppable { keys: Vec::new(), next: None };
         let mut left = budget;
-        let mut last = None;
+        let mut last: Option<&Box<[u8]>> = None;
         for (n, (key, index)) in self.keys.range::<[u8], _>((from, Bound::Unbounded)).enumerate() {
             let wanted = index.droppable(main);
             let count = wanted.min(left);
