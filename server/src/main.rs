@@ -1,1 +1,26 @@
-fn main() {}
+//! `ferretcd`: a member of an etcd-compatible cluster, and its offline verbs.
+
+mod cli;
+mod commands;
+mod config;
+mod listen;
+mod serve;
+mod telemetry;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    telemetry::abort_on_panic();
+    match cli::parse(std::env::args_os().skip(1), std::env::vars_os()) {
+        Ok(cli::Action::Print(text)) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(cli::Action::Snapshot(command)) => commands::snapshot::run(&command),
+        Ok(cli::Action::Serve(flags)) => serve::main(&flags),
+        Err(refusal) => {
+            eprintln!("ferretcd: {}", refusal.text);
+            ExitCode::from(refusal.code)
+        }
+    }
+}

@@ -184,6 +184,7 @@ async fn version<M: Member>(State(door): State<Door<M>>) -> Response {
 }
 
 async fn metrics<M: Member>(State(door): State<Door<M>>) -> Response {
+    door.member.refresh_metrics();
     let encoder = TextEncoder::new();
     match encoder.encode_to_string(&door.registry.gather()) {
         Ok(body) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], body).into_response(),

@@ -15,6 +15,8 @@ pub trait Member: Clone + Send + Sync + 'static {
     fn alarms(&self) -> Vec<Alarm>;
     /// The cluster version, once decided.
     fn cluster_version(&self) -> Option<String>;
+    /// Brings the gauges that are looked up, not counted, up to date: a scrape comes next.
+    fn refresh_metrics(&self) {}
     /// Runs one health check. Ends within the member's request timeout.
     fn check(&self, check: Check) -> impl Future<Output = Result<(), Error>> + Send;
 }
@@ -31,6 +33,9 @@ impl Member for Node {
     }
     fn cluster_version(&self) -> Option<String> {
         Node::cluster_version(self)
+    }
+    fn refresh_metrics(&self) {
+        Node::refresh_metrics(self);
     }
     async fn check(&self, check: Check) -> Result<(), Error> {
         Node::check(self, check).await

@@ -1,6 +1,23 @@
-//! What a member tells of a lease.
+//! Leases on the leader's clock. Only the leader counts; what it finds expired it revokes through the log, so a lease
+//! ends on all members at once and never before its time.
 
+use crate::node::{Inner, Node};
 use bytes::Bytes;
+use ferretcd_raft::Role;
+use ferretcd_types::{Command, Error, LeaseId, LeaseRevoke};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often the leader looks for expired leases (etcd's 500 ms).
+const SCAN_EVERY: Duration = Duration::from_millis(500);
+/// Most leases revoked in one scan: etcd's 1000 a second.
+const REVOKED_PER_SCAN: usize = 500;
+/// Revocations under way at once: enough to fill a log write, few enough to leave room for clients.
+const REVOCATIONS_IN_FLIGHT: usize = 16;
 
 /// A lease's remaining and granted time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,4 +28,237 @@ pub struct LeaseTtl {
     pub granted: i64,
     /// Its keys in order, if asked for.
     pub keys: Vec<Bytes>,
+}
+
+/// When which lease expires, as this member would count if it led.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseClock {
+    inner: Mutex<Deadlines>,
+}
+
+#[derive(Debug, Default)]
+struct Deadlines {
+    by_lease: HashMap<LeaseId, (Instant, i64)>,
+    by_time: BTreeSet<(Instant, LeaseId)>,
+}
+
+impl Deadlines {
+    fn set(&mut self, id: LeaseId, at: Instant, ttl: i64) {
+        self.remove(id);
+        self.by_lease.insert(id, (at, ttl));
+        self.by_time.insert((at, id));
+    }
+
+    fn remove(&mut self, id: LeaseId) {
+        if let Some((at, _)) = self.by_lease.remove(&id) {
+            self.by_time.remove(&(at, id));
+        }
+    }
+}
+
+fn seconds(ttl: i64) -> Duration {
+    Duration::from_secs(ttl.max(0) as u64)
+}
+
+impl LeaseClock {
+    pub(crate) fn granted(&self, id: LeaseId, ttl: i64) {
+        self.inner.lock().set(id, Instant::now() + seconds(ttl), ttl);
+    }
+
+    pub(crate) fn revoked(&self, id: LeaseId) {
+        self.inner.lock().remove(id);
+    }
+
+    /// All leases start anew with their full time and `extra` on top: a new leader does not know when they were last
+    /// renewed, and their holders need to find it first.
+    pub(crate) fn reset(&self, leases: Vec<(LeaseId, i64)>, extra: Duration) {
+        let mut inner = self.inner.lock();
+        *inner = Deadlines::default();
+        let now = Instant::now();
+        for (id, ttl) in leases {
+            inner.set(id, now + seconds(ttl) + extra, ttl);
+        }
+    }
+
+    /// Gives a lease its full time again; its seconds, or `None` when there is none or it has expired already.
+    fn renew(&self, id: LeaseId) -> Option<i64> {
+        let mut inner = self.inner.lock();
+        let (at, ttl) = *inner.by_lease.get(&id)?;
+        let now = Instant::now();
+        if at <= now {
+            return None;
+        }
+        inner.set(id, now + seconds(ttl), ttl);
+        Some(ttl)
+    }
+
+    fn remaining(&self, id: LeaseId) -> Option<i64> {
+        let inner = self.inner.lock();
+        let (at, _) = inner.by_lease.get(&id)?;
+        Some(at.saturating_duration_since(Instant::now()).as_secs() as i64)
+    }
+
+    fn expired(&self) -> Vec<LeaseId> {
+        let now = Instant::now();
+        let inner = self.inner.lock();
+        inner.by_time.iter().take_while(|(at, _)| *at <= now).take(REVOKED_PER_SCAN).map(|(_, id)| *id).collect()
+    }
+
+    fn in_order(&self) -> Vec<LeaseId> {
+        self.inner.lock().by_time.iter().map(|(_, id)| *id).collect()
+    }
+}
+
+impl Node {
+    /// Renews a lease: its granted seconds, or 0 when there is none.
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
+        let deadline = Instant::now() + self.inner.timing.request_timeout();
+        loop {
+            let leader = self.inner.leader_by(deadline).await?;
+            let renewed = if leader == self.inner.identity.member {
+                self.inner.local_keep_alive(id).await
+            } else {
+                let Some(node) = self.inner.view().node(leader).cloned() else { continue };
+                self.inner.group.peers().lease_keep_alive(leader, &node, id).await
+            };
+            match renewed {
+                Err(Error::NotLeader | Error::TimeoutConnectionLost) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// How long a lease still lives.
+    pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTtl, Error> {
+        self.inner.linearize().await?;
+        let Some(view) = self.inner.state.lease(id) else {
+            return Ok(LeaseTtl { ttl: -1, granted: 0, keys: Vec::new() });
+        };
+        let deadline = Instant::now() + self.inner.timing.request_timeout();
+        let ttl = loop {
+            let leader = self.inner.leader_by(deadline).await?;
+            let asked = if leader == self.inner.identity.member {
+                self.inner.local_time_to_live(id)
+            } else {
+                let Some(node) = self.inner.view().node(leader).cloned() else { continue };
+                self.inner.group.peers().lease_time_to_live(leader, &node, id).await
+            };
+            match asked {
+                Err(Error::NotLeader | Error::TimeoutConnectionLost) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(e) => return Err(e),
+                Ok(ttl) => break ttl,
+            }
+        };
+        let keys = if keys { view.keys } else { Vec::new() };
+        Ok(LeaseTtl { ttl, granted: view.ttl, keys })
+    }
+
+    /// All leases, the next to expire first.
+    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+        self.inner.linearize().await?;
+        Ok(self.inner.lease_clock.in_order())
+    }
+}
+
+impl Inner {
+    fn leads(&self) -> bool {
+        let view = self.view();
+        view.role == Role::Leader && view.leader == Some(self.identity.member)
+    }
+
+    /// Renews a lease on this member's clock. A leader that was replaced and does not know it yet must not: it asks
+    /// its quorum first.
+    pub(crate) async fn local_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
+        if !self.leads() {
+            return Err(Error::NotLeader);
+        }
+        self.linearize().await?;
+        if !self.leads() {
+            return Err(Error::NotLeader);
+        }
+        Ok(self.lease_clock.renew(id).unwrap_or(0))
+    }
+
+    pub(crate) fn local_time_to_live(&self, id: LeaseId) -> Result<i64, Error> {
+        if !self.leads() {
+            return Err(Error::NotLeader);
+        }
+        Ok(self.lease_clock.remaining(id).unwrap_or(-1))
+    }
+}
+
+/// Revokes what has expired, while this member leads; starts the clock anew when it begins to.
+pub(crate) async fn expire(inner: Arc<Inner>) {
+    let mut tick = tokio::time::interval(SCAN_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut led_term = None;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = inner.stop.cancelled() => return,
+        }
+        if !inner.leads() {
+            led_term = None;
+            continue;
+        }
+        let term = inner.view().term;
+        if led_term != Some(term) {
+            inner.lease_clock.reset(inner.state.leases(), inner.timing.election);
+            led_term = Some(term);
+            continue;
+        }
+        let expired = inner.lease_clock.expired();
+        if expired.is_empty() {
+            continue;
+        }
+        tracing::debug!(count = expired.len(), "revoking expired leases");
+        futures::stream::iter(expired)
+            .for_each_concurrent(REVOCATIONS_IN_FLIGHT, |id| {
+                let inner = &inner;
+                async move {
+                    match inner.propose(Command::LeaseRevoke(LeaseRevoke { id })).await {
+                        Ok(_) | Err(Error::LeaseNotFound) => inner.lease_clock.revoked(id),
+                        // It stays in the list and is tried again at the next scan.
+                        Err(e) => tracing::warn!("cannot revoke lease {:x}: {e}; trying again", id.0),
+                    }
+                }
+            })
+            .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_expires_after_its_time_and_not_before_and_renewal_starts_it_anew() {
+        let clock = LeaseClock::default();
+        clock.granted(LeaseId(1), 10);
+        clock.granted(LeaseId(2), 20);
+        tokio::time::advance(Duration::from_millis(9_999)).await;
+        assert!(clock.expired().is_empty());
+        assert_eq!(clock.renew(LeaseId(1)), Some(10));
+        tokio::time::advance(Duration::from_millis(9_999)).await;
+        assert!(clock.expired().is_empty());
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(clock.expired(), [LeaseId(1), LeaseId(2)]);
+        assert_eq!(clock.renew(LeaseId(1)), None, "an expired lease is gone, whoever asks");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_gives_every_lease_its_full_time_and_an_election_more() {
+        let clock = LeaseClock::default();
+        clock.granted(LeaseId(1), 10);
+        tokio::time::advance(Duration::from_secs(9)).await;
+        clock.reset(vec![(LeaseId(1), 10)], Duration::from_secs(1));
+        tokio::time::advance(Duration::from_millis(10_999)).await;
+        assert!(clock.expired().is_empty());
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(clock.expired(), [LeaseId(1)]);
+    }
 }

@@ -2,14 +2,25 @@
 //!
 //! Below this floor nothing reads a clock; above it nothing knows raft.
 
+pub mod boot;
+pub mod cluster;
 pub mod health;
+mod ids;
 pub mod lease;
+pub mod maintenance;
+pub mod metrics;
 pub mod node;
+mod propose;
+mod read;
 pub mod status;
+mod waiters;
 pub mod watch;
+mod workers;
 
+pub use boot::{Boot, BootConfig, BootError, ClusterState, Intent, Member};
 pub use health::Check;
 pub use lease::LeaseTtl;
-pub use node::{Header, Node, RestoreSpool, SnapshotStream};
+pub use maintenance::{RestoreSpool, SnapshotStream};
+pub use node::{AutoCompaction, Header, Node, NodeConfig};
 pub use status::Status;
 pub use watch::{WatchCreate, WatchMessage, WatchStream};

@@ -1,13 +1,26 @@
-//! The handle that everything above holds.
+//! The handle that everything above holds, and what it is made of.
 
-use crate::{Check, LeaseTtl, Status, WatchStream};
+use crate::lease::LeaseClock;
+use crate::metrics::Metrics;
+use crate::propose::PROPOSALS_MAX;
+use crate::read::{READS_WAITING_MAX, RoundWaiter};
+use crate::waiters::Waiters;
+use crate::watch::{Hub, WatchStream};
+use crate::{Check, Status, ids};
 use bytes::Bytes;
+use ferretcd_proto::peer as pb;
+use ferretcd_raft::transport::server::{Answer, PeerRequests};
+use ferretcd_raft::{Effects, Group, GroupError, GroupView, Identity, Role, Timing};
+use ferretcd_state::{Effect, State};
 use ferretcd_types::{
-    Alarm, ClusterId, Error, LeaseGrantReply, LeaseId, Limits, Member, MemberId, Range, RangeReply, RestoreReply,
-    Revised, Txn, TxnReply, Verb,
+    Alarm, AlarmKind, ClusterId, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range, Reply, RequestId,
 };
-use std::path::Path;
-use tokio::sync::mpsc;
+use ferretcd_wal::Wal;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 /// What a response header is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,157 +35,364 @@ pub struct Header {
     pub raft_term: u64,
 }
 
-/// A snapshot on its way to a client.
-#[derive(Debug)]
-pub struct SnapshotStream {
-    /// Bytes in all, the SHA-256 at the end included.
-    pub total_bytes: u64,
-    /// Pieces in order; an error ends it. At most a few are in flight, so a slow client slows only its own reader.
-    pub chunks: mpsc::Receiver<Result<Bytes, Error>>,
-}
-
 /// A running member. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Node {
-    _private: (),
+    pub(crate) inner: Arc<Inner>,
 }
 
-fn not_yet<T>() -> Result<T, Error> {
-    Err(Error::internal("not built yet"))
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("member", &self.inner.identity.member).finish_non_exhaustive()
+    }
 }
 
-#[allow(clippy::unused_async, unused_variables)]
+/// What a member is set up with, beyond its identity.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+    /// Request limits.
+    pub limits: Limits,
+    /// Raft's timing.
+    pub timing: Timing,
+    /// Entries between snapshots (`--snapshot-count`).
+    pub snapshot_count: u64,
+    /// Auto-compaction, if it is on.
+    pub auto_compaction: Option<AutoCompaction>,
+    /// How often an idle watcher that asked for it hears of progress.
+    pub watch_progress_every: Duration,
+    /// Learners allowed at once (`--max-learners`).
+    pub max_learners: usize,
+    /// Refuse changes of members that would endanger the quorum (`--strict-reconfig-check`).
+    pub strict_reconfig_check: bool,
+    /// Where restores are spooled; inside the data directory.
+    pub spool_dir: PathBuf,
+}
+
+/// etcd's two modes of auto-compaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Keep what is younger than this.
+    Periodic(Duration),
+    /// Keep this many revisions.
+    Revision(i64),
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: NodeConfig,
+    pub(crate) limits: Limits,
+    pub(crate) timing: Timing,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) group: Group,
+    pub(crate) view: watch::Receiver<GroupView>,
+    pub(crate) state: Arc<State>,
+    pub(crate) wal: Wal,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) lease_clock: Arc<LeaseClock>,
+    pub(crate) applied: watch::Sender<u64>,
+    pub(crate) request_ids: ids::RequestIds,
+    pub(crate) proposals: Semaphore,
+    pub(crate) restores: Arc<Semaphore>,
+    pub(crate) reads: mpsc::Sender<RoundWaiter>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Cancelled when the member begins to stop.
+    pub(crate) stop: CancellationToken,
+    /// Set when the member must end by itself: the reason, in words for its log.
+    pub(crate) ended: watch::Sender<Option<String>>,
+}
+
+/// What applying feeds. It exists before the group, which exists before the node.
+pub(crate) struct Shared {
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) lease_clock: Arc<LeaseClock>,
+    pub(crate) applied: watch::Sender<u64>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) state: Arc<State>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) members_changed: tokio::sync::Notify,
+}
+
+impl Shared {
+    fn take(&self, effect: Effect) {
+        match effect {
+            Effect::Events { revision, events } => {
+                self.metrics.events(&events);
+                self.hub.publish(revision, &events);
+            }
+            Effect::Compacted { .. } | Effect::AlarmsChanged => {}
+            Effect::Restored { revision } => self.hub.restored(revision),
+            Effect::LeaseGranted { id, ttl } => self.lease_clock.granted(id, ttl),
+            Effect::LeaseRevoked { id } => self.lease_clock.revoked(id),
+            Effect::LeasesReset => self.lease_clock.reset(self.state.leases(), Duration::ZERO),
+            Effect::MembersChanged => self.members_changed.notify_one(),
+            Effect::Installed { revision, .. } => self.hub.installed(revision),
+            Effect::EpochKnown => self.identity.learn_epoch(self.state.epoch()),
+        }
+    }
+}
+
+impl Effects for Shared {
+    fn publish(&self, effects: Vec<Effect>) {
+        effects.into_iter().for_each(|e| self.take(e));
+    }
+
+    fn reply(&self, id: RequestId, outcome: Result<Reply, Error>) {
+        self.waiters.resolve(id, outcome);
+    }
+
+    fn installed(&self, effects: Vec<Effect>) {
+        effects.into_iter().for_each(|e| self.take(e));
+        self.identity.learn_epoch(self.state.epoch());
+        self.lease_clock.reset(self.state.leases(), Duration::ZERO);
+    }
+
+    fn applied(&self, pos: LogPos) {
+        self.applied.send_replace(pos.index);
+    }
+}
+
+pub(crate) struct Running {
+    pub(crate) config: NodeConfig,
+    pub(crate) group: Group,
+    pub(crate) wal: Wal,
+    pub(crate) shared: Arc<Shared>,
+}
+
 impl Node {
+    /// Puts the parts together. Nothing runs yet.
+    pub(crate) fn assemble(parts: Running) -> (Node, mpsc::Receiver<RoundWaiter>) {
+        let (reads, rounds) = mpsc::channel(READS_WAITING_MAX);
+        let shared = parts.shared;
+        let inner = Inner {
+            limits: parts.config.limits,
+            timing: parts.config.timing,
+            identity: shared.identity.clone(),
+            view: parts.group.view(),
+            group: parts.group,
+            state: shared.state.clone(),
+            wal: parts.wal,
+            waiters: shared.waiters.clone(),
+            hub: shared.hub.clone(),
+            lease_clock: shared.lease_clock.clone(),
+            applied: shared.applied.clone(),
+            request_ids: ids::RequestIds::new(shared.identity.member),
+            proposals: Semaphore::new(PROPOSALS_MAX),
+            restores: Arc::new(Semaphore::new(1)),
+            reads,
+            metrics: shared.metrics.clone(),
+            stop: CancellationToken::new(),
+            ended: watch::channel(None).0,
+            config: parts.config,
+            shared,
+        };
+        (Node { inner: Arc::new(inner) }, rounds)
+    }
+
     /// IDs, revision and term for a response.
     pub fn header(&self) -> Header {
-        Header::default()
+        Header {
+            cluster_id: self.inner.identity.cluster,
+            member_id: self.inner.identity.member,
+            revision: self.inner.state.revision(),
+            raft_term: self.inner.view().term,
+        }
     }
+
     /// The limits that requests are checked against.
     pub fn limits(&self) -> Limits {
-        Limits::default()
+        self.inner.limits
     }
-    /// Puts a verb in the log and waits until this member has applied it.
-    pub async fn propose<V: Verb>(&self, verb: V) -> Result<V::Reply, Error> {
-        not_yet()
+
+    /// This member's name.
+    pub fn name(&self) -> &str {
+        &self.inner.config.name
     }
-    /// Reads keys; linearizable unless the request says serializable.
-    pub async fn range(&self, request: Range) -> Result<RangeReply, Error> {
-        not_yet()
-    }
-    /// A transaction; one that only reads does not go through the log.
-    pub async fn txn(&self, request: Txn) -> Result<TxnReply, Error> {
-        not_yet()
-    }
-    /// Drops history up to a revision; `physical` waits until the records are gone.
-    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revised, Error> {
-        not_yet()
-    }
-    /// CRC of the key space at a revision (0 is now): hash, compacted revision, the revision that was hashed.
-    pub async fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), Error> {
-        not_yet()
-    }
-    /// Creates a lease; ID 0 lets this member choose.
-    pub async fn lease_grant(&self, id: LeaseId, ttl: i64) -> Result<LeaseGrantReply, Error> {
-        not_yet()
-    }
-    /// Renews a lease: its granted seconds, or 0 when there is none.
-    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
-        not_yet()
-    }
-    /// How long a lease still lives.
-    pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTtl, Error> {
-        not_yet()
-    }
-    /// All leases, the next to expire first.
-    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
-        not_yet()
-    }
+
     /// A new stream of watchers.
     pub fn watch_stream(&self) -> WatchStream {
-        unimplemented_stream()
+        let inner = &self.inner;
+        WatchStream::new(
+            inner.hub.clone(),
+            inner.state.clone(),
+            inner.config.watch_progress_every,
+            inner.stop.is_cancelled(),
+        )
     }
-    /// All members; linearizable asks the quorum first.
-    pub async fn member_list(&self, linearizable: bool) -> Result<Vec<Member>, Error> {
-        not_yet()
+
+    /// CRC of the key space at a revision (0 is now): hash, compacted revision, the revision that was hashed.
+    pub async fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), Error> {
+        let state = self.inner.state.clone();
+        tokio::task::spawn_blocking(move || state.hash_kv(revision))
+            .await
+            .map_err(Error::internal)?
+            .map(|h| (h.hash, h.compact_revision, h.revision))
     }
-    /// Adds a member under a fresh random ID.
-    pub async fn member_add(&self, peer_urls: Vec<String>, learner: bool) -> Result<(Member, Vec<Member>), Error> {
-        not_yet()
-    }
-    /// Removes a member for good.
-    pub async fn member_remove(&self, id: MemberId) -> Result<Vec<Member>, Error> {
-        not_yet()
-    }
-    /// Gives a learner that has caught up its vote.
-    pub async fn member_promote(&self, id: MemberId) -> Result<Vec<Member>, Error> {
-        not_yet()
-    }
+
     /// This member's own view.
     pub fn status(&self) -> Status {
-        Status::default()
+        let view = self.inner.view();
+        Status {
+            db_size: self.inner.disk_bytes(),
+            db_size_in_use: self.inner.state.logical_bytes(),
+            db_size_quota: self.inner.limits.quota_bytes.unwrap_or(0),
+            leader: view.leader,
+            raft_index: view.committed,
+            raft_term: view.term,
+            raft_applied_index: view.applied,
+            is_learner: self.is_learner(),
+            alarms: self.alarms(),
+        }
     }
+
     /// Whether this member knows a leader.
     pub fn has_leader(&self) -> bool {
-        false
+        self.inner.view().leader.is_some()
     }
+
+    /// Notice of changes of the group, e.g. a lost leader.
+    pub fn group_view(&self) -> watch::Receiver<GroupView> {
+        self.inner.view.clone()
+    }
+
     /// True while this member has no vote.
     pub fn is_learner(&self) -> bool {
-        false
+        self.inner.view().role == Role::Learner
     }
+
     /// Raised alarms.
     pub fn alarms(&self) -> Vec<Alarm> {
-        Vec::new()
+        self.inner.state.alarms()
     }
+
     /// The cluster version (`3.7.0`), once the first entry is applied.
     pub fn cluster_version(&self) -> Option<String> {
-        None
+        self.inner.state.cluster_version()
     }
-    /// Hands leadership to a voter and waits until it has it.
-    pub async fn move_leader(&self, to: MemberId) -> Result<(), Error> {
-        not_yet()
-    }
+
     /// Runs one health check; the error's text is what `/readyz` prints.
     pub async fn check(&self, check: Check) -> Result<(), Error> {
-        not_yet()
+        let probe = |serializable| Range {
+            range: KeyRange::single("\0"),
+            limit: 1,
+            keys_only: true,
+            serializable,
+            ..Range::default()
+        };
+        match check {
+            Check::DataCorruption => {
+                if self.alarms().iter().any(|a| a.kind == AlarmKind::Corrupt) {
+                    return Err(Error::Internal("alarm activated: CORRUPT".to_owned()));
+                }
+                Ok(())
+            }
+            Check::SerializableRead => self.range(probe(true)).await.map(drop),
+            Check::LinearizableRead => self.range(probe(false)).await.map(drop),
+            Check::NonLearner => {
+                if self.is_learner() {
+                    return Err(Error::Internal("not supported for learner".to_owned()));
+                }
+                Ok(())
+            }
+        }
     }
-    /// A consistent snapshot in etcd's file format, while writes go on.
-    pub async fn snapshot(&self) -> Result<SnapshotStream, Error> {
-        not_yet()
+
+    /// This member's metrics registry entries.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
     }
-    /// Where a restore spools its file to before anything is proposed; inside the data directory, so that room is
-    /// checked on the right disk.
-    pub fn restore_spool(&self) -> Result<RestoreSpool, Error> {
-        not_yet()
+
+    /// Resolves when the member must end by itself, with the reason: raft stopped, or it was removed.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.inner.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the member was dropped".to_owned(),
+        }
     }
 }
 
-fn unimplemented_stream() -> WatchStream {
-    // Replaced together with the hub.
-    std::process::abort()
+impl Inner {
+    /// Bytes on disk of the store; 0 when they cannot be asked for, which a later write will tell more about.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.state.disk_bytes().unwrap_or_default()
+    }
+
+    pub(crate) fn view(&self) -> GroupView {
+        self.view.borrow().clone()
+    }
 }
 
-/// A file on its way in. Dropping it removes the spooled file.
-#[derive(Debug)]
-pub struct RestoreSpool {
-    _private: (),
+/// Answers other members. It is made before the node, which fills it in.
+#[derive(Default)]
+pub(crate) struct Requests {
+    pub(crate) node: OnceLock<Node>,
 }
 
-#[allow(clippy::unused_async, unused_variables)]
-impl RestoreSpool {
-    /// Announces the file's size, if the client knows it: refused at once when it cannot fit.
-    pub fn expect_bytes(&mut self, bytes: u64) -> Result<(), Error> {
-        not_yet()
+pub(crate) fn from_group(e: GroupError) -> Error {
+    match e {
+        GroupError::NotLeader { .. } => Error::NotLeader,
+        GroupError::Unknown => Error::TimeoutLeaderFail,
+        GroupError::NoQuorum => Error::Timeout,
+        GroupError::Busy(_) => Error::Unhealthy,
+        GroupError::Fatal(_) => Error::Stopped,
     }
-    /// Appends bytes to the spooled file (written off the async workers, bounded by the quota).
-    pub async fn write(&mut self, chunk: Bytes) -> Result<(), Error> {
-        not_yet()
+}
+
+impl Requests {
+    fn node(&self) -> Result<&Node, Error> {
+        self.node.get().ok_or(Error::NotLeader)
     }
-    /// Validates the whole file, then restores it through the log. Nothing is proposed before the file is known good.
-    pub async fn restore(self, revision_bump: u64) -> Result<RestoreReply, Error> {
-        not_yet()
+}
+
+impl PeerRequests for Requests {
+    fn propose(&self, proposal: Bytes) -> Answer<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let group = &self.node()?.inner.group;
+            group.propose(&proposal).await.map(drop).map_err(from_group)
+        })
     }
-    /// The spooled file.
-    pub fn path(&self) -> &Path {
-        Path::new("")
+
+    fn read_index(&self) -> Answer<'_, Result<u64, Error>> {
+        Box::pin(async move { self.node()?.inner.group.read_index().await.map_err(from_group) })
+    }
+
+    fn lease_keep_alive(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>> {
+        Box::pin(async move { self.node()?.inner.local_keep_alive(id).await })
+    }
+
+    fn lease_time_to_live(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>> {
+        Box::pin(async move { self.node()?.inner.local_time_to_live(id) })
+    }
+
+    fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>> {
+        Box::pin(async move { self.node()?.inner.change_members_here(change).await })
+    }
+
+    fn probe(&self) -> pb::ProbeResponse {
+        let Some(node) = self.node.get() else { return pb::ProbeResponse::default() };
+        let inner = &node.inner;
+        let view = inner.view();
+        let members = inner.members().into_iter().map(|m: Member| pb::ProbeMember {
+            id: m.id.0,
+            name: m.name,
+            peer_urls: m.peer_urls,
+            is_learner: m.is_learner,
+        });
+        pb::ProbeResponse {
+            cluster_id: inner.identity.cluster.0,
+            member_id: inner.identity.member.0,
+            epoch: inner.identity.epoch().0,
+            name: inner.config.name.clone(),
+            formed: inner.identity.epoch() != ferretcd_types::Epoch::UNKNOWN,
+            has_leader: view.leader.is_some(),
+            members: members.collect(),
+            removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
+        }
     }
 }

@@ -1,4 +1,14 @@
 //! Watch streams: what a client asks of one, and what comes back.
+//!
+//! A watcher is *synced* while it gets every event as it is applied, through its stream's bounded queue, and *behind*
+//! while its stream reads history for it. A stream reads history only when its client takes messages, so a client that
+//! does not read costs its queue and nothing else, and never holds up applying or another client.
+
+mod hub;
+mod stream;
+
+pub(crate) use hub::Hub;
+pub use stream::WatchStream;
 
 use ferretcd_types::{Event, KeyRange, KeyValue};
 
@@ -65,27 +75,4 @@ pub enum WatchMessage {
         /// The revision.
         revision: i64,
     },
-}
-
-/// One client's stream of watchers. Dropping it cancels them all.
-#[derive(Debug)]
-pub struct WatchStream {
-    _private: (),
-}
-
-impl WatchStream {
-    /// Adds a watcher; the answer comes out of [`WatchStream::next`] as `Created`, `CreateFailed` or, for a start
-    /// below the compacted revision, `Created` then `Cancelled`.
-    pub fn create(&mut self, _request: WatchCreate) {}
-
-    /// Removes a watcher; an unknown ID is ignored (etcd's rule).
-    pub fn cancel(&mut self, _id: i64) {}
-
-    /// Asks for one `Progress` with ID -1. Nothing comes while a watcher is behind (etcd's rule: the client retries).
-    pub fn request_progress(&mut self) {}
-
-    /// The next message; `None` when the member stops. Safe to drop and call again (cancel-safe).
-    pub async fn next(&mut self) -> Option<WatchMessage> {
-        None
-    }
 }

@@ -104,8 +104,74 @@ pub enum Error {
 }
 
 impl Error {
+    /// The refusal that another member sent as text; members pass errors on this way. A text of none of the plain
+    /// variants is an internal error of that member.
+    pub fn from_text(text: &str) -> Self {
+        Self::PLAIN.iter().find(|e| e.to_string() == text).cloned().unwrap_or_else(|| Error::Internal(text.to_owned()))
+    }
+
+    /// Every variant without a cause of its own.
+    pub const PLAIN: &[Error] = &[
+        Error::EmptyKey,
+        Error::KeyNotFound,
+        Error::ValueProvided,
+        Error::LeaseProvided,
+        Error::TooManyOps,
+        Error::DuplicateKey,
+        Error::InvalidClientApiVersion,
+        Error::InvalidSortOption,
+        Error::Compacted,
+        Error::FutureRevision,
+        Error::NoSpace,
+        Error::LeaseNotFound,
+        Error::LeaseExists,
+        Error::LeaseTtlTooLarge,
+        Error::WatchCanceled,
+        Error::MemberExists,
+        Error::PeerUrlExists,
+        Error::NotEnoughStartedMembers,
+        Error::BadMemberUrls,
+        Error::MemberNotFound,
+        Error::MemberNotLearner,
+        Error::LearnerNotReady,
+        Error::TooManyLearners,
+        Error::ClusterIdMismatch,
+        Error::RequestTooLarge,
+        Error::TooManyRequests,
+        Error::NoLeader,
+        Error::NotLeader,
+        Error::LeaderChanged,
+        Error::NotCapable,
+        Error::Stopped,
+        Error::Timeout,
+        Error::TimeoutLeaderFail,
+        Error::TimeoutConnectionLost,
+        Error::TimeoutWaitApplied,
+        Error::TimeoutLeaderTransfer,
+        Error::Unhealthy,
+        Error::Corrupt,
+        Error::NotSupportedForLearner,
+        Error::BadLeaderTransferee,
+        Error::UnknownMethod,
+        Error::RestoreInProgress,
+        Error::RestoreSuperseded,
+    ];
+
     /// An internal error from anything that explains itself.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
         Error::Internal(cause.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_error_survives_the_way_between_members() {
+        for error in Error::PLAIN {
+            assert_eq!(&Error::from_text(&error.to_string()), error);
+        }
+        assert!(matches!(Error::from_text("disk on fire"), Error::Internal(_)));
     }
 }

@@ -1,0 +1,635 @@
+//! From a data directory and flags to a running member: who am I, may I found a cluster, whom do I join.
+//!
+//! An empty data directory is the dangerous moment. A member founds a cluster only when so many of the named members
+//! answer, all of them empty as well, that together they are a quorum: a member whose disk was lost can then never
+//! help to found a second history beside the first, since any quorum of the named members meets one that remembers.
+
+use crate::lease::LeaseClock;
+use crate::metrics::Metrics;
+use crate::node::{Node, NodeConfig, Requests, Running, Shared};
+use crate::watch::Hub;
+use crate::workers;
+use ferretcd_proto::peer::ProbeResponse;
+use ferretcd_raft::snapshot::SnapshotDir;
+use ferretcd_raft::transport::client::probe;
+use ferretcd_raft::transport::server::Door;
+use ferretcd_raft::{Group, GroupParts, Identity, Peers};
+use ferretcd_state::State;
+use ferretcd_storage::{Engine, Format, SledEngine, Store};
+use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
+use ferretcd_wal::{OsFs, Wal};
+use sha1::{Digest, Sha1};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::task::TaskTracker;
+
+/// How long one member may take to say who it is.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long to wait between two rounds of asking.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+/// How often a wait for the other members is mentioned in the log.
+const PROBE_REPORT: Duration = Duration::from_secs(10);
+/// How long a member that joins looks for the cluster before it gives up (its supervisor starts it again).
+const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Memory that sled may keep pages in. Recently written records are cached in front of it.
+const ENGINE_CACHE_BYTES: u64 = 256 << 20;
+
+/// What the operator of this member means by starting it. Without one, etcd's own rules hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Found a cluster, if the data directory is empty.
+    Bootstrap,
+    /// Join the cluster that already lists this member's peer URLs, if the data directory is empty.
+    Join,
+    /// Run what is there; an empty data directory is an error.
+    Run,
+}
+
+/// etcd's `--initial-cluster-state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    /// The cluster is to be founded.
+    New,
+    /// The cluster exists; this member was added to it.
+    Existing,
+}
+
+/// What a member is started from.
+#[derive(Clone, Debug)]
+pub struct BootConfig {
+    /// `--data-dir`.
+    pub data_dir: PathBuf,
+    /// `--wal-dir`, if it is elsewhere.
+    pub wal_dir: Option<PathBuf>,
+    /// `--initial-cluster`: peer URLs by name.
+    pub initial_cluster: BTreeMap<String, Vec<String>>,
+    /// `--initial-cluster-state`.
+    pub state: ClusterState,
+    /// `--initial-cluster-token`.
+    pub token: String,
+    /// `--initial-advertise-peer-urls`.
+    pub advertise_peer_urls: Vec<String>,
+    /// `--member-intent`.
+    pub intent: Option<Intent>,
+    /// The rest.
+    pub node: NodeConfig,
+}
+
+/// Why a member does not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The flags contradict each other.
+    #[error("{0}")]
+    Config(String),
+    /// The data directory does not fit what was asked: a supervisor must not simply try again.
+    #[error("{0}")]
+    Identity(String),
+    /// Files that cannot be used.
+    #[error("{0}")]
+    Storage(String),
+    /// Nobody answered.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Raft did not come up.
+    #[error("{0}")]
+    Raft(String),
+}
+
+/// A member that is about to run: its door for other members can be served at once.
+pub struct Boot {
+    config: BootConfig,
+    requests: Arc<Requests>,
+    door: Door,
+}
+
+/// A running member with what must be stopped in the end.
+pub struct Member {
+    /// The handle.
+    pub node: Node,
+    tasks: TaskTracker,
+    store: Arc<Store>,
+    wal: Wal,
+}
+
+/// A member's ID as etcd computes it at static bootstrap: SHA-1 over its sorted peer URLs and the token.
+pub fn static_member_id(peer_urls: &[String], token: &str) -> MemberId {
+    let mut sorted: Vec<&str> = peer_urls.iter().map(String::as_str).collect();
+    sorted.sort_unstable();
+    let mut hash = Sha1::new();
+    sorted.iter().for_each(|u| hash.update(u));
+    hash.update(token);
+    MemberId(first_eight(&hash.finalize()))
+}
+
+/// A cluster's ID as etcd computes it: SHA-1 over the sorted member IDs.
+pub fn static_cluster_id(members: impl IntoIterator<Item = MemberId>) -> ClusterId {
+    let mut ids: Vec<u64> = members.into_iter().map(|id| id.0).collect();
+    ids.sort_unstable();
+    let mut hash = Sha1::new();
+    ids.iter().for_each(|id| hash.update(id.to_be_bytes()));
+    ClusterId(first_eight(&hash.finalize()))
+}
+
+fn first_eight(hash: &[u8]) -> u64 {
+    hash.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
+}
+
+/// Who this member is, as its data directory remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Remembered {
+    cluster: ClusterId,
+    member: MemberId,
+}
+
+impl Remembered {
+    const FILE: &str = "identity";
+
+    fn load(dir: &Path) -> Result<Option<Self>, BootError> {
+        let path = dir.join(Self::FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(BootError::Storage(format!("cannot read {}: {e}", path.display()))),
+        };
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(name)?.strip_prefix(" = "))
+                .and_then(|v| u64::from_str_radix(v, 16).ok())
+        };
+        match (field("cluster"), field("member")) {
+            (Some(cluster), Some(member)) => {
+                Ok(Some(Remembered { cluster: ClusterId(cluster), member: MemberId(member) }))
+            }
+            _ => Err(BootError::Storage(format!(
+                "{} does not name a cluster and a member; restore the file, or replace this member",
+                path.display()
+            ))),
+        }
+    }
+
+    fn store(self, dir: &Path) -> Result<(), BootError> {
+        let (path, part) = (dir.join(Self::FILE), dir.join("identity.part"));
+        let write = || {
+            let mut file = File::create(&part)?;
+            write!(file, "cluster = {}\nmember = {}\n", self.cluster, self.member)?;
+            file.sync_all()?;
+            fs::rename(&part, &path)?;
+            File::open(dir)?.sync_all()
+        };
+        write().map_err(|e| BootError::Storage(format!("cannot write {}: {e}", path.display())))
+    }
+}
+
+impl Boot {
+    /// Takes the flags; nothing is touched yet.
+    pub fn new(config: BootConfig) -> Self {
+        let requests = Arc::new(Requests::default());
+        Boot { config, door: Door::new(requests.clone()), requests }
+    }
+
+    /// What the peer listener serves; it answers probes before [`Boot::run`].
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// Finds out who this member is, recovers what it holds, and runs it.
+    pub async fn run(self) -> Result<Member, BootError> {
+        let dir = self.config.data_dir.join("member");
+        make_private(&self.config.data_dir)?;
+        make_private(&dir)?;
+        let known = Remembered::load(&dir)?;
+        let intent = self.config.intent;
+        let (me, epoch) = match (known, intent, self.config.state) {
+            (Some(me), _, _) => (me, Epoch::UNKNOWN),
+            (None, Some(Intent::Run), _) => {
+                return Err(BootError::Identity(format!(
+                    "{} holds no member, and --member-intent=run only runs one that is there; \
+                     if its data is lost, remove the member from the cluster and add a new one",
+                    dir.display()
+                )));
+            }
+            (None, Some(Intent::Join), _) | (None, None, ClusterState::Existing) => self.join().await?,
+            (None, Some(Intent::Bootstrap), _) | (None, None, ClusterState::New) => {
+                let me = self.founder()?;
+                self.refuse_formed(me).await?;
+                (me, Epoch::UNKNOWN)
+            }
+        };
+        let opened = self.open(&dir, me, epoch, known.is_none()).await?;
+        self.bring_up(opened, me).await
+    }
+
+    fn own_urls(&self) -> Result<&Vec<String>, BootError> {
+        let name = &self.config.node.name;
+        let urls = self.config.initial_cluster.get(name).ok_or_else(|| {
+            BootError::Config(format!(
+                "couldn't find local name {name:?} in the initial cluster configuration; \
+                 --initial-cluster must contain {name}=<peer URL>"
+            ))
+        })?;
+        let sorted = |urls: &[String]| {
+            let mut urls = urls.to_vec();
+            urls.sort_unstable();
+            urls
+        };
+        if sorted(urls) != sorted(&self.config.advertise_peer_urls) {
+            return Err(BootError::Config(format!(
+                "--initial-cluster has {name}={} but --initial-advertise-peer-urls is {}; make them equal",
+                urls.join(","),
+                self.config.advertise_peer_urls.join(",")
+            )));
+        }
+        Ok(urls)
+    }
+
+    /// Members of a new cluster, with etcd's IDs.
+    fn founders(&self) -> BTreeMap<MemberId, PeerNode> {
+        let token = &self.config.token;
+        self.config
+            .initial_cluster
+            .values()
+            .map(|urls| (static_member_id(urls, token), PeerNode { peer_urls: urls.clone() }))
+            .collect()
+    }
+
+    fn founder(&self) -> Result<Remembered, BootError> {
+        let member = static_member_id(self.own_urls()?, &self.config.token);
+        let founders = self.founders();
+        if founders.len() != self.config.initial_cluster.len() {
+            return Err(BootError::Config("--initial-cluster gives two members the same peer URLs".to_owned()));
+        }
+        Ok(Remembered { cluster: static_cluster_id(founders.into_keys()), member })
+    }
+
+    fn other_urls(&self) -> Vec<String> {
+        let own = &self.config.advertise_peer_urls;
+        self.config.initial_cluster.values().flatten().filter(|u| !own.contains(u)).cloned().collect()
+    }
+
+    /// One round of asking the other named members.
+    async fn ask(&self) -> Vec<(String, Result<ProbeResponse, String>)> {
+        let asked = self.other_urls().into_iter().map(|url| async move {
+            let answer = probe(&url, PROBE_TIMEOUT).await;
+            (url, answer)
+        });
+        futures::future::join_all(asked).await
+    }
+
+    /// Waits until enough empty members answer to found a cluster with them; stops when one of them has a cluster.
+    async fn refuse_formed(&self, me: Remembered) -> Result<(), BootError> {
+        let quorum = self.config.initial_cluster.len() / 2 + 1;
+        let started = Instant::now();
+        let mut reported = started;
+        loop {
+            let answers = self.ask().await;
+            for (url, answer) in &answers {
+                let Ok(answer) = answer else { continue };
+                if !answer.formed {
+                    continue;
+                }
+                return Err(BootError::Identity(if answer.members.iter().any(|m| m.id == me.member.0) {
+                    format!(
+                        "member {} has already been bootstrapped: the member at {url} is in a cluster with it, and this \
+                         data directory ({}) is empty; remove the member, add it anew, and start it with \
+                         --initial-cluster-state existing",
+                        me.member,
+                        self.config.data_dir.display()
+                    )
+                } else {
+                    format!(
+                        "the member at {url} is in a cluster ({:x}) that was formed already and does not list this \
+                         member ({}); check --initial-cluster and --initial-cluster-token, or join it with \
+                         `member add` and --initial-cluster-state existing",
+                        answer.cluster_id, me.member
+                    )
+                }));
+            }
+            let empty = 1 + answers.iter().filter(|(_, a)| a.is_ok()).count();
+            if empty >= quorum {
+                return Ok(());
+            }
+            if reported.elapsed() > PROBE_REPORT || started == reported {
+                reported = Instant::now();
+                for (url, answer) in answers {
+                    if let Err(why) = answer {
+                        tracing::warn!(
+                            peer = url,
+                            waited_s = started.elapsed().as_secs(),
+                            "waiting for {quorum} of the {} named members: {why}",
+                            self.config.initial_cluster.len()
+                        );
+                    }
+                }
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+        }
+    }
+
+    /// Finds this member in the cluster that was told of it.
+    async fn join(&self) -> Result<(Remembered, Epoch), BootError> {
+        let own = self.own_urls()?;
+        let started = Instant::now();
+        let mut last = "no other member is named in --initial-cluster".to_owned();
+        loop {
+            for (url, answer) in self.ask().await {
+                let answer = match answer {
+                    Ok(answer) if answer.formed => answer,
+                    Ok(_) => {
+                        last = format!("the member at {url} is in no cluster yet");
+                        continue;
+                    }
+                    Err(why) => {
+                        last = format!("{url}: {why}");
+                        continue;
+                    }
+                };
+                let listed = answer.members.iter().find(|m| m.peer_urls.iter().any(|u| own.contains(u)));
+                let Some(listed) = listed else {
+                    last = format!(
+                        "cluster {:x} at {url} lists no member with the peer URL {}; add it with `member add` first",
+                        answer.cluster_id,
+                        own.join(",")
+                    );
+                    continue;
+                };
+                if !listed.name.is_empty() {
+                    return Err(BootError::Identity(format!(
+                        "member {:x} ({}) has been started before, and this data directory ({}) is empty: its data is \
+                         lost; remove the member and add a new one",
+                        listed.id,
+                        listed.name,
+                        self.config.data_dir.display()
+                    )));
+                }
+                let me = Remembered { cluster: ClusterId(answer.cluster_id), member: MemberId(listed.id) };
+                tracing::info!(member = %me.member, cluster = %me.cluster, via = url, "joining the cluster");
+                return Ok((me, Epoch(answer.epoch)));
+            }
+            if started.elapsed() > JOIN_TIMEOUT {
+                return Err(BootError::Unreachable(format!(
+                    "cannot fetch cluster info from peer urls within {JOIN_TIMEOUT:?}: {last}"
+                )));
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+        }
+    }
+
+    async fn open(&self, dir: &Path, me: Remembered, epoch: Epoch, fresh: bool) -> Result<Opened, BootError> {
+        if fresh {
+            me.store(dir)?;
+        }
+        let metrics = Arc::new(Metrics::default());
+        let config = self.config.clone();
+        let dir = dir.to_owned();
+        let parts = {
+            let metrics = metrics.clone();
+            tokio::task::spawn_blocking(move || open_storage(&config, &dir, me, &metrics)).await
+        };
+        let (wal, store, state, snapshots) = parts.map_err(|e| BootError::Storage(e.to_string()))??;
+        let known = state.epoch();
+        let identity = Identity::new(me.cluster, me.member, if known == Epoch::UNKNOWN { epoch } else { known });
+        Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
+    }
+
+    async fn bring_up(self, opened: Opened, me: Remembered) -> Result<Member, BootError> {
+        let state = opened.state;
+        let hub = Arc::new(Hub::default());
+        hub.start_at(state.revision());
+        let lease_clock = Arc::new(LeaseClock::default());
+        lease_clock.reset(state.leases(), Duration::ZERO);
+        let shared = Arc::new(Shared {
+            waiters: Arc::default(),
+            hub,
+            lease_clock,
+            applied: tokio::sync::watch::channel(state.applied().map_or(0, |p| p.index)).0,
+            identity: opened.identity.clone(),
+            state: state.clone(),
+            metrics: opened.metrics,
+            members_changed: tokio::sync::Notify::new(),
+        });
+        let raft = |e: ferretcd_raft::GroupError| BootError::Raft(e.to_string());
+        let group = Group::open(GroupParts {
+            timing: self.config.node.timing,
+            wal: opened.wal.clone(),
+            state,
+            snapshots: opened.snapshots,
+            peers: Peers::new(opened.identity),
+            effects: shared.clone(),
+        })
+        .await
+        .map_err(raft)?;
+        let running =
+            Running { config: self.config.node.clone(), group: group.clone(), wal: opened.wal.clone(), shared };
+        let (node, rounds) = Node::assemble(running);
+        let _ = self.requests.node.set(node.clone());
+        group.run();
+        self.door.open(&group);
+        let tasks = TaskTracker::new();
+        // What was known to be committed before a restart is applied in the background. Nobody waits for it here: a
+        // member whose quorum is away must still answer its probes, and a linearizable read waits by itself.
+        if !group.is_founded().await.map_err(raft)? && self.founds(me)? {
+            // Asked again: between the first asking and a crash the others may have formed it without this member.
+            self.refuse_formed(me).await?;
+            group.found(self.founders()).await.map_err(raft)?;
+        }
+        workers::start(&node.inner, rounds, &tasks);
+        Ok(Member { node, tasks, store: opened.store, wal: opened.wal })
+    }
+
+    /// Whether an empty log is to be founded: only under the identity that the flags compute.
+    fn founds(&self, me: Remembered) -> Result<bool, BootError> {
+        let founding = match (self.config.intent, self.config.state) {
+            (Some(Intent::Bootstrap), _) | (None, ClusterState::New) => true,
+            (Some(Intent::Join), _) | (None, ClusterState::Existing) => false,
+            // A seed that was stopped before its first entry; its supervisor now says "run".
+            (Some(Intent::Run), state) => state == ClusterState::New,
+        };
+        Ok(founding && self.founder()? == me)
+    }
+}
+
+struct Opened {
+    wal: Wal,
+    store: Arc<Store>,
+    state: Arc<State>,
+    snapshots: SnapshotDir,
+    identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
+}
+
+fn make_private(dir: &Path) -> Result<(), BootError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| BootError::Storage(format!("cannot create {}: {e}", dir.display())))
+}
+
+type Storage = (Wal, Arc<Store>, Arc<State>, SnapshotDir);
+
+fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<Metrics>) -> Result<Storage, BootError> {
+    let storage = |e: &dyn std::error::Error| BootError::Storage(chain(e));
+    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
+    make_private(&wal_dir)?;
+    let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
+    let options = ferretcd_wal::Options { observer: metrics.clone(), ..ferretcd_wal::Options::default() };
+    let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
+    Format::ensure(dir, "sled", &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
+    let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
+    let engine_dir = dir.join("engine");
+    let (store, state) = match open_engine(&engine_dir, me.member, metrics) {
+        Ok((store, state)) if fits(&state, &wal) => (store, state),
+        Ok((store, _)) => {
+            let _ = store.close();
+            drop(store);
+            rebuild(&engine_dir, "it does not fit the log", me.member, metrics, &snapshots, &wal)?
+        }
+        Err(why) => rebuild(&engine_dir, &why, me.member, metrics, &snapshots, &wal)?,
+    };
+    Ok((wal, store, state, snapshots))
+}
+
+/// The store may lag behind the log, and never run ahead of it or behind what the log still holds.
+fn fits(state: &State, wal: &Wal) -> bool {
+    let applied = state.applied().map_or(0, |p| p.index);
+    let last = wal.last().or(wal.purged()).map_or(0, |p| p.index);
+    let purged = wal.purged().map_or(0, |p| p.index);
+    applied <= last && applied >= purged
+}
+
+/// Name of the thread that opens the engine. sled reports some damage by panicking; there, and only there, a panic is
+/// caught and leads to a rebuild, while anywhere else it ends the process.
+pub const ENGINE_OPENER: &str = "engine-open";
+
+fn open_engine(dir: &Path, member: MemberId, metrics: &Arc<Metrics>) -> Result<(Arc<Store>, Arc<State>), String> {
+    let path = dir.to_owned();
+    let opener = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
+    let opened = opener.spawn(move || SledEngine::open(&path, ENGINE_CACHE_BYTES)).map_err(|e| chain(&e))?;
+    let opened = opened.join().map_err(|_| "it panicked while it was opened".to_owned())?;
+    let engine: Arc<dyn Engine> = Arc::new(opened.map_err(|e| chain(&e))?);
+    let options = ferretcd_storage::Options::default();
+    let store = Arc::new(Store::open_observed(engine, options, metrics.clone()).map_err(|e| chain(&e))?);
+    let state = State::open(store.clone(), member).map_err(|e| chain(&e))?;
+    Ok((store, Arc::new(state)))
+}
+
+/// Sets a store that cannot be used aside and makes a new one from the last snapshot file; the log gives the rest.
+fn rebuild(
+    dir: &Path,
+    why: &str,
+    member: MemberId,
+    metrics: &Arc<Metrics>,
+    snapshots: &SnapshotDir,
+    wal: &Wal,
+) -> Result<(Arc<Store>, Arc<State>), BootError> {
+    let aside = dir.with_extension("damaged");
+    tracing::error!(
+        store = %dir.display(), aside = %aside.display(),
+        "the store cannot be used ({why}): setting it aside and rebuilding it from the last snapshot and the log"
+    );
+    let failed = |e: &dyn std::error::Error| {
+        BootError::Storage(format!("cannot rebuild the store {}: {}; replace this member", dir.display(), chain(e)))
+    };
+    let _ = fs::remove_dir_all(&aside);
+    if dir.exists() {
+        fs::rename(dir, &aside).map_err(|e| failed(&e))?;
+    }
+    let (store, state) = open_engine(dir, member, metrics)
+        .map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
+    if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
+        let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
+        state.install(&file).map_err(|e| failed(&e))?;
+        state.flush().map_err(|e| failed(&e))?;
+    }
+    if !fits(&state, wal) {
+        return Err(BootError::Storage(format!(
+            "the store {} is damaged ({why}), and the last snapshot and the log do not join up; \
+             remove this member and add a new one, or restore a backup",
+            dir.display()
+        )));
+    }
+    Ok((store, state))
+}
+
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
+}
+
+impl Member {
+    /// Hands leadership over, if this member has it, to the voter that is furthest.
+    pub async fn hand_over(&self) {
+        let inner = &self.node.inner;
+        let view = inner.view();
+        if view.role != ferretcd_raft::Role::Leader {
+            return;
+        }
+        let heir = view
+            .voters()
+            .filter(|(id, _, _)| *id != inner.identity.member)
+            .max_by_key(|(id, _, _)| view.progress.get(id).and_then(|p| p.matched))
+            .map(|(id, _, _)| *id);
+        if let Some(heir) = heir
+            && let Err(e) = self.node.move_leader(heir).await
+        {
+            tracing::warn!(%heir, "could not hand leadership over ({e}); the others will elect");
+        }
+    }
+
+    /// Stops everything in reverse.
+    pub async fn stop(self) {
+        let inner = &self.node.inner;
+        inner.hub.stop();
+        inner.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        inner.group.shutdown().await;
+        let (store, wal) = (self.store.clone(), self.wal.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Err(e) = store.close() {
+                tracing::warn!("the store did not close cleanly ({e}); the log has everything");
+            }
+            if let Err(e) = wal.close() {
+                tracing::error!("the log did not close cleanly: {e}");
+            }
+        });
+        if let Err(e) = closed.await {
+            tracing::error!("closing failed: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn static_bootstrap_computes_etcds_ids() {
+        // What etcd 3.7.1 answers for these flags (name default, its default URL and token).
+        let urls = vec!["http://localhost:2380".to_owned()];
+        let id = static_member_id(&urls, "etcd-cluster");
+        assert_eq!(id.to_string(), "8e9e05c52164694d");
+        assert_eq!(static_cluster_id([id]).to_string(), "cdf818194e3a8c32");
+    }
+
+    #[test]
+    fn an_identity_survives_a_restart_and_a_damaged_one_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Remembered::load(dir.path()).unwrap(), None);
+        let me = Remembered { cluster: ClusterId(7), member: MemberId(u64::MAX) };
+        me.store(dir.path()).unwrap();
+        assert_eq!(Remembered::load(dir.path()).unwrap(), Some(me));
+        fs::write(dir.path().join("identity"), "cluster = 7\n").unwrap();
+        assert!(Remembered::load(dir.path()).unwrap_err().to_string().contains("identity"));
+    }
+}

@@ -1,0 +1,221 @@
+//! Changes of the members: who may come, who may go, and when (etcd's rules of 2.14 in our reference: one learner at a
+//! time, no change that endangers the quorum, no ID twice).
+
+use crate::ids;
+use crate::node::{Inner, Node, from_group};
+use ferretcd_proto::peer::{AddMember, change_members_request::Change};
+use ferretcd_raft::{GroupView, Role};
+use ferretcd_types::{Error, Member, MemberId, PeerNode};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A voter that the leader has not heard for this long counts as down (etcd's HealthInterval).
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A learner may vote once its log has this part of the leader's (etcd's readyPercent).
+const LEARNER_READY: f64 = 0.9;
+
+impl Node {
+    /// All members; linearizable asks the quorum first.
+    pub async fn member_list(&self, linearizable: bool) -> Result<Vec<Member>, Error> {
+        if linearizable {
+            self.inner.linearize().await?;
+        }
+        Ok(self.inner.members())
+    }
+
+    /// Adds a member under a fresh random ID.
+    pub async fn member_add(&self, peer_urls: Vec<String>, learner: bool) -> Result<(Member, Vec<Member>), Error> {
+        let change = Change::Add(AddMember { peer_urls, is_learner: learner });
+        let id = self.inner.change_members(change).await?;
+        let members = self.inner.members();
+        let added = members.iter().find(|m| m.id == id).cloned().ok_or(Error::MemberNotFound)?;
+        Ok((added, members))
+    }
+
+    /// Removes a member for good.
+    pub async fn member_remove(&self, id: MemberId) -> Result<Vec<Member>, Error> {
+        self.inner.change_members(Change::Remove(id.0)).await?;
+        Ok(self.inner.members())
+    }
+
+    /// Gives a learner that has caught up its vote.
+    pub async fn member_promote(&self, id: MemberId) -> Result<Vec<Member>, Error> {
+        self.inner.change_members(Change::Promote(id.0)).await?;
+        Ok(self.inner.members())
+    }
+}
+
+impl Inner {
+    /// Members as applied here, with the names that they published.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        self.state.members()
+    }
+
+    /// Has the leader change the members, and waits until the change is applied here.
+    async fn change_members(&self, change: Change) -> Result<MemberId, Error> {
+        let deadline = Instant::now() + self.timing.request_timeout();
+        loop {
+            let leader = self.leader_by(deadline).await?;
+            let changed = if leader == self.identity.member {
+                self.change_members_here(change.clone()).await
+            } else {
+                let Some(node) = self.view().node(leader).cloned() else { continue };
+                self.group.peers().change_members(leader, &node, change.clone()).await
+            };
+            match changed {
+                Ok((id, index)) => {
+                    // The member that removes itself may not get to apply it any more.
+                    if !matches!(change, Change::Remove(gone) if gone == self.identity.member.0) {
+                        self.wait_applied(index, deadline).await?;
+                    }
+                    return Ok(id);
+                }
+                Err(Error::NotLeader) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// The leader's half. Decides on what it sees, then changes exactly that or nothing: the group refuses when the
+    /// members changed in between.
+    pub(crate) async fn change_members_here(&self, change: Change) -> Result<(MemberId, u64), Error> {
+        let view = self.view();
+        if view.role != Role::Leader {
+            return Err(Error::NotLeader);
+        }
+        let members = self.members();
+        let id = match &change {
+            Change::Add(add) => {
+                let taken = |id: MemberId| members.iter().any(|m| m.id == id) || self.state.is_removed(id);
+                self.may_add(&view, &members, add)?;
+                ids::member(taken)
+            }
+            Change::Remove(id) => {
+                self.may_remove(&view, &members, MemberId(*id))?;
+                MemberId(*id)
+            }
+            Change::Promote(id) => {
+                self.may_promote(&view, &members, MemberId(*id))?;
+                MemberId(*id)
+            }
+        };
+        let pos = self
+            .group
+            .change_members(|voters, nodes| match change {
+                Change::Add(add) => {
+                    nodes.insert(id, PeerNode { peer_urls: add.peer_urls });
+                    if !add.is_learner {
+                        voters.insert(id);
+                    }
+                }
+                Change::Remove(_) => {
+                    voters.remove(&id);
+                    nodes.remove(&id);
+                }
+                Change::Promote(_) => {
+                    voters.insert(id);
+                }
+            })
+            .await
+            .map_err(from_group)?;
+        tracing::info!(member = %id, index = pos.index, "the members changed");
+        Ok((id, pos.index))
+    }
+
+    fn may_add(&self, view: &GroupView, members: &[Member], add: &AddMember) -> Result<(), Error> {
+        if add.peer_urls.is_empty() || add.peer_urls.iter().any(|u| !is_peer_url(u)) {
+            return Err(Error::BadMemberUrls);
+        }
+        if members.iter().any(|m| m.peer_urls.iter().any(|u| add.peer_urls.contains(u))) {
+            return Err(Error::PeerUrlExists);
+        }
+        if add.is_learner && members.iter().filter(|m| m.is_learner).count() >= self.config.max_learners {
+            return Err(Error::TooManyLearners);
+        }
+        if !self.config.strict_reconfig_check {
+            return Ok(());
+        }
+        let voters: Vec<&Member> = members.iter().filter(|m| !m.is_learner).collect();
+        let started = voters.iter().filter(|m| !m.name.is_empty()).count();
+        if !add.is_learner && !(started == 1 && voters.len() == 1) && started < (voters.len() + 1) / 2 + 1 {
+            return Err(Error::NotEnoughStartedMembers);
+        }
+        if self.connected(view) < voters.len() {
+            return Err(Error::Unhealthy);
+        }
+        Ok(())
+    }
+
+    fn may_remove(&self, view: &GroupView, members: &[Member], id: MemberId) -> Result<(), Error> {
+        let member = members.iter().find(|m| m.id == id).ok_or(Error::MemberNotFound)?;
+        if member.is_learner || !self.config.strict_reconfig_check {
+            return Ok(());
+        }
+        let voters: Vec<&Member> = members.iter().filter(|m| !m.is_learner).collect();
+        if voters.len() == 1 {
+            // A cluster without voters could never be changed again.
+            return Err(Error::NotEnoughStartedMembers);
+        }
+        let quorum_after = (voters.len() - 1) / 2 + 1;
+        let started_after = voters.iter().filter(|m| m.id != id && !m.name.is_empty()).count();
+        if started_after < quorum_after {
+            return Err(Error::NotEnoughStartedMembers);
+        }
+        let is_up = id == self.identity.member || heard(view, id);
+        if is_up && self.connected(view) < quorum_after + 1 {
+            return Err(Error::Unhealthy);
+        }
+        Ok(())
+    }
+
+    fn may_promote(&self, view: &GroupView, members: &[Member], id: MemberId) -> Result<(), Error> {
+        let member = members.iter().find(|m| m.id == id).ok_or(Error::MemberNotFound)?;
+        if !member.is_learner {
+            return Err(Error::MemberNotLearner);
+        }
+        let matched = view.progress.get(&id).and_then(|p| p.matched).unwrap_or(0);
+        if (matched as f64) < view.last_log_index as f64 * LEARNER_READY {
+            return Err(Error::LearnerNotReady);
+        }
+        let voters = members.iter().filter(|m| !m.is_learner).count();
+        if self.config.strict_reconfig_check && self.connected(view) < voters / 2 + 1 {
+            return Err(Error::Unhealthy);
+        }
+        Ok(())
+    }
+
+    /// Voters that this leader has heard lately, itself included.
+    fn connected(&self, view: &GroupView) -> usize {
+        view.voters().filter(|(id, _, _)| *id == self.identity.member || heard(view, *id)).count()
+    }
+}
+
+fn heard(view: &GroupView, id: MemberId) -> bool {
+    let last = view.progress.get(&id).and_then(|p| p.last_heard);
+    last.is_some_and(|at| at.elapsed() < HEALTH_INTERVAL)
+}
+
+/// What a peer URL must look like: scheme, host and port, nothing after them.
+pub fn is_peer_url(url: &str) -> bool {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let Some((host, port)) = rest.and_then(|r| r.rsplit_once(':')) else { return false };
+    !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|p| p > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_url_has_scheme_host_and_port_only() {
+        for good in ["http://10.0.0.1:2380", "https://a.b.svc:2380", "http://[::1]:2380"] {
+            assert!(is_peer_url(good), "{good}");
+        }
+        for bad in ["10.0.0.1:2380", "http://a", "http://:2380", "http://a:0", "http://a:2380/x", "ftp://a:1", ""] {
+            assert!(!is_peer_url(bad), "{bad}");
+        }
+    }
+}

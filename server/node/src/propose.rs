@@ -1,0 +1,222 @@
+//! From a verb to its reply: settle, check, put into the leader's log, wait until this member has applied it.
+
+use crate::node::{Inner, Node};
+use bytes::Bytes;
+use ferretcd_raft::GroupError;
+use ferretcd_types::{
+    Alarm, AlarmKind, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, Proposal, Revised, SetAlarm, Txn, TxnOp,
+    TxnReply, Verb, codec, limits,
+};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Proposals under way at once on one member. etcd bounds the gap between committed and applied at 5000 entries; this
+/// bounds what waits before that, at a few kilobytes each.
+pub(crate) const PROPOSALS_MAX: usize = 20_000;
+
+/// Entries that may be committed and not yet applied before new proposals are refused (etcd's maxGapBetweenApplyAndCommitIndex).
+const APPLY_GAP_MAX: u64 = 5000;
+
+/// How long to wait before a leader is asked again after it said that it is none.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+impl Node {
+    /// Puts a verb in the log and waits until this member has applied it.
+    pub async fn propose<V: Verb>(&self, verb: V) -> Result<V::Reply, Error> {
+        let command = verb.into();
+        self.inner.check_room(&command).await?;
+        V::reply(self.inner.propose(command).await?)
+    }
+
+    /// A transaction; one that only reads does not go through the log.
+    pub async fn txn(&self, request: Txn) -> Result<TxnReply, Error> {
+        let plain_reads = request.success.iter().chain(&request.failure).all(|op| matches!(op, TxnOp::Range(_)));
+        if !plain_reads {
+            return self.propose(request).await;
+        }
+        let serializable =
+            request.success.iter().chain(&request.failure).all(|op| matches!(op, TxnOp::Range(r) if r.serializable));
+        if !serializable {
+            self.inner.linearize().await?;
+        }
+        let state = self.inner.state.clone();
+        tokio::task::block_in_place(|| state.read_txn(&request))
+    }
+
+    /// Drops history up to a revision; `physical` waits until the records are gone.
+    pub async fn compact(&self, revision: i64, physical: bool) -> Result<Revised, Error> {
+        let reply = self.propose(ferretcd_types::Compact { revision }).await?;
+        if physical {
+            let state = self.inner.state.clone();
+            tokio::task::spawn_blocking(move || state.wait_compacted(revision))
+                .await
+                .map_err(Error::internal)?
+                .map_err(Error::from)?;
+        }
+        Ok(reply)
+    }
+
+    /// Creates a lease; ID 0 lets this member choose.
+    pub async fn lease_grant(&self, id: LeaseId, ttl: i64) -> Result<LeaseGrantReply, Error> {
+        if ttl > limits::LEASE_TTL_SECONDS_MAX {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        let id = if id.is_none() { crate::ids::lease() } else { id };
+        self.propose(LeaseGrant { id, ttl: ttl.max(self.inner.lease_ttl_min()) }).await
+    }
+}
+
+impl Inner {
+    /// The shortest lease: it must outlive an election, or its holder could not renew it in time (etcd's
+    /// ceil(1.5 elections)).
+    pub(crate) fn lease_ttl_min(&self) -> i64 {
+        (self.timing.election.as_millis() as u64 * 3).div_ceil(2 * 1000) as i64
+    }
+
+    /// Refuses what needs room when the quota is used up, and raises the alarm, as etcd does before it proposes.
+    async fn check_room(&self, command: &Command) -> Result<(), Error> {
+        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        let cost = cost(command);
+        if cost == 0 || self.state.logical_bytes() + cost <= quota {
+            return Ok(());
+        }
+        let alarm = Alarm { member: self.identity.member, kind: AlarmKind::NoSpace };
+        if !self.state.alarms().contains(&alarm) {
+            tracing::warn!(
+                quota_bytes = quota,
+                used_bytes = self.state.logical_bytes(),
+                "the quota is used up: raising the NOSPACE alarm; compact, defragment, then disarm the alarm, or raise --quota-backend-bytes"
+            );
+            self.propose(Command::SetAlarm(SetAlarm { alarm, raised: true })).await?;
+        }
+        Err(Error::NoSpace)
+    }
+
+    pub(crate) async fn propose(&self, command: Command) -> Result<ferretcd_types::Reply, Error> {
+        let Ok(_permit) = self.proposals.try_acquire() else { return Err(Error::TooManyRequests) };
+        {
+            let view = self.view();
+            if view.committed > view.applied + APPLY_GAP_MAX {
+                return Err(Error::TooManyRequests);
+            }
+        }
+        let proposal = Proposal { id: self.request_ids.next(), command };
+        let bytes = codec::encode_proposal(&proposal);
+        if bytes.len() > self.limits.max_request_bytes {
+            return Err(Error::RequestTooLarge);
+        }
+        let mut waiting = self.waiters.register(proposal.id);
+        let deadline = Instant::now() + self.timing.request_timeout();
+        self.metrics.proposals_pending.inc();
+        let outcome = tokio::select! {
+            // The reply wins over the leader's acknowledgement: it is what both are about.
+            biased;
+            outcome = waiting.outcome() => outcome,
+            error = self.submit(&bytes, deadline) => Err(error),
+        };
+        self.metrics.proposals_pending.dec();
+        if outcome.is_err() {
+            self.metrics.proposals_failed.inc();
+        }
+        outcome
+    }
+
+    /// Hands the proposal to the leader, again while nobody took it up. Returns only when there is no hope of a reply
+    /// in time; after an acknowledgement it waits for the reply to win.
+    async fn submit(&self, bytes: &Bytes, deadline: Instant) -> Error {
+        let mut leader_failed = false;
+        loop {
+            let leader = match self.leader_by(deadline).await {
+                Ok(leader) => leader,
+                Err(e) => return if leader_failed { Error::TimeoutLeaderFail } else { e },
+            };
+            let taken = if leader == self.identity.member {
+                match timeout_at(deadline, self.group.propose(bytes)).await {
+                    Err(_) => return Error::Timeout,
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(GroupError::NotLeader { .. } | GroupError::Busy(_))) => Err(Error::NotLeader),
+                    Ok(Err(GroupError::Unknown | GroupError::NoQuorum)) => {
+                        leader_failed = true;
+                        Ok(())
+                    }
+                    Ok(Err(GroupError::Fatal(e))) => {
+                        tracing::error!("raft has stopped: {e}");
+                        return Error::Stopped;
+                    }
+                }
+            } else {
+                let Some(node) = self.view().node(leader).cloned() else { continue };
+                self.group.peers().propose(leader, &node, bytes.clone()).await
+            };
+            match taken {
+                // In the log, or perhaps in it: the reply comes when it is applied.
+                Ok(()) => {
+                    tokio::time::sleep_until(deadline).await;
+                    return if leader_failed { Error::TimeoutLeaderFail } else { Error::TimeoutWaitApplied };
+                }
+                Err(Error::NotLeader) => {
+                    if timeout_at(deadline, tokio::time::sleep(RETRY_PAUSE)).await.is_err() {
+                        return Error::Timeout;
+                    }
+                }
+                Err(Error::TimeoutConnectionLost | Error::Timeout) => {
+                    // The leader may have it. Wait; a client that retries does so knowing that.
+                    tokio::time::sleep_until(deadline).await;
+                    return Error::TimeoutConnectionLost;
+                }
+                Err(e) => return e,
+            }
+        }
+    }
+
+    /// The leader, as soon as there is one.
+    pub(crate) async fn leader_by(&self, deadline: Instant) -> Result<ferretcd_types::MemberId, Error> {
+        let mut view = self.group.view();
+        let found = timeout_at(deadline, view.wait_for(|v| v.leader.is_some() || v.fatal.is_some())).await;
+        match found {
+            Err(_) => Err(Error::Timeout),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Ok(Ok(view)) => view.leader.ok_or(Error::Stopped),
+        }
+    }
+}
+
+/// Bytes that a command may add, as etcd estimates them.
+fn cost(command: &Command) -> u64 {
+    const PUT: u64 = 256;
+    const LEASE: u64 = 64;
+    fn ops(list: &[TxnOp]) -> u64 {
+        list.iter()
+            .map(|op| match op {
+                TxnOp::Put(p) => PUT + (p.key.len() + p.value.len()) as u64,
+                TxnOp::Txn(t) => ops(&t.success).max(ops(&t.failure)),
+                TxnOp::Range(_) | TxnOp::DeleteRange(_) => 0,
+            })
+            .sum()
+    }
+    match command {
+        Command::Put(p) => PUT + (p.key.len() + p.value.len()) as u64,
+        Command::Txn(t) => ops(&t.success).max(ops(&t.failure)),
+        Command::LeaseGrant(_) => LEASE,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferretcd_types::{DeleteRange, Put};
+
+    #[test]
+    fn only_what_grows_the_store_costs() {
+        let put = Put { key: "k".into(), value: "val".into(), ..Put::default() };
+        assert_eq!(cost(&Command::Put(put.clone())), 260);
+        assert_eq!(cost(&Command::DeleteRange(DeleteRange::default())), 0);
+        let txn = Txn {
+            success: vec![TxnOp::Put(put.clone()), TxnOp::Put(put)],
+            failure: vec![TxnOp::DeleteRange(DeleteRange::default())],
+            ..Txn::default()
+        };
+        assert_eq!(cost(&Command::Txn(txn)), 520, "the dearer branch counts");
+    }
+}

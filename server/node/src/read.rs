@@ -1,0 +1,100 @@
+//! Reads. A linearizable one asks the leader for an index that a quorum has just confirmed, and waits until this
+//! member has applied it (ReadIndex, Ongaro's thesis 6.4). All reads that wait share one round.
+
+use crate::node::{Inner, Node};
+use ferretcd_raft::GroupError;
+use ferretcd_types::{Error, Range, RangeReply};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+/// Reads that may wait for a round. More would only wait longer; they are refused.
+pub(crate) const READS_WAITING_MAX: usize = 50_000;
+
+/// How often an unanswered round is asked again (etcd's readIndexRetryTime).
+const ROUND_RETRY: Duration = Duration::from_millis(500);
+
+/// Waits for the next round's outcome.
+pub(crate) type RoundWaiter = oneshot::Sender<Result<(), Error>>;
+
+impl Node {
+    /// Reads keys; linearizable unless the request says serializable.
+    pub async fn range(&self, request: Range) -> Result<RangeReply, Error> {
+        if !request.serializable {
+            self.inner.linearize().await?;
+        }
+        // A read of many keys may wait for the disk; a few keys come from memory in microseconds.
+        let state = &self.inner.state;
+        if request.range.is_single() || request.count_only || (1..=16).contains(&request.limit) {
+            return state.range(&request);
+        }
+        tokio::task::block_in_place(|| state.range(&request))
+    }
+}
+
+impl Inner {
+    /// Returns when this member has applied everything that was committed before the call.
+    pub(crate) async fn linearize(&self) -> Result<(), Error> {
+        let (tx, rx) = oneshot::channel();
+        self.reads.try_send(tx).map_err(|_| Error::TooManyRequests)?;
+        rx.await.unwrap_or(Err(Error::Stopped))
+    }
+
+    async fn round(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.timing.request_timeout();
+        let index = loop {
+            let leader = self.leader_by(deadline).await?;
+            let again = (Instant::now() + ROUND_RETRY).min(deadline);
+            let asked = if leader == self.identity.member {
+                timeout_at(again, self.group.read_index()).await.map(|r| {
+                    r.map_err(|e| match e {
+                        GroupError::Fatal(_) => Error::Stopped,
+                        GroupError::NotLeader { .. } => Error::NotLeader,
+                        _ => Error::Timeout,
+                    })
+                })
+            } else {
+                let Some(node) = self.view().node(leader).cloned() else { continue };
+                timeout_at(again, self.group.peers().read_index(leader, &node)).await
+            };
+            match asked {
+                Ok(Ok(index)) => break index,
+                Ok(Err(Error::Stopped)) => return Err(Error::Stopped),
+                _ if Instant::now() >= deadline => return Err(Error::Timeout),
+                // No leader any more, a quorum that is slow, a connection that broke: ask again until the deadline.
+                Ok(Err(_)) => tokio::time::sleep_until(again.min(Instant::now() + Duration::from_millis(50))).await,
+                Err(_) => {}
+            }
+        };
+        self.wait_applied(index, deadline).await
+    }
+
+    /// Waits until this member has applied an index.
+    pub(crate) async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
+        let mut applied = self.applied.subscribe();
+        match timeout_at(deadline, applied.wait_for(|a| *a >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::TimeoutWaitApplied),
+        }
+    }
+}
+
+/// Runs rounds: one at a time, each for all reads that came before it began.
+pub(crate) async fn rounds(inner: Arc<Inner>, mut waiting: mpsc::Receiver<RoundWaiter>) {
+    let mut batch = Vec::new();
+    loop {
+        let more = tokio::select! {
+            more = waiting.recv_many(&mut batch, READS_WAITING_MAX) => more,
+            () = inner.stop.cancelled() => 0,
+        };
+        if more == 0 {
+            return;
+        }
+        let outcome = inner.round().await;
+        for waiter in batch.drain(..) {
+            let _ = waiter.send(outcome.clone());
+        }
+    }
+}

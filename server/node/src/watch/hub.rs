@@ -1,0 +1,287 @@
+//! Who watches what: the registry that applied events are matched against.
+
+use crate::watch::WatchCreate;
+use bytes::Bytes;
+use ferretcd_types::{Event, EventKind, KeyRange};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// Most events that wait in one stream's queue: a few of etcd's batches (1000 revisions).
+const QUEUE_EVENTS_MAX: usize = 4096;
+/// Most bytes of keys and values that wait in one stream's queue; the values are shared with the store's cache.
+const QUEUE_BYTES_MAX: usize = 8 << 20;
+
+/// All watchers of this member.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next_stream: u64,
+    /// Revision up to which events are in the queues.
+    published: i64,
+    streams: HashMap<u64, Arc<Queue>>,
+    /// Synced watchers of one key, by key.
+    single: HashMap<Bytes, Vec<Target>>,
+    /// Synced watchers of a range.
+    ranges: BTreeMap<(u64, i64), (KeyRange, Target)>,
+    watchers: usize,
+}
+
+/// A synced watcher.
+#[derive(Clone, Debug)]
+struct Target {
+    queue: Arc<Queue>,
+    id: i64,
+    no_put: bool,
+    no_delete: bool,
+}
+
+/// What waits for one stream.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    stream: u64,
+    pub(super) state: Mutex<Pending>,
+    pub(super) wake: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Events of synced watchers, in order.
+    pub(super) batches: VecDeque<Batch>,
+    events: usize,
+    bytes: usize,
+    /// Watchers that fell behind, and the first revision that they lack.
+    pub(super) overflowed: Vec<(i64, i64)>,
+    /// Set when a restore took all history away: the revision that all watchers are cancelled with.
+    pub(super) restored: Option<i64>,
+    /// Set when the state was replaced: every synced watcher is behind from this revision on.
+    pub(super) resync: bool,
+    pub(super) stopped: bool,
+}
+
+/// One revision's events for one watcher.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) id: i64,
+    pub(super) revision: i64,
+    pub(super) events: Vec<Event>,
+}
+
+impl Pending {
+    /// Drops what waits for a watcher that is gone: its ID may come back for another one.
+    pub(super) fn forget(&mut self, id: i64) {
+        let gone = |b: &Batch| b.id == id;
+        self.events -= self.batches.iter().filter(|b| gone(b)).map(|b| b.events.len()).sum::<usize>();
+        self.bytes -= self.batches.iter().filter(|b| gone(b)).flat_map(|b| &b.events).map(size).sum::<usize>();
+        self.batches.retain(|b| !gone(b));
+        self.overflowed.retain(|(known, _)| *known != id);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Batch> {
+        let batch = self.batches.pop_front()?;
+        self.events -= batch.events.len();
+        self.bytes -= batch.events.iter().map(size).sum::<usize>();
+        Some(batch)
+    }
+}
+
+fn size(e: &Event) -> usize {
+    e.kv.key.len() + e.kv.value.len()
+}
+
+impl Hub {
+    pub(super) fn open_stream(&self, stopped: bool) -> Arc<Queue> {
+        let mut inner = self.inner.lock();
+        inner.next_stream += 1;
+        let queue = Arc::new(Queue { stream: inner.next_stream, ..Queue::default() });
+        queue.state.lock().stopped = stopped;
+        inner.streams.insert(queue.stream, queue.clone());
+        queue
+    }
+
+    pub(super) fn close_stream(&self, queue: &Queue, watchers: &[(i64, KeyRange)]) {
+        let mut inner = self.inner.lock();
+        inner.streams.remove(&queue.stream);
+        for (id, range) in watchers {
+            inner.remove(queue.stream, *id, range);
+        }
+    }
+
+    /// Starts giving a watcher events after `complete`, if nothing was published beyond it; else it stays behind and
+    /// the answer is how far history must be read first.
+    pub(super) fn sync(&self, queue: &Arc<Queue>, id: i64, request: &WatchCreate, complete: i64) -> Result<i64, i64> {
+        let mut inner = self.inner.lock();
+        if complete < inner.published {
+            return Err(inner.published);
+        }
+        let published = inner.published;
+        let target = Target { queue: queue.clone(), id, no_put: request.no_put, no_delete: request.no_delete };
+        if request.range.is_single() {
+            inner.single.entry(request.range.start.clone()).or_default().push(target);
+        } else {
+            inner.ranges.insert((queue.stream, id), (request.range.clone(), target));
+        }
+        inner.watchers += 1;
+        Ok(published)
+    }
+
+    pub(super) fn unsync(&self, queue: &Queue, id: i64, range: &KeyRange) {
+        self.inner.lock().remove(queue.stream, id, range);
+    }
+
+    /// Revision up to which every synced watcher has its events in its queue. While `check` runs nothing is
+    /// published, so what it sees of the queue belongs to the revision.
+    pub(super) fn at_rest<T>(&self, check: impl FnOnce(i64) -> T) -> T {
+        let inner = self.inner.lock();
+        check(inner.published)
+    }
+
+    /// Number of synced watchers.
+    pub(crate) fn synced(&self) -> usize {
+        self.inner.lock().watchers
+    }
+
+    /// Number of open streams.
+    pub(crate) fn streams(&self) -> usize {
+        self.inner.lock().streams.len()
+    }
+
+    /// Gives one revision's events to the watchers that they concern. Called in order of revisions, from applying.
+    pub(crate) fn publish(&self, revision: i64, events: &[Event]) {
+        let mut inner = self.inner.lock();
+        inner.published = revision;
+        if inner.watchers == 0 {
+            return;
+        }
+        let mut overflowed: Vec<Target> = Vec::new();
+        for event in events {
+            let single = inner.single.get(&event.kv.key).into_iter().flatten();
+            let ranges =
+                inner.ranges.values().filter(|(range, _)| range.contains(&event.kv.key)).map(|(_, target)| target);
+            for target in single.chain(ranges) {
+                let wanted = match event.kind {
+                    EventKind::Put => !target.no_put,
+                    EventKind::Delete => !target.no_delete,
+                };
+                if wanted && !target.give(revision, event) {
+                    overflowed.push(target.clone());
+                }
+            }
+        }
+        for target in overflowed {
+            inner.remove_everywhere(target.queue.stream, target.id);
+        }
+    }
+
+    /// A restore took all history away.
+    pub(crate) fn restored(&self, revision: i64) {
+        let mut inner = self.inner.lock();
+        inner.published = revision;
+        inner.forget_watchers();
+        for queue in inner.streams.values() {
+            let mut pending = queue.state.lock();
+            pending.restored = Some(revision);
+            queue.wake.notify_one();
+        }
+    }
+
+    /// A snapshot replaced the state: what comes next does not follow what was published.
+    pub(crate) fn installed(&self, revision: i64) {
+        let mut inner = self.inner.lock();
+        inner.published = revision;
+        inner.forget_watchers();
+        for queue in inner.streams.values() {
+            let mut pending = queue.state.lock();
+            pending.resync = true;
+            queue.wake.notify_one();
+        }
+    }
+
+    /// Sets the revision that a freshly opened state stands at.
+    pub(crate) fn start_at(&self, revision: i64) {
+        self.inner.lock().published = revision;
+    }
+
+    /// Ends all streams.
+    pub(crate) fn stop(&self) {
+        for queue in self.inner.lock().streams.values() {
+            queue.state.lock().stopped = true;
+            queue.wake.notify_one();
+        }
+    }
+}
+
+impl Inner {
+    fn remove(&mut self, stream: u64, id: i64, range: &KeyRange) {
+        let before = self.watchers;
+        if range.is_single() {
+            if let Some(targets) = self.single.get_mut(&range.start) {
+                let len = targets.len();
+                targets.retain(|t| !(t.queue.stream == stream && t.id == id));
+                self.watchers -= len - targets.len();
+                if targets.is_empty() {
+                    self.single.remove(&range.start);
+                }
+            }
+        } else if self.ranges.remove(&(stream, id)).is_some() {
+            self.watchers -= 1;
+        }
+        debug_assert!(self.watchers <= before);
+    }
+
+    fn remove_everywhere(&mut self, stream: u64, id: i64) {
+        if self.ranges.remove(&(stream, id)).is_some() {
+            self.watchers -= 1;
+            return;
+        }
+        let mut removed = 0;
+        self.single.retain(|_, targets| {
+            let len = targets.len();
+            targets.retain(|t| !(t.queue.stream == stream && t.id == id));
+            removed += len - targets.len();
+            !targets.is_empty()
+        });
+        self.watchers -= removed;
+    }
+
+    fn forget_watchers(&mut self) {
+        self.single.clear();
+        self.ranges.clear();
+        self.watchers = 0;
+    }
+}
+
+impl Target {
+    /// Queues an event; false when the queue is full and the watcher fell behind from this revision on.
+    fn give(&self, revision: i64, event: &Event) -> bool {
+        let mut pending = self.queue.state.lock();
+        if pending.overflowed.iter().any(|(id, _)| *id == self.id) {
+            return false;
+        }
+        if pending.events >= QUEUE_EVENTS_MAX || pending.bytes >= QUEUE_BYTES_MAX {
+            // Events of one revision belong together: what was queued of this one is taken back.
+            if let Some(at) = pending.batches.iter().rposition(|b| b.id == self.id && b.revision == revision)
+                && let Some(batch) = pending.batches.remove(at)
+            {
+                pending.events -= batch.events.len();
+                pending.bytes -= batch.events.iter().map(size).sum::<usize>();
+            }
+            pending.overflowed.push((self.id, revision));
+            self.queue.wake.notify_one();
+            return false;
+        }
+        pending.events += 1;
+        pending.bytes += size(event);
+        match pending.batches.iter_mut().rev().take_while(|b| b.revision == revision).find(|b| b.id == self.id) {
+            Some(batch) => batch.events.push(event.clone()),
+            None => pending.batches.push_back(Batch { id: self.id, revision, events: vec![event.clone()] }),
+        }
+        self.queue.wake.notify_one();
+        true
+    }
+}

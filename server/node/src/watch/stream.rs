@@ -1,0 +1,323 @@
+//! One client's stream of watchers: it takes from its queue, and reads history for watchers that are behind.
+
+use crate::watch::hub::{Hub, Queue};
+use crate::watch::{WATCHERS_PER_STREAM_MAX, WatchCreate, WatchMessage};
+use ferretcd_state::State;
+use ferretcd_types::{Error, Event, EventKind, KeyRange, KeyValue};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Most revisions that one look into history reads (etcd's 1000).
+const HISTORY_REVISIONS_MAX: usize = 1000;
+/// Most bytes that one look into history reads: one look becomes at most one message per watcher, and this keeps it
+/// near the largest request.
+const HISTORY_BYTES_MAX: usize = 2 << 20;
+/// Most events that are joined into one message of a synced watcher: per message costs dominate small events.
+const COALESCED_EVENTS_MAX: usize = 1000;
+/// Most bytes joined into one message.
+const COALESCED_BYTES_MAX: usize = 1 << 20;
+
+/// One client's stream of watchers. Dropping it cancels them all.
+pub struct WatchStream {
+    hub: Arc<Hub>,
+    state: Arc<State>,
+    queue: Arc<Queue>,
+    watchers: BTreeMap<i64, Watcher>,
+    next_id: i64,
+    /// Answers that need no history.
+    out: VecDeque<WatchMessage>,
+    progress_asked: bool,
+    progress_every: Duration,
+    next_progress: Instant,
+}
+
+impl std::fmt::Debug for WatchStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchStream").field("watchers", &self.watchers.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Watcher {
+    request: WatchCreate,
+    /// The next revision that it lacks; meaningful while it is behind.
+    next: i64,
+    synced: bool,
+    /// Got an event since the last progress tick.
+    busy: bool,
+}
+
+impl Watcher {
+    fn wants(&self, event: &Event) -> bool {
+        let kind = match event.kind {
+            EventKind::Put => !self.request.no_put,
+            EventKind::Delete => !self.request.no_delete,
+        };
+        kind && self.request.range.contains(&event.kv.key)
+    }
+}
+
+impl WatchStream {
+    pub(crate) fn new(hub: Arc<Hub>, state: Arc<State>, progress_every: Duration, stopped: bool) -> Self {
+        let queue = hub.open_stream(stopped);
+        WatchStream {
+            hub,
+            state,
+            queue,
+            watchers: BTreeMap::new(),
+            next_id: 0,
+            out: VecDeque::new(),
+            progress_asked: false,
+            progress_every,
+            next_progress: Instant::now() + progress_every,
+        }
+    }
+
+    /// Adds a watcher; the answer comes out of [`WatchStream::next`] as `Created`, `CreateFailed` or, for a start
+    /// below the compacted revision, `Created` then `Cancelled`.
+    pub fn create(&mut self, mut request: WatchCreate) {
+        let revision = self.state.revision();
+        let refuse = |reason: &str| WatchMessage::CreateFailed { reason: reason.to_owned(), revision };
+        if request.range.start.is_empty() {
+            // etcd's rule: an empty key means the first possible one.
+            request.range.start = bytes::Bytes::from_static(b"\0");
+        }
+        let refusal = if request.range.is_empty() {
+            Some(refuse("mvcc: watcher range is empty"))
+        } else if request.start_revision < 0 {
+            Some(refuse(&Error::Compacted.to_string()))
+        } else if request.id != 0 && self.watchers.contains_key(&request.id) {
+            Some(refuse("mvcc: duplicate watch ID provided on the WatchStream"))
+        } else if self.watchers.len() >= WATCHERS_PER_STREAM_MAX {
+            Some(refuse(&Error::TooManyRequests.to_string()))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.out.push_back(refusal);
+            return;
+        }
+        let id = match request.id {
+            0 => {
+                while self.watchers.contains_key(&self.next_id) {
+                    self.next_id += 1;
+                }
+                self.next_id += 1;
+                self.next_id - 1
+            }
+            id => id,
+        };
+        self.out.push_back(WatchMessage::Created { id, revision });
+        let next = if request.start_revision > 0 { request.start_revision } else { revision + 1 };
+        let mut watcher = Watcher { request, next, synced: false, busy: true };
+        // A start in the future waits like any other: what lies below it is filtered out.
+        if next > revision
+            && let Ok(_published) = self.hub.sync(&self.queue, id, &watcher.request, revision)
+        {
+            watcher.synced = true;
+        }
+        self.watchers.insert(id, watcher);
+    }
+
+    /// Removes a watcher; an unknown ID is ignored (etcd's rule).
+    pub fn cancel(&mut self, id: i64) {
+        if let Some(watcher) = self.watchers.remove(&id) {
+            self.hub.unsync(&self.queue, id, &watcher.request.range);
+            self.queue.state.lock().forget(id);
+            self.out.push_back(WatchMessage::Cancelled { id, compact_revision: None });
+        }
+    }
+
+    /// Asks for one `Progress` with ID -1. Nothing comes while a watcher is behind (etcd's rule: the client retries).
+    pub fn request_progress(&mut self) {
+        self.progress_asked = true;
+    }
+
+    /// The next message; `None` when the member stops. Safe to drop and call again: nothing is taken before it is
+    /// returned.
+    pub async fn next(&mut self) -> Option<WatchMessage> {
+        loop {
+            let woken = self.queue.clone();
+            let woken = woken.wake.notified();
+            self.take_notices()?;
+            if let Some(message) = self.out.pop_front() {
+                return Some(message);
+            }
+            if let Some(message) = self.next_batch() {
+                return Some(message);
+            }
+            if self.watchers.values().any(|w| !w.synced) {
+                self.read_history();
+                continue;
+            }
+            if self.progress_asked {
+                self.progress_asked = false;
+                if let Some(message) = self.progress_of_all() {
+                    return Some(message);
+                }
+                continue;
+            }
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep_until(self.next_progress) => self.progress_tick(),
+            }
+        }
+    }
+
+    /// Follows what the hub said of this stream as a whole. `None` when the member stops.
+    fn take_notices(&mut self) -> Option<()> {
+        let mut pending = self.queue.state.lock();
+        if pending.stopped {
+            return None;
+        }
+        if let Some(revision) = pending.restored.take() {
+            // What was queued belongs to the old history; the client starts over.
+            while pending.pop().is_some() {}
+            pending.overflowed.clear();
+            for id in std::mem::take(&mut self.watchers).into_keys() {
+                self.out.push_back(WatchMessage::Cancelled { id, compact_revision: Some(revision) });
+            }
+        }
+        // A watcher is behind only once its queued events are out, so that it stays in order.
+        if pending.batches.is_empty() {
+            for (id, from) in std::mem::take(&mut pending.overflowed) {
+                if let Some(w) = self.watchers.get_mut(&id) {
+                    w.synced = false;
+                    w.next = w.next.max(from);
+                }
+            }
+            if std::mem::take(&mut pending.resync) {
+                for w in self.watchers.values_mut() {
+                    w.synced = false;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Events of synced watchers: as many of the first one's as fit into one message.
+    fn next_batch(&mut self) -> Option<WatchMessage> {
+        loop {
+            let mut pending = self.queue.state.lock();
+            let first = pending.pop()?;
+            let (id, mut revision, mut events) = (first.id, first.revision, first.events);
+            let mut bytes: usize = events.iter().map(|e| e.kv.key.len() + e.kv.value.len()).sum();
+            while let Some(next) = pending.batches.front()
+                && next.id == id
+                && events.len() < COALESCED_EVENTS_MAX
+                && bytes < COALESCED_BYTES_MAX
+                && let Some(next) = pending.pop()
+            {
+                revision = next.revision;
+                bytes += next.events.iter().map(|e| e.kv.key.len() + e.kv.value.len()).sum::<usize>();
+                events.extend(next.events);
+            }
+            drop(pending);
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            // A watcher that starts in the future is synced from the beginning.
+            events.retain(|e| e.revision.main >= watcher.next);
+            if events.is_empty() {
+                continue;
+            }
+            watcher.busy = true;
+            watcher.next = revision + 1;
+            let prev_kv = watcher.request.prev_kv;
+            return Some(WatchMessage::Events { id, revision, events: self.with_previous(events, prev_kv) });
+        }
+    }
+
+    fn with_previous(&self, events: Vec<Event>, wanted: bool) -> Vec<(Event, Option<KeyValue>)> {
+        events
+            .into_iter()
+            .map(|e| {
+                // A broken store is met by the next write; an event without its past is what compaction gives as well.
+                let previous = if wanted { self.state.value_before(&e).unwrap_or_default() } else { None };
+                (e, previous)
+            })
+            .collect()
+    }
+
+    /// One look into history for all watchers that are behind, from the one that is furthest behind.
+    fn read_history(&mut self) {
+        let Some(from) = self.watchers.values().filter(|w| !w.synced).map(|w| w.next).min() else { return };
+        let read = tokio::task::block_in_place(|| self.state.events(from, HISTORY_REVISIONS_MAX, HISTORY_BYTES_MAX));
+        let batch = match read {
+            Ok(batch) => batch,
+            Err(Error::Compacted) => {
+                let compacted = self.state.compacted_revision();
+                self.cancel_compacted(compacted);
+                return;
+            }
+            Err(e) => {
+                // The store is broken; the member is about to stop. Clients resume elsewhere.
+                tracing::error!("a watch stream cannot read history: {e}");
+                self.queue.state.lock().stopped = true;
+                return;
+            }
+        };
+        let complete = batch.next - 1;
+        let ids: Vec<i64> = self.watchers.iter().filter(|(_, w)| !w.synced).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            let events: Vec<Event> =
+                batch.events.iter().filter(|e| e.revision.main >= watcher.next && watcher.wants(e)).cloned().collect();
+            watcher.next = watcher.next.max(batch.next);
+            if self.hub.sync(&self.queue, id, &watcher.request, complete).is_ok() {
+                watcher.synced = true;
+            }
+            let prev_kv = watcher.request.prev_kv;
+            if !events.is_empty() {
+                watcher.busy = true;
+                let events = self.with_previous(events, prev_kv);
+                self.out.push_back(WatchMessage::Events { id, revision: complete, events });
+            }
+        }
+    }
+
+    fn cancel_compacted(&mut self, compacted: i64) {
+        let gone: Vec<i64> =
+            self.watchers.iter().filter(|(_, w)| !w.synced && w.next < compacted).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.watchers.remove(&id);
+            self.out.push_back(WatchMessage::Cancelled { id, compact_revision: Some(compacted) });
+        }
+    }
+
+    /// The answer to a progress request: only when every event up to the revision has left the queue.
+    fn progress_of_all(&self) -> Option<WatchMessage> {
+        let future = self.watchers.values().any(|w| w.synced && w.next > self.state.revision() + 1);
+        if future {
+            return None;
+        }
+        self.hub.at_rest(|revision| {
+            let pending = self.queue.state.lock();
+            let at_rest = pending.batches.is_empty() && pending.overflowed.is_empty() && !pending.resync;
+            at_rest.then_some(WatchMessage::Progress { id: -1, revision })
+        })
+    }
+
+    fn progress_tick(&mut self) {
+        self.next_progress = Instant::now() + self.progress_every;
+        let at_rest = self.hub.at_rest(|revision| {
+            let pending = self.queue.state.lock();
+            (pending.batches.is_empty() && pending.overflowed.is_empty() && !pending.resync).then_some(revision)
+        });
+        let Some(revision) = at_rest else { return };
+        for (id, w) in &mut self.watchers {
+            if w.request.progress_notify && w.synced && !std::mem::take(&mut w.busy) {
+                self.out.push_back(WatchMessage::Progress { id: *id, revision });
+            }
+            w.busy = false;
+        }
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        let watchers: Vec<(i64, KeyRange)> =
+            self.watchers.iter().map(|(id, w)| (*id, w.request.range.clone())).collect();
+        self.hub.close_stream(&self.queue, &watchers);
+    }
+}

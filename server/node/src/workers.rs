@@ -1,0 +1,175 @@
+//! The loops of a running member that nobody asks for: what a new leader owes the cluster, what a member says of
+//! itself, when a snapshot is due, when history is dropped, and when the member must end.
+
+use crate::node::{AutoCompaction, Inner};
+use crate::{ids, lease, maintenance, read};
+use ferretcd_raft::Role;
+use ferretcd_types::{Command, Compact, Epoch, Error, Genesis, MemberAttributes};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+/// The version that a new cluster starts at: etcd's API level that this server speaks.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// A snapshot is written when the log since the last one is at least this long, however few entries: writing more
+/// often costs more than replaying a short log.
+const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
+
+/// Starts them all.
+pub(crate) fn start(inner: &Arc<Inner>, rounds: mpsc::Receiver<read::RoundWaiter>, tasks: &TaskTracker) {
+    tasks.spawn(read::rounds(inner.clone(), rounds));
+    tasks.spawn(lease::expire(inner.clone()));
+    tasks.spawn(maintenance::give_up_idle_restores(inner.clone()));
+    tasks.spawn(found_history(inner.clone()));
+    tasks.spawn(publish_attributes(inner.clone()));
+    tasks.spawn(take_snapshots(inner.clone()));
+    tasks.spawn(auto_compact(inner.clone()));
+    tasks.spawn(watch_for_the_end(inner.clone()));
+}
+
+async fn pause(inner: &Inner, time: Duration) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => true,
+        () = inner.stop.cancelled() => false,
+    }
+}
+
+/// The first leader fixes the epoch; until then no member serves clients.
+async fn found_history(inner: Arc<Inner>) {
+    while inner.state.epoch() == Epoch::UNKNOWN {
+        if inner.view().role == Role::Leader {
+            let genesis = Genesis { epoch: ids::epoch(), cluster_version: CLUSTER_VERSION.to_owned() };
+            if let Err(e) = inner.propose(Command::Genesis(genesis)).await {
+                tracing::warn!("cannot write the first entry: {e}; trying again");
+            }
+        }
+        if !pause(&inner, Duration::from_millis(20)).await {
+            return;
+        }
+    }
+}
+
+/// Publishes name and client URLs, as etcd does once a member is ready.
+async fn publish_attributes(inner: Arc<Inner>) {
+    let attributes = MemberAttributes {
+        id: inner.identity.member,
+        name: inner.config.name.clone(),
+        client_urls: inner.config.client_urls.clone(),
+    };
+    loop {
+        let published = inner
+            .members()
+            .iter()
+            .any(|m| m.id == attributes.id && m.name == attributes.name && m.client_urls == attributes.client_urls);
+        if published {
+            return;
+        }
+        let known = inner.state.epoch() != Epoch::UNKNOWN && inner.members().iter().any(|m| m.id == attributes.id);
+        if known {
+            match inner.propose(Command::MemberAttributes(attributes.clone())).await {
+                Ok(_) => return,
+                Err(e) => tracing::warn!("cannot publish this member's name and client URLs: {e}; trying again"),
+            }
+        }
+        if !pause(&inner, Duration::from_millis(50)).await {
+            return;
+        }
+    }
+}
+
+/// Writes a snapshot file when enough entries came since the last one and the log has grown enough to be worth it: the
+/// store's size again, at least, so that writing snapshots never costs more than a small multiple of writing the log.
+async fn take_snapshots(inner: Arc<Inner>) {
+    loop {
+        if !pause(&inner, Duration::from_secs(1)).await {
+            return;
+        }
+        let view = inner.view();
+        let entries = view.applied.saturating_sub(view.snapshot);
+        let bytes = inner.wal.disk_bytes();
+        let worth = SNAPSHOT_LOG_BYTES_MIN.max(inner.state.logical_bytes());
+        if entries >= inner.config.snapshot_count && bytes >= worth {
+            tracing::debug!(entries, log_bytes = bytes, "writing a snapshot");
+            if let Err(e) = inner.group.take_snapshot().await {
+                tracing::warn!("cannot start a snapshot: {e}");
+            }
+            // It runs in the background; the next look is after its likely end.
+            if !pause(&inner, Duration::from_secs(10)).await {
+                return;
+            }
+        }
+    }
+}
+
+/// etcd's periodic and revision modes, on the leader.
+async fn auto_compact(inner: Arc<Inner>) {
+    let Some(mode) = inner.config.auto_compaction else { return };
+    let every = match mode {
+        // etcd looks at least every hour; its first compaction comes after a full period.
+        AutoCompaction::Periodic(period) => period.min(Duration::from_secs(3600)) / 10,
+        AutoCompaction::Revision(_) => Duration::from_secs(300),
+    };
+    let mut seen: VecDeque<(tokio::time::Instant, i64)> = VecDeque::new();
+    let mut compacted = 0;
+    loop {
+        if !pause(&inner, every.max(Duration::from_millis(100))).await {
+            return;
+        }
+        let now = tokio::time::Instant::now();
+        let revision = inner.state.revision();
+        let target = match mode {
+            AutoCompaction::Periodic(period) => {
+                seen.push_back((now, revision));
+                let mut target = None;
+                while seen.front().is_some_and(|(at, _)| now.duration_since(*at) >= period) {
+                    target = seen.pop_front().map(|(_, revision)| revision);
+                }
+                target
+            }
+            AutoCompaction::Revision(keep) => Some(revision - keep),
+        };
+        let Some(target) = target.filter(|t| *t > compacted.max(inner.state.compacted_revision()) && *t > 0) else {
+            continue;
+        };
+        if inner.view().role != Role::Leader {
+            continue;
+        }
+        match inner.propose(Command::Compact(Compact { revision: target })).await {
+            Ok(_) => {
+                tracing::info!(revision = target, "compacted automatically");
+                compacted = target;
+            }
+            Err(Error::Compacted) => compacted = target,
+            Err(e) => tracing::warn!(revision = target, "cannot compact: {e}; trying again at the next turn"),
+        }
+    }
+}
+
+/// A member that was removed, or whose raft has stopped, ends.
+async fn watch_for_the_end(inner: Arc<Inner>) {
+    let mut view = inner.group.view();
+    loop {
+        let leader = view.borrow_and_update().leader;
+        inner.metrics.saw_leader(leader.map(|id| id.0));
+        if let Some(fatal) = view.borrow().fatal.clone() {
+            // A normal stop ends raft as well; then nobody asks.
+            inner.ended.send_replace(Some(format!("raft has stopped: {fatal}")));
+            return;
+        }
+        if inner.state.is_removed(inner.identity.member) {
+            inner.ended.send_replace(Some(format!(
+                "this member ({}) was removed from the cluster; its data directory is of no further use",
+                inner.identity.member
+            )));
+            return;
+        }
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            () = inner.shared.members_changed.notified() => {}
+            () = inner.stop.cancelled() => return,
+        }
+    }
+}

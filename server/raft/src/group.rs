@@ -1,0 +1,315 @@
+//! The handle on a running raft group, in our own words: no openraft type leaves this crate.
+
+use crate::config::Timing;
+use crate::entry;
+use crate::identity::Identity;
+use crate::log::Log;
+use crate::machine::{Effects, Machine};
+use crate::snapshot::SnapshotDir;
+use crate::transport::client::{Network, Peers};
+use crate::types::{Data, Membership, TypeConfig, log_pos};
+use bytes::Bytes;
+use ferretcd_state::State;
+use ferretcd_types::{LogPos, MemberId, PeerNode};
+use ferretcd_wal::Wal;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::{Precondition, ReadPolicy};
+use openraft::{Instant as _, Raft, ServerState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+pub(crate) type RawRaft = Raft<TypeConfig, Machine>;
+
+/// A member's part in the group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Receives the log, has no vote.
+    #[default]
+    Learner,
+    /// Follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// The group as this member sees it now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupView {
+    /// Term.
+    pub term: u64,
+    /// This member's role.
+    pub role: Role,
+    /// Who leads, as far as this member knows and has heard lately.
+    pub leader: Option<MemberId>,
+    /// Last entry in this member's log.
+    pub last_log_index: u64,
+    /// Last entry known to be committed.
+    pub committed: u64,
+    /// Last applied entry.
+    pub applied: u64,
+    /// Last entry in a snapshot file.
+    pub snapshot: u64,
+    /// Members: ID, node, learner.
+    pub members: Vec<(MemberId, PeerNode, bool)>,
+    /// The entry that set the members.
+    pub membership_index: u64,
+    /// On the leader: how far each other member's log matches.
+    pub progress: BTreeMap<MemberId, Progress>,
+    /// On the leader: when a quorum last confirmed it.
+    pub quorum_acked: Option<Instant>,
+    /// Set when raft has stopped for good.
+    pub fatal: Option<String>,
+}
+
+/// How far a follower is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Last entry that it holds on stable storage.
+    pub matched: Option<u64>,
+    /// When it last answered.
+    pub last_heard: Option<Instant>,
+}
+
+impl GroupView {
+    /// Voters.
+    pub fn voters(&self) -> impl Iterator<Item = &(MemberId, PeerNode, bool)> {
+        self.members.iter().filter(|m| !m.2)
+    }
+
+    /// A member's node.
+    pub fn node(&self, id: MemberId) -> Option<&PeerNode> {
+        self.members.iter().find(|m| m.0 == id).map(|m| &m.1)
+    }
+}
+
+/// Why the group did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// This member does not lead. Nothing was done.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<MemberId>,
+    },
+    /// Leadership was lost with the entry under way: it may or may not be committed.
+    #[error("leadership was lost with the entry under way")]
+    Unknown,
+    /// A quorum does not answer.
+    #[error("a quorum does not answer")]
+    NoQuorum,
+    /// Another change of members is under way, or a new leader has not committed its first entry.
+    #[error("the members cannot be changed now: {0}")]
+    Busy(String),
+    /// Raft has stopped; the process must end.
+    #[error("raft has stopped: {0}")]
+    Fatal(String),
+}
+
+/// A running raft group, as one member holds it. Cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    raft: RawRaft,
+    peers: Peers,
+    snapshots: SnapshotDir,
+    view: watch::Receiver<GroupView>,
+}
+
+/// What a group is started from.
+pub struct GroupParts {
+    /// Timing.
+    pub timing: Timing,
+    /// The log.
+    pub wal: Wal,
+    /// The state machine.
+    pub state: Arc<State>,
+    /// Where snapshot files lie.
+    pub snapshots: SnapshotDir,
+    /// Channels to the other members.
+    pub peers: Peers,
+    /// Who is told what the log did.
+    pub effects: Arc<dyn Effects>,
+}
+
+impl Group {
+    /// Recovers the group from its log and state machine. Nothing runs before [`Group::run`].
+    pub async fn open(parts: GroupParts) -> Result<Self, GroupError> {
+        let config = parts.timing.openraft().map_err(GroupError::Fatal)?;
+        let member = parts.peers.identity().member;
+        let machine = Machine::new(parts.state, parts.effects, parts.snapshots.clone());
+        let network = Network { peers: parts.peers.clone() };
+        let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
+        let (tx, view) = watch::channel(GroupView::default());
+        tokio::spawn(follow(raft.clone(), tx, parts.timing.election));
+        Ok(Group { raft, peers: parts.peers, snapshots: parts.snapshots, view })
+    }
+
+    /// Starts raft's tasks.
+    pub fn run(&self) {
+        self.raft.run();
+    }
+
+    /// Founds the group with these members. Each of them may do so, with equal arguments; one that has a log already
+    /// ignores it.
+    pub async fn found(&self, members: BTreeMap<MemberId, PeerNode>) -> Result<(), GroupError> {
+        let members: BTreeMap<u64, PeerNode> = members.into_iter().map(|(id, node)| (id.0, node)).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => Ok(()),
+            Err(e) => Err(fatal(e)),
+        }
+    }
+
+    pub(crate) fn for_door(&self) -> (Arc<Identity>, RawRaft, SnapshotDir) {
+        (self.peers.identity().clone(), self.raft.clone(), self.snapshots.clone())
+    }
+
+    /// Calls to other members.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// The group as seen now, and notice of changes.
+    pub fn view(&self) -> watch::Receiver<GroupView> {
+        self.view.clone()
+    }
+
+    /// Puts an encoded proposal in the log and waits until it is committed and applied here. Only on the leader.
+    pub async fn propose(&self, proposal: &Bytes) -> Result<LogPos, GroupError> {
+        let written = self.raft.client_write(Data(entry::normal(proposal))).await.map_err(write_error)?;
+        Ok(log_pos(&written.log_id))
+    }
+
+    /// The index that a read must have applied to be linearizable: a quorum has just confirmed this leader.
+    pub async fn read_index(&self) -> Result<u64, GroupError> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f))) => {
+                Err(GroupError::NotLeader { leader: f.leader_id.map(MemberId) })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(GroupError::NoQuorum),
+            Err(RaftError::Fatal(e)) => Err(fatal(e)),
+        }
+    }
+
+    /// Changes the members by one entry: at most one voter more or less than the view that `change` is given. Only on
+    /// the leader; refused when the members changed in between.
+    pub async fn change_members(
+        &self,
+        change: impl FnOnce(&mut BTreeSet<MemberId>, &mut BTreeMap<MemberId, PeerNode>),
+    ) -> Result<LogPos, GroupError> {
+        let observed = self.raft.metrics().borrow_watched().membership_config.clone();
+        let mut voters: BTreeSet<MemberId> = observed.voter_ids().map(MemberId).collect();
+        let mut nodes: BTreeMap<MemberId, PeerNode> =
+            observed.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
+        change(&mut voters, &mut nodes);
+        let config = voters.into_iter().map(|id| id.0).collect();
+        let nodes: BTreeMap<u64, PeerNode> = nodes.into_iter().map(|(id, node)| (id.0, node)).collect();
+        let proposed = Membership::new(vec![config], nodes).map_err(fatal)?;
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *observed.log_id() };
+        let payload = openraft::EntryPayload::Blank;
+        let written = self.raft.append_membership(proposed, payload, [unchanged]).await.map_err(write_error)?;
+        Ok(log_pos(&written.log_id))
+    }
+
+    /// Starts handing leadership over; whether it worked shows in the view.
+    pub async fn transfer_leader(&self, to: MemberId) -> Result<(), GroupError> {
+        self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
+    }
+
+    /// Writes a snapshot file in the background; the log below it goes when it is done.
+    pub async fn take_snapshot(&self) -> Result<(), GroupError> {
+        self.raft.trigger().snapshot().await.map_err(fatal)
+    }
+
+    /// Whether this member's log holds a group.
+    pub async fn is_founded(&self) -> Result<bool, GroupError> {
+        self.raft.is_initialized().await.map_err(fatal)
+    }
+
+    /// Stops raft's tasks.
+    pub async fn shutdown(&self) {
+        if let Err(e) = self.raft.shutdown().await {
+            tracing::warn!("raft did not stop cleanly: {e}");
+        }
+    }
+}
+
+fn fatal(e: impl std::fmt::Display) -> GroupError {
+    GroupError::Fatal(e.to_string())
+}
+
+fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupError {
+    match e {
+        RaftError::Fatal(e) => fatal(e),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => {
+            GroupError::NotLeader { leader: f.leader_id.map(MemberId) }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => GroupError::Unknown,
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => match e {
+            ChangeMembershipError::InProgress(e) => GroupError::Busy(e.to_string()),
+            e => GroupError::Busy(e.to_string()),
+        },
+        RaftError::APIError(e) => GroupError::Busy(e.to_string()),
+    }
+}
+
+/// Keeps the view current. A leader that was not heard of for an election timeout counts as gone, whatever openraft's
+/// role says: this member must not claim a leader that it cannot reach.
+async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, election: Duration) {
+    let mut metrics = raft.metrics();
+    loop {
+        let view = view_of(&metrics.borrow_watched(), election);
+        let stopped = view.fatal.is_some();
+        tx.send_if_modified(|known| {
+            let changed = *known != view;
+            *known = view;
+            changed
+        });
+        if stopped {
+            return;
+        }
+        // Woken by changes; looked at again after a while, because a quorum that falls silent changes nothing.
+        match tokio::time::timeout(election / 2, metrics.changed()).await {
+            Ok(Err(_)) => return,
+            Ok(Ok(())) | Err(_) => {}
+        }
+    }
+}
+
+fn view_of(m: &openraft::RaftMetrics<TypeConfig>, election: Duration) -> GroupView {
+    let role = match m.state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Follower => Role::Follower,
+        _ => Role::Learner,
+    };
+    let quorum_acked = m.last_quorum_acked.as_ref().and_then(|at| Instant::now().checked_sub(at.elapsed()));
+    let alone = m.membership_config.voter_ids().count() == 1;
+    let quorum_lost = role == Role::Leader && !alone && quorum_acked.is_none_or(|at| at.elapsed() > election);
+    let heard = m.heartbeat.as_ref();
+    let progress = m.replication.iter().flatten().filter(|(id, _)| **id != m.id).map(|(id, matched)| {
+        let last_heard = heard
+            .and_then(|h| h.get(id))
+            .and_then(|at| at.as_ref())
+            .and_then(|at| Instant::now().checked_sub(at.elapsed()));
+        (MemberId(*id), Progress { matched: matched.as_ref().map(|l| l.index()), last_heard })
+    });
+    GroupView {
+        term: m.current_term,
+        role,
+        leader: if quorum_lost { None } else { m.current_leader.map(MemberId) },
+        last_log_index: m.last_log_index.unwrap_or_default(),
+        committed: m.local_committed.as_ref().map_or(0, |l| l.index()),
+        applied: m.last_applied.as_ref().map_or(0, |l| l.index()),
+        snapshot: m.snapshot.as_ref().map_or(0, |l| l.index()),
+        members: entry::members(m.membership_config.membership()),
+        membership_index: m.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
+        progress: progress.collect(),
+        quorum_acked,
+        fatal: m.running_state.as_ref().err().map(ToString::to_string),
+    }
+}

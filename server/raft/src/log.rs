@@ -1,0 +1,144 @@
+//! openraft's log storage over our write-ahead log.
+
+use crate::entry;
+use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, log_pos, vote_from, vote_to_wal};
+use ferretcd_types::LogPos;
+use ferretcd_wal::{self as wal, Wal};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, RaftTypeConfig};
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use tokio::sync::oneshot;
+
+/// Most bytes of entries in one request to a follower: small enough that a heartbeat behind it is not late on a slow
+/// link, large enough that its overhead does not show (etcd's maxSizePerMsg is the same megabyte).
+const REPLICATION_BYTES_MAX: usize = 1 << 20;
+
+/// Most bytes that one call for a range of entries reads. Such calls come at start-up and from applying, in ranges
+/// that openraft bounds by count; this keeps a range of large entries from filling memory.
+const READ_BYTES_MAX: usize = usize::MAX;
+
+#[derive(Clone)]
+pub(crate) struct Log {
+    wal: Wal,
+}
+
+impl Log {
+    pub(crate) fn new(wal: Wal) -> Self {
+        Log { wal }
+    }
+
+    fn entries(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let entries = self.wal.read(from, to, max_bytes)?;
+        entries
+            .into_iter()
+            .map(|e| entry::decode(LogPos { term: e.term, index: e.index }, e.payload).map_err(io::Error::other))
+            .collect()
+    }
+}
+
+fn to_pos(id: &LogId) -> wal::LogPos {
+    let pos = log_pos(id);
+    wal::LogPos { term: pos.term, index: pos.index }
+}
+
+fn from_pos(pos: wal::LogPos) -> LogId {
+    log_id(LogPos { term: pos.term, index: pos.index })
+}
+
+/// Waits for the writer thread's answer.
+async fn done(submit: impl FnOnce(Box<dyn FnOnce(io::Result<()>) + Send>)) -> io::Result<()> {
+    let (tx, rx) = oneshot::channel();
+    submit(Box::new(move |result| {
+        let _ = tx.send(result);
+    }));
+    rx.await.map_err(|_| io::Error::other("the log's writer has stopped"))?
+}
+
+impl RaftLogReader<TypeConfig> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let from = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(i) => i + 1,
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.entries(from, to, READ_BYTES_MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.wal.vote().map(|v| vote_from(v.term, v.node, v.committed)))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.entries(start, end, REPLICATION_BYTES_MAX)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let last_purged_log_id = self.wal.purged().map(from_pos);
+        let last_log_id = self.wal.last().map(from_pos).or(last_purged_log_id);
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let vote = vote_to_wal(vote);
+        done(|reply| self.wal.save_vote(vote, reply)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        if let Some(id) = committed {
+            self.wal.save_committed(to_pos(&id))?;
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.wal.committed().map(from_pos))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = <TypeConfig as RaftTypeConfig>::Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries
+            .into_iter()
+            .map(|e| {
+                let pos = log_pos(&e.log_id());
+                wal::Entry { term: pos.term, index: pos.index, payload: entry::encode(&e) }
+            })
+            .collect();
+        self.wal.append(entries, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let after = last.map(|id| id.index());
+        done(|reply| self.wal.truncate_after(after, reply)).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let upto = to_pos(&upto);
+        done(|reply| self.wal.purge(upto, reply)).await
+    }
+}

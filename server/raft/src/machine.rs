@@ -1,0 +1,179 @@
+//! openraft's state machine over ours: it feeds entries to [`State`] and hands what happened to [`Effects`].
+
+use crate::entry;
+use crate::snapshot::{SnapshotDir, SnapshotFile};
+use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_pos};
+use ferretcd_state::{Effect, SnapshotKind, State};
+use ferretcd_types::{Error, LogPos, Reply, RequestId, codec};
+use futures::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{EntryPayload, OptionalSend};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Most entries that are applied in one go before the task yields: about a millisecond of work.
+const APPLY_BATCH_MAX: usize = 256;
+
+/// Who is told what the log did. Called in log order, from one place; must not block.
+pub trait Effects: Send + Sync + 'static {
+    /// What applying one entry (or installing a snapshot) changed. Comes before the reply of the same entry.
+    fn publish(&self, effects: Vec<Effect>);
+    /// The outcome of a proposal, for whoever waits for it on this member.
+    fn reply(&self, id: RequestId, outcome: Result<Reply, Error>);
+    /// The whole state was replaced by a leader's snapshot: what was published before may not join up with what comes.
+    fn installed(&self, effects: Vec<Effect>);
+    /// Everything up to here is applied.
+    fn applied(&self, pos: LogPos);
+}
+
+#[derive(Clone)]
+pub(crate) struct Machine {
+    state: Arc<State>,
+    effects: Arc<dyn Effects>,
+    snapshots: SnapshotDir,
+}
+
+impl Machine {
+    pub(crate) fn new(state: Arc<State>, effects: Arc<dyn Effects>, snapshots: SnapshotDir) -> Self {
+        Machine { state, effects, snapshots }
+    }
+
+    fn apply_one(&self, entry: Entry) -> io::Result<()> {
+        let pos = log_pos(&entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => {
+                self.state.apply_blank(pos).map_err(io::Error::other)?;
+            }
+            EntryPayload::Normal(data) => {
+                let proposal = codec::decode_proposal(entry::proposal(&data)).map_err(io::Error::other)?;
+                let applied = self.state.apply(pos, &proposal).map_err(io::Error::other)?;
+                if !applied.effects.is_empty() {
+                    self.effects.publish(applied.effects);
+                }
+                self.effects.reply(proposal.id, applied.outcome);
+            }
+            EntryPayload::Membership(membership) => {
+                let members = entry::members(&membership);
+                let stored = StoredMembership::new(Some(log_id(pos)), membership);
+                let blob = entry::encode_stored(&stored);
+                let effects = self.state.apply_membership(pos, blob, &members).map_err(io::Error::other)?;
+                self.effects.publish(effects);
+            }
+        }
+        self.effects.applied(pos);
+        Ok(())
+    }
+
+    fn membership(&self) -> io::Result<StoredMembership> {
+        match self.state.membership() {
+            Some(blob) => entry::decode_stored(blob).map_err(io::Error::other),
+            None => Ok(StoredMembership::default()),
+        }
+    }
+
+    fn meta(&self, pos: LogPos, membership: StoredMembership) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: Some(log_id(pos)), last_membership: membership }
+    }
+}
+
+/// Runs work that may wait for the disk without holding an async worker.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|h| h.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.state.applied().map(log_id), self.membership()?))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
+        while let Some(batch) = batches.next().await {
+            blocking(|| {
+                for item in batch {
+                    let (entry, responder) = item?;
+                    self.apply_one(entry)?;
+                    if let Some(responder) = responder {
+                        responder.send(());
+                    }
+                }
+                Ok::<_, io::Error>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let pos = meta.last_log_id.as_ref().map(log_pos).unwrap_or_default();
+        let effects = blocking(|| {
+            let file = File::open(&snapshot.path)?;
+            let effects = self.state.install(&file).map_err(io::Error::other)?;
+            // Durable before the log below it may go.
+            self.state.flush().map_err(io::Error::other)?;
+            self.snapshots.finish(&snapshot.path, pos)?;
+            Ok::<_, io::Error>(effects)
+        })?;
+        self.effects.installed(effects);
+        self.effects.applied(pos);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
+        let Some((pos, snapshot)) = self.snapshots.newest()? else { return Ok(None) };
+        let membership = blocking(|| snapshot_membership(&snapshot.path))?;
+        Ok(Some(SnapshotOf::<TypeConfig, _> { meta: self.meta(pos, membership), snapshot }))
+    }
+}
+
+fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
+    let file = File::open(path)?;
+    match ferretcd_state::snapshot_membership(&file).map_err(io::Error::other)? {
+        Some(blob) => entry::decode_stored(blob).map_err(io::Error::other),
+        None => Ok(StoredMembership::default()),
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
+        let this = self.clone();
+        let built = tokio::task::spawn_blocking(move || {
+            let pinned = this.state.pin();
+            let pos = pinned.applied().unwrap_or_default();
+            let membership = match pinned.membership() {
+                Some(blob) => entry::decode_stored(blob).map_err(io::Error::other)?,
+                None => StoredMembership::default(),
+            };
+            let part = this.snapshots.unfinished(&format!("build-{}", pos.index));
+            let mut file = io::BufWriter::with_capacity(1 << 20, File::create(&part)?);
+            pinned
+                .write(SnapshotKind::Raft, &mut |chunk: bytes::Bytes| file.write_all(&chunk))
+                .map_err(io::Error::other)?;
+            drop(pinned);
+            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            // The log below the snapshot goes next, so what the engine holds must be durable up to here as well.
+            this.state.flush().map_err(io::Error::other)?;
+            let snapshot = this.snapshots.finish(&part, pos)?;
+            Ok::<_, io::Error>(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
+        });
+        built.await.map_err(io::Error::other)?
+    }
+}

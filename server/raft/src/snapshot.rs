@@ -1,0 +1,122 @@
+//! Snapshot files of the state machine: `snap/<term>-<index>.snap` in the data directory.
+//!
+//! A file counts once it has its final name: it is written under another one, synced, renamed, and the directory is
+//! synced. The newest one is the base that the log continues from, so the log is purged only below it.
+
+use ferretcd_types::LogPos;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const SUFFIX: &str = ".snap";
+const UNFINISHED: &str = ".part";
+
+/// A snapshot file. A received one that is not installed yet removes itself when it is dropped.
+#[derive(Clone, Debug)]
+pub struct SnapshotFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Present while the file is only a received one.
+    pub(crate) _temporary: Option<Arc<RemoveOnDrop>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RemoveOnDrop(PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The folder of a member's snapshot files.
+#[derive(Clone, Debug)]
+pub struct SnapshotDir {
+    dir: PathBuf,
+}
+
+impl SnapshotDir {
+    /// Opens the folder, creating it; files that a crash left unfinished are removed.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.to_string_lossy().ends_with(UNFINISHED) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(SnapshotDir { dir: dir.to_owned() })
+    }
+
+    /// The newest finished snapshot and the position that it stands for.
+    pub fn newest(&self) -> io::Result<Option<(LogPos, SnapshotFile)>> {
+        let mut newest = None;
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let Some(pos) = position(&entry.file_name().to_string_lossy()) else { continue };
+            if newest.as_ref().is_none_or(|(known, _)| *known < pos) {
+                let bytes = entry.metadata()?.len();
+                newest = Some((pos, SnapshotFile { path: entry.path(), bytes, _temporary: None }));
+            }
+        }
+        Ok(newest)
+    }
+
+    /// A path to write a new file to; unique by what it is for.
+    pub fn unfinished(&self, what: &str) -> PathBuf {
+        self.dir.join(format!("{what}{UNFINISHED}"))
+    }
+
+    /// Marks a path from [`SnapshotDir::unfinished`] as a received snapshot that goes away unless it is installed.
+    pub(crate) fn received(path: PathBuf, bytes: u64) -> SnapshotFile {
+        let temporary = Some(Arc::new(RemoveOnDrop(path.clone())));
+        SnapshotFile { path, bytes, _temporary: temporary }
+    }
+
+    /// Gives a written file its final name and removes the older ones. `from` must be synced already.
+    pub fn finish(&self, from: &Path, pos: LogPos) -> io::Result<SnapshotFile> {
+        let to = self.dir.join(format!("{:016x}-{:016x}{SUFFIX}", pos.term, pos.index));
+        fs::rename(from, &to)?;
+        File::open(&self.dir)?.sync_all()?;
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if position(&entry.file_name().to_string_lossy()).is_some_and(|other| other < pos) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        let bytes = fs::metadata(&to)?.len();
+        Ok(SnapshotFile { path: to, bytes, _temporary: None })
+    }
+}
+
+fn position(name: &str) -> Option<LogPos> {
+    let (term, index) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    Some(LogPos { term: u64::from_str_radix(term, 16).ok()?, index: u64::from_str_radix(index, 16).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_finished_file_counts() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = SnapshotDir::open(tmp.path()).unwrap();
+        assert!(dir.newest().unwrap().is_none());
+        for index in [7, 300, 40] {
+            let part = dir.unfinished(&format!("build-{index}"));
+            fs::write(&part, index.to_string()).unwrap();
+            if index != 40 {
+                dir.finish(&part, LogPos { term: 2, index }).unwrap();
+            }
+        }
+        let (pos, file) = dir.newest().unwrap().unwrap();
+        assert_eq!((pos.index, file.bytes), (300, 3));
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 2, "the older one is gone, the unfinished one is not");
+        SnapshotDir::open(tmp.path()).unwrap();
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "opening removes what a crash left");
+    }
+}

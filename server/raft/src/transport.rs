@@ -1,0 +1,5 @@
+//! Peer traffic over gRPC: the calls that openraft makes, and the calls that a follower makes to its leader.
+
+pub mod client;
+mod convert;
+pub mod server;

@@ -1,0 +1,445 @@
+//! Calls to other members: one lazily connected channel per member, and openraft's network on top of it.
+
+use crate::entry;
+use crate::identity::Identity;
+use crate::snapshot::SnapshotFile;
+use crate::transport::convert;
+use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
+use ferretcd_proto::peer as pb;
+use ferretcd_proto::peer::peer_client::PeerClient;
+use ferretcd_types::{Error, LeaseId, MemberId, PeerNode};
+use futures::{Stream, StreamExt, stream};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{AnyError, OptionalSend};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+/// Flow-control windows. A small connection window makes h2 close connections that carry bursts of small frames
+/// (h2 0.4.16 and later give an allowance of half the window), and large entries need the room as well.
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// One stream's window: two of the largest append requests.
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
+/// Append requests that may be on their way to one follower: with at most a megabyte each this bounds what a follower
+/// that stopped reading makes the leader hold.
+const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// Largest peer message: a megabyte of entries with their headers, and one entry may be as large as a request.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Size of one piece of a snapshot on its way to a follower.
+const SNAPSHOT_PART_BYTES: usize = 1 << 20;
+
+/// How long a connection attempt to a peer may take: about an election timeout; a member that takes longer is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long one administrative call to the leader may take beyond the caller's own time-out handling.
+const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Channels to the other members, by ID. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    identity: Arc<Identity>,
+    channels: Arc<RwLock<HashMap<u64, (PeerNode, Channel)>>>,
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(url.to_owned())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
+        .keep_alive_while_idle(true))
+}
+
+fn client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Asks whoever listens at `url` who it is. Needs no identity: a joining member has none yet.
+pub async fn probe(url: &str, timeout: Duration) -> Result<pb::ProbeResponse, String> {
+    let call = async {
+        let channel = endpoint(url).map_err(|e| e.to_string())?.connect().await.map_err(|e| source_text(&e))?;
+        let response = client(channel).probe(pb::ProbeRequest {}).await.map_err(|s| s.message().to_owned())?;
+        Ok(response.into_inner())
+    };
+    tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+}
+
+/// The innermost cause: "transport error" alone tells nobody what to do.
+fn source_text(e: &dyn std::error::Error) -> String {
+    let mut cause = e;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+impl Peers {
+    /// No channels yet.
+    pub fn new(identity: Arc<Identity>) -> Self {
+        Peers { identity, channels: Arc::default() }
+    }
+
+    /// This member's identity.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// The channel to a member at the first of its peer URLs; made anew when the URLs changed.
+    fn channel(&self, id: u64, node: &PeerNode) -> Result<Channel, String> {
+        if let Some((known, channel)) = self.channels.read().get(&id)
+            && known == node
+        {
+            return Ok(channel.clone());
+        }
+        let url = node.peer_urls.first().ok_or_else(|| format!("member {} has no peer URL", MemberId(id)))?;
+        let channel = endpoint(url).map_err(|e| format!("peer URL {url}: {e}"))?.connect_lazy();
+        self.channels.write().insert(id, (node.clone(), channel.clone()));
+        Ok(channel)
+    }
+
+    fn request<T>(&self, to: MemberId, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        self.identity.sign(to, request.metadata_mut());
+        request
+    }
+
+    async fn leader_call<Q, A, F>(
+        &self,
+        leader: MemberId,
+        node: &PeerNode,
+        message: Q,
+        call: impl FnOnce(PeerClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let channel = self.channel(leader.0, node).map_err(Error::internal)?;
+        let request = self.request(leader, message);
+        match tokio::time::timeout(LEADER_CALL_TIMEOUT, call(client(channel), request)).await {
+            Err(_) => Err(Error::Timeout),
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            // The leader refused: it says so in etcd's words.
+            Ok(Err(status)) if status.code() == Code::Aborted => Err(Error::from_text(status.message())),
+            Ok(Err(status)) => {
+                tracing::debug!(%leader, %status, "call to the leader failed");
+                Err(Error::TimeoutConnectionLost)
+            }
+        }
+    }
+
+    /// Has the leader put a proposal in the log. An error of kind [`Error::NotLeader`] means that it was not taken
+    /// up; any other may mean that it was.
+    pub async fn propose(&self, leader: MemberId, node: &PeerNode, proposal: bytes::Bytes) -> Result<(), Error> {
+        let message = pb::ProposeRequest { proposal };
+        self.leader_call(leader, node, message, |mut c, r| async move { c.propose(r).await }).await?;
+        Ok(())
+    }
+
+    /// Asks the leader for the index that a linearizable read must have applied.
+    pub async fn read_index(&self, leader: MemberId, node: &PeerNode) -> Result<u64, Error> {
+        let message = pb::ReadIndexRequest {};
+        let r = self.leader_call(leader, node, message, |mut c, r| async move { c.read_index(r).await }).await?;
+        Ok(r.index)
+    }
+
+    /// Renews a lease on the leader's clock.
+    pub async fn lease_keep_alive(&self, leader: MemberId, node: &PeerNode, id: LeaseId) -> Result<i64, Error> {
+        let message = pb::LeaseRequest { id: id.0 };
+        let r = self.leader_call(leader, node, message, |mut c, r| async move { c.lease_keep_alive(r).await }).await?;
+        Ok(r.ttl)
+    }
+
+    /// Asks the leader how long a lease still lives.
+    pub async fn lease_time_to_live(&self, leader: MemberId, node: &PeerNode, id: LeaseId) -> Result<i64, Error> {
+        let message = pb::LeaseRequest { id: id.0 };
+        let r =
+            self.leader_call(leader, node, message, |mut c, r| async move { c.lease_time_to_live(r).await }).await?;
+        Ok(r.ttl)
+    }
+
+    /// Has the leader change the members; the answer names the added member and the index to wait for.
+    pub async fn change_members(
+        &self,
+        leader: MemberId,
+        node: &PeerNode,
+        change: pb::change_members_request::Change,
+    ) -> Result<(MemberId, u64), Error> {
+        let message = pb::ChangeMembersRequest { change: Some(change) };
+        let r = self.leader_call(leader, node, message, |mut c, r| async move { c.change_members(r).await }).await?;
+        Ok((MemberId(r.id), r.index))
+    }
+}
+
+/// openraft's door to the other members.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) peers: Peers,
+}
+
+/// openraft's connection to one member.
+#[derive(Debug)]
+pub(crate) struct PeerConnection {
+    peers: Peers,
+    id: u64,
+    node: PeerNode,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerConnection;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
+        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone() }
+    }
+}
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+impl PeerConnection {
+    fn client(&self) -> Rpc<PeerClient<Channel>> {
+        match self.peers.channel(self.id, &self.node) {
+            Ok(channel) => Ok(client(channel)),
+            Err(why) => Err(RPCError::Unreachable(Unreachable::new(&AnyError::error(why)))),
+        }
+    }
+
+    fn failure(&self, status: &Status) -> RPCError<TypeConfig> {
+        let text = format!("peer {} at {:?}: {}", MemberId(self.id), self.node.peer_urls, describe(status));
+        match status.code() {
+            // Nobody there: openraft backs off.
+            Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
+            // Refused at the door: another cluster, another history. A person must look.
+            Code::FailedPrecondition | Code::Unauthenticated => {
+                tracing::error!(peer = %MemberId(self.id), urls = ?self.node.peer_urls, "{}", status.message());
+                RPCError::Unreachable(Unreachable::new(&AnyError::error(text)))
+            }
+            _ => RPCError::Network(NetworkError::new(&AnyError::error(text))),
+        }
+    }
+
+    async fn unary<Q, A, F>(
+        &mut self,
+        kind: RPCTypes,
+        message: Q,
+        ttl: Duration,
+        call: impl FnOnce(PeerClient<Channel>, Request<Q>) -> F,
+    ) -> Rpc<A>
+    where
+        F: Future<Output = Result<tonic::Response<A>, Status>>,
+    {
+        let request = self.peers.request(MemberId(self.id), message);
+        match tokio::time::timeout(ttl, call(self.client()?, request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failure(&status)),
+            Err(_) => Err(RPCError::Timeout(self.timeout(kind, ttl))),
+        }
+    }
+
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
+        Timeout { action, id: self.peers.identity.member.0, target: self.id, timeout }
+    }
+}
+
+fn describe(status: &Status) -> String {
+    let cause = std::error::Error::source(status).map(source_text);
+    cause.map_or_else(|| status.message().to_owned(), |cause| format!("{}: {cause}", status.message()))
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerConnection {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let mut answers = RaftNetworkV2::stream_append(self, stream::iter([rpc]), option).await?;
+        match answers.next().await {
+            Some(result) => Ok(result?.into()),
+            None => Err(RPCError::Network(NetworkError::new(&AnyError::error("an append was not answered")))),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let ttl = option.hard_ttl();
+            let mut client = self.client()?;
+            let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
+            let in_flight = Arc::new(AtomicUsize::new(0));
+            let counter = in_flight.clone();
+            // A task of its own, so that requests leave while answers are still awaited. It ends when the input
+            // does, or when the answers' half is dropped and closes the channel.
+            tokio::spawn(async move {
+                let mut input = input;
+                loop {
+                    let request = tokio::select! {
+                        () = tx.closed() => return,
+                        request = input.next() => request,
+                    };
+                    let Some(request) = request else { return };
+                    counter.fetch_add(1, Ordering::AcqRel);
+                    if tx.send(convert::append_request(request)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
+            let answers = match tokio::time::timeout(ttl, client.append(request)).await {
+                Ok(Ok(answers)) => answers.into_inner(),
+                Ok(Err(status)) => return Err(self.failure(&status)),
+                Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, ttl))),
+            };
+            let this = &*self;
+            let answers =
+                stream::unfold((answers, in_flight, false), move |(mut answers, in_flight, over)| async move {
+                    if over {
+                        return None;
+                    }
+                    loop {
+                        match tokio::time::timeout(ttl, answers.message()).await {
+                            Ok(Ok(Some(answer))) => {
+                                in_flight.fetch_sub(1, Ordering::AcqRel);
+                                let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
+                                let over = !matches!(result, Ok(Ok(_)));
+                                return Some((result, (answers, in_flight, over)));
+                            }
+                            Ok(Ok(None)) => return None,
+                            Ok(Err(status)) => return Some((Err(this.failure(&status)), (answers, in_flight, true))),
+                            // Nothing asked, nothing owed: an idle stream stays open.
+                            Err(_) if in_flight.load(Ordering::Acquire) == 0 => {}
+                            Err(_) => {
+                                let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, ttl));
+                                return Some((Err(late), (answers, in_flight, true)));
+                            }
+                        }
+                    }
+                });
+            let answers: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(answers);
+            Ok(answers)
+        })
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let message = convert::vote_request(&rpc);
+        let call = |mut c: PeerClient<Channel>, r| async move { c.vote(r).await };
+        let response = self.unary(RPCTypes::Vote, message, option.hard_ttl(), call).await?;
+        Ok(convert::vote_response_from(response))
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let message = convert::vote_request(&rpc);
+        let call = |mut c: PeerClient<Channel>, r| async move { c.pre_vote(r).await };
+        let response = self.unary(RPCTypes::Vote, message, option.hard_ttl(), call).await?;
+        Ok(convert::vote_response_from(response))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let head = pb::SnapshotHead {
+            vote: Some(vote_to_pb(&vote)),
+            last: log_id_to_pb(snapshot.meta.last_log_id.as_ref()),
+            membership: entry::encode_stored(&snapshot.meta.last_membership),
+            bytes: snapshot.snapshot.bytes,
+        };
+        let (tx, rx) = mpsc::channel(4);
+        let path = snapshot.snapshot.path.clone();
+        let reader = tokio::task::spawn_blocking(move || send_file(head, &path, &tx));
+        let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
+        let mut client = self.client().map_err(into_streaming)?;
+        // The option's time covers one send in openraft's terms; a whole snapshot may need many.
+        let ttl = option.hard_ttl().max(Duration::from_secs(3600));
+        let sent = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = tokio::time::timeout(ttl, client.install_snapshot(request)) => sent,
+        };
+        let response = match sent {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(into_streaming(self.failure(&status))),
+            Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, ttl))),
+        };
+        match reader.await {
+            Ok(Ok(())) => Ok(SnapshotResponse::new(vote_from_pb(response.vote))),
+            Ok(Err(e)) => Err(StreamingError::Network(NetworkError::new(&e))),
+            Err(e) => Err(StreamingError::Network(NetworkError::new(&e))),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let message = pb::TransferRequest {
+            from: Some(vote_to_pb(req.from_leader())),
+            to: *req.to_node_id(),
+            last: log_id_to_pb(req.last_log_id()),
+        };
+        let call = |mut c: PeerClient<Channel>, r| async move { c.transfer_leader(r).await };
+        let response = self.unary(RPCTypes::TransferLeader, message, option.hard_ttl(), call).await?;
+        if response.refusal.is_empty() {
+            return Ok(Ok(()));
+        }
+        Err(RPCError::Network(NetworkError::new(&AnyError::error(response.refusal))))
+    }
+}
+
+fn into_streaming(e: RPCError<TypeConfig>) -> StreamingError<TypeConfig> {
+    match e {
+        RPCError::Timeout(e) => StreamingError::Timeout(e),
+        RPCError::Unreachable(e) => StreamingError::Unreachable(e),
+        RPCError::Network(e) => StreamingError::Network(e),
+        RPCError::RemoteError(e) => StreamingError::Network(NetworkError::new(&e)),
+    }
+}
+
+/// Reads a snapshot file into the channel piece by piece; the channel's bound is the backpressure.
+fn send_file(
+    head: pb::SnapshotHead,
+    path: &std::path::Path,
+    tx: &mpsc::Sender<pb::SnapshotPart>,
+) -> std::io::Result<()> {
+    use pb::snapshot_part::Part;
+    use std::io::Read;
+    let gone = || std::io::Error::other("the receiver of the snapshot went away");
+    let mut file = std::fs::File::open(path)?;
+    tx.blocking_send(pb::SnapshotPart { part: Some(Part::Head(head)) }).map_err(|_| gone())?;
+    loop {
+        let mut buf = vec![0; SNAPSHOT_PART_BYTES];
+        let n = file.read(&mut buf)?;
+        if n == 0 {
+            return Ok(());
+        }
+        buf.truncate(n);
+        tx.blocking_send(pb::SnapshotPart { part: Some(Part::Data(buf.into())) }).map_err(|_| gone())?;
+    }
+}

@@ -1,0 +1,244 @@
+//! The peer service: raft's own calls go to openraft, a follower's calls to its leader go to the node above.
+
+use crate::entry;
+use crate::group::{Group, RawRaft};
+use crate::identity::{Identity, PeerIdentity};
+use crate::snapshot::SnapshotDir;
+use crate::transport::client::MESSAGE_BYTES_MAX;
+use crate::transport::convert;
+use crate::types::{SnapshotMeta, TypeConfig, log_id_from_pb, vote_from_pb, vote_to_pb};
+use bytes::Bytes;
+use ferretcd_proto::peer as pb;
+use ferretcd_proto::peer::peer_server::{Peer, PeerServer};
+use ferretcd_proto::peer::snapshot_part::Part;
+use ferretcd_types::{Error, LeaseId, MemberId};
+use futures::{Stream, StreamExt};
+use openraft::raft::TransferLeaderRequest;
+use openraft::type_config::alias::SnapshotOf;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio::io::AsyncWriteExt;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A boxed answer, so that the handler can be a trait object.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a follower may ask of this member, answered by the node above.
+pub trait PeerRequests: Send + Sync + 'static {
+    /// Puts an encoded proposal in the log, if this member leads.
+    fn propose(&self, proposal: Bytes) -> Answer<'_, Result<(), Error>>;
+    /// The index that a linearizable read must have applied, if this member leads.
+    fn read_index(&self) -> Answer<'_, Result<u64, Error>>;
+    /// Renews a lease, if this member leads.
+    fn lease_keep_alive(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>>;
+    /// How long a lease lives, if this member leads.
+    fn lease_time_to_live(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>>;
+    /// Changes the members, if this member leads.
+    fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>>;
+    /// Who this member is. Answered to anyone.
+    fn probe(&self) -> pb::ProbeResponse;
+}
+
+/// What the calls of raft itself need; there once the group is open.
+struct Opened {
+    identity: Arc<Identity>,
+    raft: RawRaft,
+    snapshots: SnapshotDir,
+}
+
+/// The door for other members. It answers probes from the start, since members that found a cluster ask each other
+/// before any of them opens its log; everything else waits for [`Door::open`].
+#[derive(Clone)]
+pub struct Door {
+    opened: Arc<OnceLock<Opened>>,
+    requests: Arc<dyn PeerRequests>,
+}
+
+impl Door {
+    /// A door that answers probes only.
+    pub fn new(requests: Arc<dyn PeerRequests>) -> Self {
+        Door { opened: Arc::default(), requests }
+    }
+
+    /// Lets the group's members in.
+    pub fn open(&self, group: &Group) {
+        let (identity, raft, snapshots) = group.for_door();
+        let _ = self.opened.set(Opened { identity, raft, snapshots });
+    }
+
+    /// The gRPC service.
+    pub fn service(&self) -> PeerServer<PeerService> {
+        let service = PeerService { door: self.clone(), received: AtomicU64::new(0) };
+        PeerServer::new(service)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+/// The peer service of one member.
+pub struct PeerService {
+    door: Door,
+    received: AtomicU64,
+}
+
+impl PeerService {
+    /// What an identified member may use. Its proof is checked before its message is looked at.
+    fn enter(&self, metadata: &MetadataMap) -> Result<(&Opened, PeerIdentity), Status> {
+        let opened = self.door.opened.get().ok_or_else(|| Status::unavailable("this member is still starting"))?;
+        let peer = opened.identity.check(metadata)?;
+        Ok((opened, peer))
+    }
+}
+
+/// A refusal in etcd's words, told apart from a broken connection by its code.
+fn refusal(error: &Error) -> Status {
+    Status::aborted(error.to_string())
+}
+
+fn stopped(e: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this member's raft has stopped: {e}"))
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<pb::AppendResponse, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let (opened, _) = self.enter(request.metadata())?;
+        // A broken or damaged request ends the input; openraft then ends the answers, and the leader starts anew.
+        let input = request.into_inner().map(|item| item.and_then(convert::append_request_from));
+        let input = input.take_while(|item| {
+            let ok = item.is_ok();
+            async move { ok }
+        });
+        let input = input.filter_map(|item| async move { item.ok() });
+        let answers = opened.raft.stream_append(input).map(|answer| match answer {
+            Ok(result) => Ok(convert::append_response(result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let (opened, _) = self.enter(request.metadata())?;
+        let answer = opened.raft.vote(convert::vote_request_from(request.into_inner())).await.map_err(stopped)?;
+        Ok(Response::new(convert::vote_response(&answer)))
+    }
+
+    async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let (opened, _) = self.enter(request.metadata())?;
+        let answer = opened.raft.pre_vote(convert::vote_request_from(request.into_inner())).await.map_err(stopped)?;
+        Ok(Response::new(convert::vote_response(&answer)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotPart>>,
+    ) -> Result<Response<pb::SnapshotResponse>, Status> {
+        let (opened, peer) = self.enter(request.metadata())?;
+        let from = peer.from;
+        let mut parts = request.into_inner();
+        let Some(pb::SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
+            return Err(Status::invalid_argument("a snapshot must begin with its head"));
+        };
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = opened.snapshots.unfinished(&format!("received-{from}-{number}"));
+        let snapshot = SnapshotDir::received(path.clone(), head.bytes);
+        let failed = |e: std::io::Error| Status::internal(format!("cannot write {}: {e}", path.display()));
+        let mut file = tokio::fs::File::create(&path).await.map_err(failed)?;
+        let mut received = 0u64;
+        while let Some(part) = parts.message().await? {
+            let Some(Part::Data(data)) = part.part else {
+                return Err(Status::invalid_argument("a snapshot has one head"));
+            };
+            received += data.len() as u64;
+            if received > head.bytes {
+                return Err(Status::invalid_argument("a snapshot is longer than its head says"));
+            }
+            file.write_all(&data).await.map_err(failed)?;
+        }
+        if received != head.bytes {
+            return Err(Status::data_loss(format!("a snapshot of {} bytes ended after {received}", head.bytes)));
+        }
+        file.sync_all().await.map_err(failed)?;
+        drop(file);
+        let last_membership =
+            entry::decode_stored(head.membership).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let meta = SnapshotMeta { last_log_id: log_id_from_pb(head.last), last_membership };
+        let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot };
+        let answer = opened.raft.install_full_snapshot(vote_from_pb(head.vote), snapshot).await.map_err(stopped)?;
+        Ok(Response::new(pb::SnapshotResponse { vote: Some(vote_to_pb(&answer.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferRequest>,
+    ) -> Result<Response<pb::TransferResponse>, Status> {
+        let (opened, _) = self.enter(request.metadata())?;
+        let r = request.into_inner();
+        let request = TransferLeaderRequest::new(vote_from_pb(r.from), r.to, log_id_from_pb(r.last));
+        let refusal = match opened.raft.handle_transfer_leader(request).await.map_err(stopped)? {
+            Ok(()) => String::new(),
+            Err(e) => e.to_string(),
+        };
+        Ok(Response::new(pb::TransferResponse { refusal }))
+    }
+
+    async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeResponse>, Status> {
+        self.enter(request.metadata())?;
+        self.door.requests.propose(request.into_inner().proposal).await.map_err(|e| refusal(&e))?;
+        Ok(Response::new(pb::ProposeResponse {}))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        self.enter(request.metadata())?;
+        let index = self.door.requests.read_index().await.map_err(|e| refusal(&e))?;
+        Ok(Response::new(pb::ReadIndexResponse { index }))
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<pb::LeaseRequest>,
+    ) -> Result<Response<pb::LeaseResponse>, Status> {
+        self.enter(request.metadata())?;
+        let id = LeaseId(request.into_inner().id);
+        let ttl = self.door.requests.lease_keep_alive(id).await.map_err(|e| refusal(&e))?;
+        Ok(Response::new(pb::LeaseResponse { ttl }))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<pb::LeaseRequest>,
+    ) -> Result<Response<pb::LeaseResponse>, Status> {
+        self.enter(request.metadata())?;
+        let id = LeaseId(request.into_inner().id);
+        let ttl = self.door.requests.lease_time_to_live(id).await.map_err(|e| refusal(&e))?;
+        Ok(Response::new(pb::LeaseResponse { ttl }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<pb::ChangeMembersRequest>,
+    ) -> Result<Response<pb::ChangeMembersResponse>, Status> {
+        self.enter(request.metadata())?;
+        let change = request
+            .into_inner()
+            .change
+            .ok_or_else(|| Status::invalid_argument("a change of members that changes nothing"))?;
+        let (id, index) = self.door.requests.change_members(change).await.map_err(|e| refusal(&e))?;
+        Ok(Response::new(pb::ChangeMembersResponse { id: id.0, index }))
+    }
+
+    async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
+        Ok(Response::new(self.door.requests.probe()))
+    }
+}

@@ -1,0 +1,3 @@
+//! Verbs that work on files, without a running server.
+
+pub mod snapshot;
