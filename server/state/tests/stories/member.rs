@@ -157,8 +157,11 @@ pub fn write(pinned: &Pinned, kind: SnapshotKind) -> Vec<u8> {
     file
 }
 
+/// A record of a file.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
 /// A snapshot file with these records.
-pub fn bolt_file(buckets: &[(&str, Vec<(Vec<u8>, Vec<u8>)>)]) -> Vec<u8> {
+pub fn bolt_file(buckets: &[(&str, Vec<Pair>)]) -> Vec<u8> {
     let mut layout = Layout::builder();
     for (name, records) in buckets {
         layout.bucket(name.as_bytes()).unwrap();

@@ -1,6 +1,6 @@
 //! Restores: staged through the log, swapped in by one command.
 
-use crate::member::{Member, bolt_file, put};
+use crate::member::{Member, Pair, bolt_file, put};
 use crate::snapshot::{contents, furnished};
 use bytes::Bytes;
 use ferretcd_state::{Effect, RestoreProgress, SnapshotKind, restore_plan};
@@ -251,7 +251,7 @@ fn value(key: &'static str, create: i64, modified: i64, version: i64) -> Vec<u8>
 
 #[test]
 fn files_that_are_whole_and_wrong_are_refused_with_a_reason() {
-    let keys = |records: Vec<(Vec<u8>, Vec<u8>)>| bolt_file(&[("key", records), ("meta", vec![])]);
+    let keys = |records: Vec<Pair>| bolt_file(&[("key", records), ("meta", vec![])]);
     let with = |bucket, key: &[u8], value: &[u8]| {
         let mut buckets = vec![("key", vec![]), ("meta", vec![]), (bucket, vec![(key.to_vec(), value.to_vec())])];
         buckets.sort_by_key(|(name, _)| *name);

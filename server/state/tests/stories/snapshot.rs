@@ -1,6 +1,6 @@
 //! Snapshots: written while writes go on, installed on other members.
 
-use crate::member::{Entry, Member, put};
+use crate::member::{Entry, Member, Pair, put};
 use crate::model::{Random, entries};
 use ferretcd_bolt::{File, Trailer};
 use ferretcd_state::{Effect, SnapshotKind, StateError};
@@ -32,8 +32,8 @@ pub fn furnished() -> Member {
     member
 }
 
-/// All records of a file.
-pub fn contents(file: &[u8]) -> BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+/// All records of a file, by bucket.
+pub fn contents(file: &[u8]) -> BTreeMap<String, Vec<Pair>> {
     let file = File::open(file, Trailer::Verify).unwrap();
     let mut out = BTreeMap::new();
     for bucket in file.buckets() {
