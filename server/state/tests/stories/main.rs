@@ -10,6 +10,7 @@ mod member;
 mod model;
 mod property;
 mod range;
+mod readers;
 mod restart;
 mod restore;
 mod rooms;

@@ -172,7 +172,7 @@ fn a_commit_that_does_not_match_drops_what_was_staged() {
 #[test]
 fn abort_and_a_new_begin_drop_what_was_staged() {
     let mut member = other();
-    let records = member.key_records();
+    let records = member.key_records_left();
     let first = plan(&furnished().snapshot(SnapshotKind::Client), 1, 40).unwrap();
     member.ask(RestoreBegin { id: 1 }).unwrap();
     for chunk in &first.chunks {

@@ -3,7 +3,7 @@
 use crate::member::{Entry, Member, Pair, put};
 use crate::model::{Random, entries};
 use ferretcd_bolt::{File, Trailer};
-use ferretcd_state::{Effect, SnapshotKind, StateError};
+use ferretcd_state::{Effect, SnapshotKind, StateError, snapshot_membership};
 use ferretcd_types::{
     Alarm, AlarmKind, Compact, DeleteRange, Epoch, Genesis, KeyRange, LeaseGrant, LeaseId, MemberAttributes, MemberId,
     PeerNode, Put, RestoreBegin, SetAlarm,
@@ -112,6 +112,9 @@ fn a_member_that_installs_a_snapshot_equals_its_origin() {
     other.ask(LeaseGrant { id: LeaseId(5), ttl: 5 }).unwrap();
     let effects = other.install(&file).unwrap();
     assert_eq!(effects[0], Effect::Installed { revision: 7 });
+    assert_eq!(snapshot_membership(&&file[..]).unwrap().unwrap(), "blob");
+    assert_eq!(snapshot_membership(&&member.snapshot(SnapshotKind::Client)[..]).unwrap(), None);
+    assert_eq!(member.state.pin().membership().unwrap(), "blob");
     assert!(effects.contains(&Effect::LeasesReset) && effects.contains(&Effect::MembersChanged));
     assert_same(&member, &other);
     assert!(other.state.is_removed(MemberId(2)));
