@@ -283,6 +283,64 @@ fn a_member_that_is_down_stops_growth_and_goes_first() {
 }
 
 #[test]
+fn a_removal_waits_while_the_rest_would_have_no_quorum() {
+    let mut world = World::new(cluster("demo", "u1", 5));
+    world.until("5 of 5", World::ready);
+    world.object.spec.replicas = 3;
+    world.until("a victim", |world| world.status().operation.is_some());
+    // Two others go: three of five hold the quorum, but without the victim it would be two of four.
+    world.silent = [1, 2].into();
+    world.story();
+    for _ in 0..10 {
+        world.tick();
+        world.pass(usize::MAX);
+    }
+    assert_eq!(world.story(), "label demo-4-0 as not serving");
+    let progressing = condition(&world, "Progressing");
+    assert_eq!(
+        progressing.message,
+        "ScaleDown of demo-4, RemoveMember: demo-4 is not removed yet: 2 of the 4 voters that would remain are healthy, 3 are needed"
+    );
+    world.silent.clear();
+    world.until("3 of 3", World::ready);
+}
+
+#[test]
+fn a_removal_is_confirmed_by_another_member() {
+    let mut world = three();
+    world.object.spec.replicas = 1;
+    world.until("the removal", |world| world.etcd.members.len() == 2);
+    world.answered_by = Some(2);
+    for _ in 0..5 {
+        world.tick();
+        let (plan, _) = world.pass(usize::MAX);
+        assert_eq!(plan.step.as_deref(), Some("Verify"), "{plan:?}");
+    }
+    world.answered_by = None;
+    world.until("1 of 1", World::ready);
+}
+
+#[test]
+fn a_lost_volume_is_reported_and_not_replaced_by_an_empty_one() {
+    let mut world = three();
+    world.objects.claims.retain(|claim| claim.metadata.name.as_deref() != Some("data-demo-1"));
+    world.wipe(1);
+    world.lose_pod(1);
+    for _ in 0..5 {
+        world.tick();
+        world.pass(usize::MAX);
+    }
+    assert_eq!(world.objects.claims.len(), 2);
+    let degraded = condition(&world, "Degraded");
+    assert_eq!(degraded.reason, reason::VOLUME_LOST);
+    // What the message advises works.
+    world.object.spec.replicas = 1;
+    world.until("1 of 1", World::ready);
+    world.object.spec.replicas = 3;
+    world.until("3 of 3", World::ready);
+}
+
+#[test]
 fn a_learner_that_never_starts_is_rolled_back_and_tried_again_later() {
     let mut world = three();
     world.broken = [3].into();
@@ -393,10 +451,13 @@ fn a_restore_comes_before_clients_and_growth() {
     let restore = world.status().restore.unwrap();
     assert_eq!((restore.phase, restore.revision), (RestorePhase::Complete, Some(1_000_000_042)));
 
-    // The Job's object may go: it is not run again.
+    // The Job's object may go, and the status be lost: it is not run again over what clients have written since.
     world.objects.jobs.clear();
     world.tick();
     assert_eq!(world.pass(usize::MAX).0.actions, []);
+    world.object.status = Some(EtcdClusterStatus::default());
+    world.until("3 of 3", World::ready);
+    assert!(world.objects.jobs.is_empty());
 }
 
 #[test]
@@ -493,6 +554,10 @@ fn restored() -> ferretcd_operator_api::EtcdCluster {
     let source = Some(RestoreSource { store, key: "k".to_owned() });
     object.spec.bootstrap = Some(Bootstrap { restore: RestoreFrom { backup_ref: None, source } });
     object
+}
+
+fn condition(world: &World, kind: &str) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
+    world.status().conditions.into_iter().find(|condition| condition.type_ == kind).unwrap()
 }
 
 fn label(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, key: &str) -> bool {

@@ -76,6 +76,8 @@ pub struct World {
     pub broken: BTreeSet<i64>,
     /// What the restore Job reports; `None` while it runs.
     pub restore_result: Option<Result<AgentReport, AgentReport>>,
+    /// The member through which the list is read, where a story wants a certain one.
+    pub answered_by: Option<i64>,
     /// Every cluster that was ever founded: R1 allows one.
     pub founded: Vec<u64>,
     /// The plan's actions, in order, for stories.
@@ -98,6 +100,7 @@ impl World {
             silent: BTreeSet::new(),
             broken: BTreeSet::new(),
             restore_result: None,
+            answered_by: None,
             founded: Vec::new(),
             log: Vec::new(),
             disks: BTreeMap::new(),
@@ -228,7 +231,7 @@ impl World {
         let mut voters: Vec<i64> = self.running_voters();
         // Prefers one that no operation is about, as observe does.
         voters.sort_by_key(|serial| Some(names::member(&self.name(), *serial)) == leaving);
-        let answered_by = *voters.first()?;
+        let answered_by = self.answered_by.or(voters.first().copied())?;
         self.quorum().then(|| MemberList {
             cluster_id: self.etcd.cluster,
             answered_by,
