@@ -3,9 +3,11 @@
 //! Whatever the node makes, it makes in there: mounts, bridges, veths, iptables rules, containers. So the host stays as it
 //! is, two clusters do not meet, and ending this one process makes the kernel end and remove all the rest.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,12 @@ use crate::wait::{Probe, wait_until};
 
 /// How long the node's first process may take to make its mounts. It takes well under a second.
 const INIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where volumes are: the one path that kube-controller-manager's hostpath provisioner knows.
+const VOLUMES: &str = "/tmp/hostpath_pv";
+
+/// How often new volumes are looked for: well below the second that a pod takes from its volume to its start.
+const NEW_VOLUME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The node's first process, by its process id on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,7 +149,26 @@ pub fn init(run: &Path, keep: &[PathBuf]) -> Result<()> {
             }
         }
     });
+    std::thread::spawn(|| {
+        let mut known = BTreeSet::new();
+        loop {
+            open_new_volumes(Path::new(VOLUMES), &mut known);
+            std::thread::sleep(NEW_VOLUME_INTERVAL);
+        }
+    });
     running.reap_forever(run)
+}
+
+/// Lets every user write to volumes that were not there before. A hostPath volume is the one kind that kubelet does not give
+/// to a pod's `fsGroup`, and the provisioner makes it for root only: a server that does not run as root could not use it.
+fn open_new_volumes(folder: &Path, known: &mut BTreeSet<OsString>) {
+    for volume in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if known.insert(volume.file_name())
+            && let Err(error) = fs::set_permissions(volume.path(), Permissions::from_mode(0o777))
+        {
+            eprintln!("opening the volume {}: {error}", volume.path().display());
+        }
+    }
 }
 
 /// The components that run, by their process id on the node. Shared by the thread that starts and the one that reaps.
@@ -241,9 +268,8 @@ fn mount_all(run: &Path, keep: &[PathBuf]) -> Result<()> {
         fs::create_dir_all(path)?;
         mount(&["--rbind", &format!("/run/keep/{number}"), &text(path)?])?;
     }
-    // The one path that kube-controller-manager's hostpath provisioner knows.
-    fs::create_dir_all("/tmp/hostpath_pv")?;
-    mount(&["--bind", &text(&run.join("volumes"))?, "/tmp/hostpath_pv"])?;
+    fs::create_dir_all(VOLUMES)?;
+    mount(&["--bind", &text(&run.join("volumes"))?, VOLUMES])?;
     for (number, (name, value)) in KERNEL_SETTINGS.iter().enumerate() {
         let file = format!("/run/kernel-setting-{number}");
         fs::write(&file, value)?;
@@ -283,6 +309,22 @@ mod tests {
         let other = Init { pid, start_time: start_time - 1 };
         assert!(!other.is_alive());
         other.kill().unwrap();
+    }
+
+    #[test]
+    fn a_new_volume_is_opened_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = folder.path().join("pvc");
+        let mode = || fs::metadata(&volume).unwrap().permissions().mode() & 0o777;
+        fs::create_dir(&volume).unwrap();
+        fs::set_permissions(&volume, Permissions::from_mode(0o750)).unwrap();
+        let mut known = BTreeSet::new();
+        open_new_volumes(folder.path(), &mut known);
+        assert_eq!(mode(), 0o777);
+        // What its owner makes of it later stays.
+        fs::set_permissions(&volume, Permissions::from_mode(0o700)).unwrap();
+        open_new_volumes(folder.path(), &mut known);
+        assert_eq!(mode(), 0o700);
     }
 
     #[test]
