@@ -98,3 +98,26 @@ pub struct BackupManifest {
     /// When the agent finished the data.
     pub created_at: Time,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_survives_the_termination_message() {
+        let report = AgentReport::BackedUp { key: "k".to_owned(), revision: 7, size: 9, sha256: "ab".to_owned() };
+        assert_eq!(report.to_message(), r#"{"outcome":"backedUp","key":"k","revision":7,"size":9,"sha256":"ab"}"#);
+        assert_eq!(AgentReport::parse(&format!("{}\n", report.to_message())), Some(report));
+        assert_eq!(AgentReport::parse("panicked at main.rs"), None);
+    }
+
+    #[test]
+    fn the_longest_error_is_cut_to_fit() {
+        for character in ['a', '\u{1}', '😀'] {
+            let report = AgentReport::Failed { message: character.to_string().repeat(100_000) };
+            let message = report.to_message();
+            assert!(message.len() <= MAX_REPORT, "{} bytes of {character:?}", message.len());
+            assert!(AgentReport::parse(&message).is_some());
+        }
+    }
+}

@@ -200,3 +200,51 @@ pub fn hex_id(id: u64) -> String {
 pub fn parse_hex_id(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::{MAX_BACKUP_NAME, MAX_SCHEDULE_NAME};
+    use crate::cluster::MAX_NAME;
+
+    /// The longest value of a label, and the longest name of a Job.
+    const LABEL: usize = 63;
+
+    #[test]
+    fn the_longest_names_still_fit() {
+        let cluster = "c".repeat(MAX_NAME);
+        // Serials of a cluster that has replaced a member every minute for 190 years.
+        for name in
+            [pod(&cluster, 99_999_999), client_service(&cluster), headless_service(&cluster), restore_job(&cluster)]
+        {
+            assert!(name.len() <= LABEL, "{name}");
+        }
+        let backup = scheduled_backup(&"s".repeat(MAX_SCHEDULE_NAME), 9_999_999_999);
+        assert!(backup.len() <= MAX_BACKUP_NAME, "{backup}");
+        assert!(backup_job(&"b".repeat(MAX_BACKUP_NAME)).len() <= LABEL);
+        assert!(prune_job(&"b".repeat(MAX_BACKUP_NAME)).len() <= LABEL);
+    }
+
+    #[test]
+    fn clients_are_sent_to_serving_members_only() {
+        let member = member_labels("demo", 1);
+        let serving = serving_selector("demo");
+        let selects =
+            |labels: &BTreeMap<String, String>| serving.iter().all(|(key, value)| labels.get(key) == Some(value));
+        assert!(!selects(&member));
+        let mut labelled = member;
+        labelled.insert(LABEL_SERVING.to_owned(), "true".to_owned());
+        assert!(selects(&labelled));
+        assert_eq!(
+            selector_string(&member_selector("demo", 1)),
+            "app.kubernetes.io/component=member,ferretcd.io/cluster=demo,ferretcd.io/serial=1"
+        );
+    }
+
+    #[test]
+    fn ids_are_written_as_etcdctl_writes_them() {
+        assert_eq!(hex_id(0x8e9e_05c5_2164_694d), "8e9e05c52164694d");
+        assert_eq!(parse_hex_id("8e9e05c52164694d"), Some(0x8e9e_05c5_2164_694d));
+        assert_eq!(parse_hex_id("demo"), None);
+    }
+}

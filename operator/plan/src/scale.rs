@@ -1,6 +1,7 @@
-//! Algorithms B and C: one member more, as a learner first; one member less, the leader moved away first. At most one
-//! operation at a time, in the ledger before its first side effect; each step looks at what is there, does what is missing, and is checked by the
-//! next pass.
+//! Algorithms B and C: one member more, as a learner first; one member less, the leader moved away first. One member at a
+//! time: etcd's membership changes are safe one by one, and a second learner would slow the leader down while the first still
+//! catches up. The operation is in the ledger before its first side effect; each step looks at what is there, does what is
+//! missing, and is checked by the next pass.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +14,6 @@ use ferretcd_operator_api::{
 use crate::action::{Action, Kind, Notice, Target};
 use crate::observed::{ListedMember, MemberList};
 use crate::plan::{Note, Pass, Step, finished, started};
-
-/// How many members are added or removed at once: one. etcd's membership changes are safe one by one, and a second learner
-/// would slow the leader down while the first still catches up.
-pub const MEMBERS_IN_CHANGE: usize = 1;
 
 /// How far a learner's applied index may lie behind the leader's when it is promoted: etcd keeps as many entries for slow
 /// followers after a snapshot, so a member that is closer never needs another snapshot. The server checks again.

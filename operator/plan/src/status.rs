@@ -1,5 +1,7 @@
 //! The status of an EtcdCluster, computed from what was observed and from what `act` reports done; never from what was meant.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use ferretcd_operator_api::status::{condition, reason};
 use ferretcd_operator_api::{EtcdClusterStatus, MemberRole, MemberStatus, OperationKind, Phase, RestorePhase, names};
@@ -127,8 +129,14 @@ fn report(member: &mut MemberStatus, observed: &Observed, leader: Option<u64>) {
     if member.db_size.is_none() || (health.db_size - stored).abs() > stored / 10 {
         member.db_size = Some(health.db_size);
     }
-    let alarms = health.alarms.iter().filter(|alarm| alarm.member_id == health.member_id);
-    member.alarms = alarms.map(|alarm| alarm.kind.clone()).collect();
+    // Any member lists the alarms of all; not every member was asked.
+    let all = observed.etcd.probes.values().filter_map(|probe| match probe {
+        Probe::Answered(health) => Some(&health.alarms),
+        Probe::Unreachable(_) => None,
+    });
+    let own: BTreeSet<&str> =
+        all.flatten().filter(|alarm| alarm.member_id == health.member_id).map(|alarm| alarm.kind.as_str()).collect();
+    member.alarms = own.into_iter().map(str::to_owned).collect();
     member.message = match (health.ready, health.learner) {
         (true, _) => None,
         (false, true) => Some("it is a learner and catches up".to_owned()),

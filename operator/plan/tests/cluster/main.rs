@@ -306,6 +306,27 @@ fn a_removal_waits_while_the_rest_would_have_no_quorum() {
 }
 
 #[test]
+fn an_alarm_is_reported_for_its_member_and_stops_growth() {
+    let mut world = three();
+    let full = world.etcd.members[2].id;
+    world.alarms = vec![ferretcd_operator_plan::Alarm { member_id: full, kind: "NOSPACE".to_owned() }];
+    world.object.spec.replicas = 5;
+    for _ in 0..5 {
+        world.tick();
+        world.pass(usize::MAX);
+    }
+    let status = world.status();
+    assert_eq!(status.members.len(), 3);
+    assert_eq!(
+        (status.member(0).unwrap().alarms.len(), &status.member(2).unwrap().alarms[..]),
+        (0, &["NOSPACE".to_owned()][..])
+    );
+    assert!(condition(&world, "Degraded").message.starts_with("demo-2 raised NOSPACE; free space"));
+    world.alarms.clear();
+    world.until("5 of 5", World::ready);
+}
+
+#[test]
 fn a_removal_is_confirmed_by_another_member() {
     let mut world = three();
     world.object.spec.replicas = 1;

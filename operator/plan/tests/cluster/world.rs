@@ -8,8 +8,8 @@ use ferretcd_operator_api::{
     AgentReport, DeletionPolicy, EtcdBackup, EtcdCluster, EtcdClusterSpec, EtcdClusterStatus, Storage, names,
 };
 use ferretcd_operator_plan::{
-    Action, EtcdView, Fault, Identity, Kind, ListedMember, MemberHealth, MemberList, Object, Observed, Outcome, Plan,
-    Probe, SeenObjects, Settings, Target, delete, plan, status, validate,
+    Action, Alarm, EtcdView, Fault, Identity, Kind, ListedMember, MemberHealth, MemberList, Object, Observed, Outcome,
+    Plan, Probe, SeenObjects, Settings, Target, delete, plan, status, validate,
 };
 use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
@@ -74,6 +74,8 @@ pub struct World {
     pub silent: BTreeSet<i64>,
     /// Serials whose pods cannot start.
     pub broken: BTreeSet<i64>,
+    /// Alarms, as the member that is asked for the list knows them.
+    pub alarms: Vec<Alarm>,
     /// What the restore Job reports; `None` while it runs.
     pub restore_result: Option<Result<AgentReport, AgentReport>>,
     /// The member through which the list is read, where a story wants a certain one.
@@ -99,6 +101,7 @@ impl World {
             now: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
             silent: BTreeSet::new(),
             broken: BTreeSet::new(),
+            alarms: Vec::new(),
             restore_result: None,
             answered_by: None,
             founded: Vec::new(),
@@ -241,6 +244,7 @@ impl World {
 
     fn probes(&self) -> BTreeMap<i64, Probe> {
         let mut probes = BTreeMap::new();
+        let asked = self.member_list().map(|list| list.answered_by);
         for member in &self.status().members {
             let probe = match self.running(member.serial) {
                 Some(id) => {
@@ -257,7 +261,7 @@ impl World {
                         raft_index: self.etcd.index,
                         raft_applied_index: self.applied.get(&id).copied().unwrap_or_default(),
                         raft_term: self.etcd.term,
-                        alarms: Vec::new(),
+                        alarms: if asked == Some(member.serial) { self.alarms.clone() } else { Vec::new() },
                     }))
                 }
                 None => Probe::Unreachable("connection refused".to_owned()),
