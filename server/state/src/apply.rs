@@ -322,7 +322,6 @@ impl<'a> Turn<'a> {
         batch.append(staging.small_records());
         batch.put(keyspace::META_GENERATION, staging.space.generation.to_be_bytes().to_vec());
         batch.put(keyspace::META_COMPACT_SCHEDULED, encode_u64(revision as u64));
-        batch.delete(keyspace::META_COMPACT_FINISHED);
         self.edits.push(Edit::Swap(revision));
         self.effects.push(Effect::Restored { revision });
         self.effects.push(Effect::LeasesReset);
@@ -420,8 +419,8 @@ impl Inner {
             let mut index = staging.space.index.write();
             (index.revision, index.compacted) = (revision, revision);
         }
+        // No compaction has reached this revision, so the worker goes over the new generation by itself.
         let old = self.mvcc.swap(Arc::clone(&staging.space));
-        self.work.start_over(-1);
         self.work.retire(old);
     }
 }

@@ -93,6 +93,7 @@ impl Work {
 
 /// The thread.
 pub(crate) fn run(inner: &Inner) {
+    let _report = ReportEnd(&inner.work);
     let mut pass = None;
     while let Some(job) = next_job(inner, &mut pass) {
         match step(inner, job, &mut pass) {
@@ -106,8 +107,16 @@ pub(crate) fn run(inner: &Inner) {
             }
         }
     }
-    inner.work.state.lock().ended = true;
-    inner.work.changed.notify_all();
+}
+
+/// Tells the waiters that the worker has ended, even by a panic: they would wait for ever otherwise.
+struct ReportEnd<'a>(&'a Work);
+
+impl Drop for ReportEnd<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().ended = true;
+        self.0.changed.notify_all();
+    }
 }
 
 enum Job {

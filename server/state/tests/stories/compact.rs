@@ -94,11 +94,17 @@ fn history_comes_in_whole_revisions() {
     // A single revision is never cut, however few bytes are wanted.
     let batch = member.state.events(4, 1000, 1).unwrap();
     assert_eq!((batch.events.len(), batch.next), (1, 5));
-    let batch = member.state.events(10, 1000, 1 << 20).unwrap();
-    assert_eq!((batch.events.len(), batch.next), (0, 10));
+    // Nor one of several changes: 8 is a's end, 9 that of the rest.
+    member.put("d", "1");
+    member.put("e", "1");
+    member.ask(DeleteRange { range: KeyRange::all(), prev_kv: false }).unwrap();
+    let batch = member.state.events(12, 1000, 1).unwrap();
+    assert_eq!((batch.events.len(), batch.next), (2, 13));
+    let batch = member.state.events(13, 1000, 1 << 20).unwrap();
+    assert_eq!((batch.events.len(), batch.next), (0, 13));
     let batch = member.state.events(99, 1000, 1 << 20).unwrap();
     assert_eq!((batch.events.len(), batch.next), (0, 99));
-    assert_eq!(member.state.events(0, 1000, 1 << 20).unwrap().events.len(), 8);
+    assert_eq!(member.state.events(0, 1000, 1 << 20).unwrap().events.len(), 12);
 }
 
 #[test]

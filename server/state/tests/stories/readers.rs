@@ -67,14 +67,9 @@ fn readers_see_whole_moments() {
             scope.spawn(read_keys);
         }
         scope.spawn(read_history);
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                state.hash_kv(0).unwrap();
-            }
-        });
-        for n in 1..1500 {
+        for n in 1..3000 {
             apply(state, &mut index, pair(n));
-            if n % 7 == 0 {
+            if n % 3 == 0 {
                 apply(state, &mut index, Compact { revision: state.revision() });
             }
         }

@@ -4,6 +4,7 @@ use crate::member::{Entry, Member, Pair, put};
 use crate::model::{Random, entries};
 use ferretcd_bolt::{File, Trailer};
 use ferretcd_state::{Effect, SnapshotKind, StateError, snapshot_membership};
+use ferretcd_storage::{Batch, Engine as _, keyspace};
 use ferretcd_types::{
     Alarm, AlarmKind, Compact, DeleteRange, Epoch, Genesis, KeyRange, LeaseGrant, LeaseId, MemberAttributes, MemberId,
     PeerNode, Put, RestoreBegin, SetAlarm,
@@ -131,6 +132,47 @@ fn a_member_that_installs_a_snapshot_equals_its_origin() {
     }
     assert_same(&member, &other);
     assert_eq!(member.snapshot(SnapshotKind::Raft), other.snapshot(SnapshotKind::Raft));
+}
+
+#[test]
+fn nothing_of_the_old_state_is_left_in_the_way() {
+    let file = furnished().snapshot(SnapshotKind::Raft);
+    let mut other = Member::new();
+    for _ in 0..8 {
+        other.put("old", "x");
+    }
+    other.ask(Compact { revision: 9 }).unwrap();
+    other.state.wait_compacted(9).unwrap();
+    other.ask(RestoreBegin { id: 5 }).unwrap();
+    other.install(&file).unwrap();
+    assert_eq!(other.state.restore_in_progress(), None);
+    other.log = furnished().log.clone();
+    let again = other.after_flush_and_power_cut();
+    assert_eq!(again.state.restore_in_progress(), None);
+    // Its compactions start from where the snapshot's are.
+    for mut member in [other, again] {
+        member.ask(DeleteRange { range: KeyRange::single("a"), prev_kv: false }).unwrap();
+        member.ask(Compact { revision: 8 }).unwrap();
+        // b, c and a's end.
+        assert_eq!(member.key_records_left(), 3);
+    }
+}
+
+#[test]
+fn generations_that_a_crash_left_are_cleared_away_at_the_start() {
+    let mut member = Member::new();
+    member.put("a", "1");
+    member.state.flush().unwrap();
+    let mut batch = Batch::new();
+    for generation in [3, 9] {
+        batch.put(keyspace::revision(generation, b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0"), "left over");
+    }
+    member.engine.commit(&batch).unwrap();
+    let again = member.after_flush_and_power_cut();
+    assert_eq!(again.key_records_left(), 1);
+    // And no later one takes a number of theirs.
+    again.install(&furnished().snapshot(SnapshotKind::Raft)).unwrap();
+    assert_eq!(again.key_records_left(), 4);
 }
 
 #[test]
