@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(get(&member, "/readyz?verbose").await, is(200, all));
         assert_eq!(get(&member, "/readyz/non_learner").await, is(200, "ok\n"));
         assert_eq!(get(&member, "/readyz/non_learner?verbose=1").await, is(200, "[+]non_learner ok\nok\n"));
-        let version = r#"{"etcdserver":"3.7.0","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+        let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
         assert_eq!(get(&member, "/version").await, is(200, version));
     }
 
@@ -250,7 +250,7 @@ mod tests {
         let leaderless = Fake::failing(Check::LinearizableRead, Error::Timeout).leaderless();
         assert_eq!(get(&leaderless, "/health").await, unhealthy("RAFT NO LEADER"));
         assert_eq!(get(&leaderless, "/health?serializable=true").await.0, 200);
-        let undecided = r#"{"etcdserver":"3.7.0","etcdcluster":"not_decided","storage":"3.7.0"}"#;
+        let undecided = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"3.7.0"}"#;
         assert_eq!(get(&leaderless, "/version").await, is(200, undecided));
 
         let slow = Fake::failing(Check::LinearizableRead, Error::Timeout);

@@ -202,7 +202,11 @@ fn heard(view: &GroupView, id: MemberId) -> bool {
 pub fn is_peer_url(url: &str) -> bool {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let Some((host, port)) = rest.and_then(|r| r.rsplit_once(':')) else { return false };
-    !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|p| p > 0)
+    // A path, a query, a second port or a space would end up in the host; u16 takes a plus sign.
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let foreign = |c: char| "/?#@".contains(c) || c.is_whitespace() || (c == ':' && !bracketed);
+    let digits = port.bytes().all(|b| b.is_ascii_digit());
+    !host.is_empty() && !host.contains(foreign) && digits && port.parse::<u16>().is_ok_and(|p| p > 0)
 }
 
 #[cfg(test)]
@@ -215,6 +219,9 @@ mod tests {
             assert!(is_peer_url(good), "{good}");
         }
         for bad in ["10.0.0.1:2380", "http://a", "http://:2380", "http://a:0", "http://a:2380/x", "ftp://a:1", ""] {
+            assert!(!is_peer_url(bad), "{bad}");
+        }
+        for bad in ["http://a b:1", "http://a:1:2", "http://a/b:1", "http://u@a:1", "http://a:+1", "http://a?q:1"] {
             assert!(!is_peer_url(bad), "{bad}");
         }
     }
