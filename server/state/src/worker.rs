@@ -131,7 +131,7 @@ fn next_job(inner: &Inner, pass: &mut Option<(Arc<Space>, Pass)>) -> Option<Job>
         if state.stopping {
             return None;
         }
-        // A retired generation first, unless a pin holds it: then it is looked at in turn with compaction.
+        // A retired generation first, unless a pin holds it. (No new pin can: only the live and the staged one get any.)
         if let Some(retired) = state.retired.front().cloned()
             && *retired.pins.lock() == 0
         {
@@ -160,7 +160,7 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
     let store = &inner.mvcc.store;
     match job {
         Job::Delete(space) => {
-            let step = delete_generation(store, &space)?;
+            let step = delete_generation(store, space.generation)?;
             if step == Step::Done {
                 inner.work.state.lock().retired.retain(|retired| !Arc::ptr_eq(retired, &space));
                 inner.work.changed.notify_all();

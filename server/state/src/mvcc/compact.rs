@@ -68,12 +68,9 @@ impl Pass {
 /// Records read at once to delete a generation: few, since their values come along and may be large.
 const RETIRED_PER_STEP: usize = 32;
 
-/// Deletes the next records of a generation that is no longer the live one, nor staged.
-pub(crate) fn delete_generation(store: &Store, space: &Space) -> Result<Step, StateError> {
-    if *space.pins.lock() > 0 {
-        return Ok(Step::Held);
-    }
-    let (start, end) = keyspace::generation_range(space.generation);
+/// Deletes the next records of a generation that is no longer the live one, nor staged, nor pinned.
+pub(crate) fn delete_generation(store: &Store, generation: u32) -> Result<Step, StateError> {
+    let (start, end) = keyspace::generation_range(generation);
     let records = store.scan(&start, Some(&end), RETIRED_PER_STEP).map_err(StateError::store("scan the store"))?;
     if records.is_empty() {
         return Ok(Step::Done);

@@ -148,12 +148,8 @@ pub(crate) fn visit(
     let (first, to) = range.bounds();
     let mut last = index.read().visit_chunk((first, to), main, CHUNK_KEYS, &mut visit);
     while let Some(key) = last {
-        let from = Bound::Excluded(&key[..]);
-        last = match to {
-            // std's maps panic when both bounds exclude one key.
-            Bound::Excluded(to) if *key >= *to => None,
-            _ => index.read().visit_chunk((from, to), main, CHUNK_KEYS, &mut visit),
-        };
+        // Never the upper bound itself (std's maps panic when both bounds exclude one key): it was visited.
+        last = index.read().visit_chunk((Bound::Excluded(&key[..]), to), main, CHUNK_KEYS, &mut visit);
     }
 }
 

@@ -59,8 +59,6 @@ pub fn snapshot_membership(file: &dyn ReadAt) -> Result<Option<Bytes>, StateErro
 struct Read {
     rooms: Rooms,
     live: Arc<Space>,
-    /// The generation for the keys of an unfinished restore, which is used only if there is one.
-    staged: Arc<Space>,
     staging: Option<Staging>,
 }
 
@@ -104,7 +102,7 @@ fn read(store: &Store, file: &dyn ReadAt, live: &Arc<Space>, staged: &Arc<Space>
     index.revision = index.revision.max(compacted);
     *live.index.write() = index;
     let staging = restore.map(|header| read_staging(store, &file, header, staged)).transpose()?;
-    Ok(Read { rooms, live: live.clone(), staged: staged.clone(), staging })
+    Ok(Read { rooms, live: live.clone(), staging })
 }
 
 fn read_staging<R: ReadAt>(store: &Store, file: &File<R>, header: Bytes, space: &Arc<Space>) -> Result<Staging, Fault> {
@@ -156,7 +154,7 @@ fn write_keys<R: ReadAt>(
 impl Inner {
     /// The swap: everything small is replaced in one batch, which also names the new generation.
     fn take_over(&self, read: Read) -> Result<Vec<Effect>, StateError> {
-        let Read { rooms, live, staged, staging } = read;
+        let Read { rooms, live, staging } = read;
         let (revision, compacted) = live.revisions();
         let store = &self.mvcc.store;
         let mut batch = Batch::new();
@@ -187,9 +185,6 @@ impl Inner {
         let old = self.mvcc.swap(live);
         let old_staging = std::mem::replace(&mut *current_staging, staging);
         *current = rooms;
-        if current_staging.is_none() {
-            self.work.retire(staged);
-        }
         drop((current, current_staging));
         self.work.start_over(compacted);
         self.work.retire(old);

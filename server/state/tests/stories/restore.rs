@@ -7,8 +7,8 @@ use ferretcd_state::{Effect, RestoreProgress, SnapshotKind, restore_plan};
 use ferretcd_storage::{Batch, Engine as _, keyspace};
 use ferretcd_types::codec::encode_key_value;
 use ferretcd_types::{
-    Compact, Error, KeyRange, KeyValue, LeaseGrant, LeaseId, MemberAttributes, MemberId, Put, Range, RestoreAbort,
-    RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply, RestoreTotals,
+    Compact, DeleteRange, Error, KeyRange, KeyValue, LeaseGrant, LeaseId, MemberAttributes, MemberId, Put, Range,
+    RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply, RestoreTotals,
 };
 
 /// The commands of a restore of this file, in pieces of this size.
@@ -55,7 +55,13 @@ fn without_mod(kvs: Vec<KeyValue>) -> Vec<(Bytes, Bytes, LeaseId, i64)> {
 
 #[test]
 fn a_restore_replaces_keys_and_leases_and_nothing_else() {
-    let origin = furnished();
+    let mut origin = other();
+    // Two keys that have left the lease again.
+    for key in ["free", "dead"] {
+        origin.ask(Put { lease: LeaseId(0x1234), ..put(key, "x") }).unwrap();
+    }
+    origin.put("free", "y");
+    origin.ask(DeleteRange { range: KeyRange::single("dead"), prev_kv: false }).unwrap();
     let file = origin.snapshot(SnapshotKind::Client);
     let mut member = other();
     let (members, epoch) = (member.state.members(), member.state.epoch());
@@ -77,8 +83,8 @@ fn a_restore_replaces_keys_and_leases_and_nothing_else() {
     }
     assert_eq!(effects, []);
     let (reply, effects) = member.ask_all(plan.commit.clone());
-    let revision = 8 + 1000;
-    assert_eq!(reply.unwrap(), RestoreReply { revision, live_keys: 3, totals: plan.commit.totals });
+    let revision = 12 + 1000;
+    assert_eq!(reply.unwrap(), RestoreReply { revision, live_keys: 5, totals: plan.commit.totals });
     assert_eq!(effects, [Effect::Restored { revision }, Effect::LeasesReset]);
     for member in [&member, &member.after_flush_and_power_cut()] {
         let state = &member.state;
@@ -93,7 +99,7 @@ fn a_restore_replaces_keys_and_leases_and_nothing_else() {
             Err(Error::Compacted)
         );
         assert_eq!(state.events(8, 1000, 1 << 20), Err(Error::Compacted));
-        assert_eq!(member.key_records_left(), 3);
+        assert_eq!(member.key_records_left(), 5);
     }
     assert_eq!(member.put("new", "1").revision, revision + 1);
 }
@@ -121,9 +127,11 @@ fn users_and_roles_come_along() {
     }
     // And they are replaced as a whole by the next restore.
     plan(&furnished().snapshot(SnapshotKind::Client), 2, 1 << 20).unwrap().run(&mut member).unwrap();
-    let written = contents(&member.snapshot(SnapshotKind::Client));
-    assert!(written["authUsers"].is_empty() && written["authRoles"].is_empty());
-    assert_eq!(written["auth"][0].1, [0]);
+    for member in [&member, &member.after_flush_and_power_cut()] {
+        let written = contents(&member.snapshot(SnapshotKind::Client));
+        assert!(written["authUsers"].is_empty() && written["authRoles"].is_empty());
+        assert_eq!(written["auth"][0].1, [0]);
+    }
 }
 
 #[test]
@@ -246,6 +254,7 @@ fn a_chunk_that_a_crash_cut_off_does_not_count() {
         batch.put(keyspace::revision(1, &key), value("torn", 7, 7, 1));
     }
     member.engine.commit(&batch).unwrap();
+    member.engine.flush().unwrap();
     let mut again = member.after_flush_and_power_cut();
     for member in [&member, &again] {
         assert!(member.snapshot(SnapshotKind::Raft) == expected);
@@ -256,6 +265,17 @@ fn a_chunk_that_a_crash_cut_off_does_not_count() {
     assert_eq!(origin.state.restore_in_progress(), again.state.restore_in_progress());
     assert_eq!(again.ask(commands.commit.clone()).unwrap(), origin.ask(commands.commit).unwrap());
     assert_eq!(again.get("torn"), None);
+}
+
+#[test]
+fn restores_follow_one_another_across_restarts() {
+    let mut member = other();
+    for (id, origin) in [(1, furnished()), (2, other()), (3, furnished())] {
+        plan(&origin.snapshot(SnapshotKind::Client), id, 60).unwrap().run(&mut member).unwrap();
+        member = member.after_flush_and_power_cut();
+        assert_eq!(without_mod(member.range(KeyRange::all()).kvs), without_mod(origin.range(KeyRange::all()).kvs));
+        assert_eq!(member.key_records_left() as u64, member.state.key_count());
+    }
 }
 
 #[test]

@@ -168,6 +168,7 @@ fn generations_that_a_crash_left_are_cleared_away_at_the_start() {
         batch.put(keyspace::revision(generation, b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0"), "left over");
     }
     member.engine.commit(&batch).unwrap();
+    member.engine.flush().unwrap();
     let again = member.after_flush_and_power_cut();
     assert_eq!(again.key_records_left(), 1);
     // And no later one takes a number of theirs.
