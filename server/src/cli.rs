@@ -5,8 +5,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// The etcd version whose API this server speaks and reports.
-pub const ETCD_VERSION: &str = "3.7.1";
+pub use ferretcd_api::version::SERVER as ETCD_VERSION;
 
 /// What the command line asks for.
 #[derive(Debug)]

@@ -215,12 +215,15 @@ impl Boot {
             (None, Some(Intent::Join), _) | (None, None, ClusterState::Existing) => self.join().await?,
             (None, Some(Intent::Bootstrap), _) | (None, None, ClusterState::New) => {
                 let me = self.founder()?;
-                self.refuse_formed(me).await?;
+                if let Others::Formed { url, listed } = self.others(me).await? {
+                    return Err(self.formed(me, &url, listed));
+                }
                 (me, Epoch::UNKNOWN)
             }
         };
-        let opened = self.open(&dir, me, epoch, known.is_none()).await?;
-        self.bring_up(opened, me).await
+        let fresh = known.is_none();
+        let opened = self.open(&dir, me, epoch, fresh).await?;
+        self.bring_up(opened, me, fresh).await
     }
 
     fn own_urls(&self) -> Result<&Vec<String>, BootError> {
@@ -279,54 +282,56 @@ impl Boot {
         futures::future::join_all(asked).await
     }
 
-    /// Waits until enough empty members answer to found a cluster with them; stops when one of them has a cluster.
-    async fn refuse_formed(&self, me: Remembered) -> Result<(), BootError> {
-        let quorum = self.config.initial_cluster.len() / 2 + 1;
+    /// Waits until a quorum of the named members (this one counts) answers that it is empty, or one that it is not.
+    async fn others(&self, me: Remembered) -> Result<Others, BootError> {
+        let named = self.config.initial_cluster.len();
+        let quorum = named / 2 + 1;
         let started = Instant::now();
-        let mut reported = started;
+        let mut reported = None;
         loop {
             let answers = self.ask().await;
-            for (url, answer) in &answers {
-                let Ok(answer) = answer else { continue };
-                if !answer.formed {
-                    continue;
-                }
-                return Err(BootError::Identity(if answer.members.iter().any(|m| m.id == me.member.0) {
-                    format!(
-                        "member {} has already been bootstrapped: the member at {url} is in a cluster with it, and this \
-                         data directory ({}) is empty; remove the member, add it anew, and start it with \
-                         --initial-cluster-state existing",
-                        me.member,
-                        self.config.data_dir.display()
-                    )
-                } else {
-                    format!(
-                        "the member at {url} is in a cluster ({:x}) that was formed already and does not list this \
-                         member ({}); check --initial-cluster and --initial-cluster-token, or join it with \
-                         `member add` and --initial-cluster-state existing",
-                        answer.cluster_id, me.member
-                    )
-                }));
+            let formed = answers.iter().find_map(|(url, a)| a.as_ref().ok().filter(|a| a.formed).map(|a| (url, a)));
+            if let Some((url, answer)) = formed {
+                let listed = answer.members.iter().any(|m| m.id == me.member.0);
+                return Ok(Others::Formed { url: url.clone(), listed });
             }
-            let empty = 1 + answers.iter().filter(|(_, a)| a.is_ok()).count();
-            if empty >= quorum {
-                return Ok(());
+            if 1 + answers.iter().filter(|(_, a)| a.is_ok()).count() >= quorum {
+                return Ok(Others::Empty);
             }
-            if reported.elapsed() > PROBE_REPORT || started == reported {
-                reported = Instant::now();
+            if reported.is_none_or(|at: Instant| at.elapsed() > PROBE_REPORT) {
+                reported = Some(Instant::now());
                 for (url, answer) in answers {
                     if let Err(why) = answer {
+                        let waited_s = started.elapsed().as_secs();
                         tracing::warn!(
                             peer = url,
-                            waited_s = started.elapsed().as_secs(),
-                            "waiting for {quorum} of the {} named members: {why}",
-                            self.config.initial_cluster.len()
+                            waited_s,
+                            "waiting for {quorum} of the {named} named members: {why}"
                         );
                     }
                 }
             }
             tokio::time::sleep(PROBE_PAUSE).await;
         }
+    }
+
+    /// Why an empty member must not start where a cluster is.
+    fn formed(&self, me: Remembered, url: &str, listed: bool) -> BootError {
+        let dir = self.config.data_dir.display();
+        let me = me.member;
+        BootError::Identity(if listed {
+            format!(
+                "member {me} has already been bootstrapped: the member at {url} is in a cluster with it, and this data \
+                 directory ({dir}) is empty; remove the member, add it anew, and start it with \
+                 --initial-cluster-state existing"
+            )
+        } else {
+            format!(
+                "the member at {url} is in a cluster that was formed already and does not list this member ({me}); check \
+                 --initial-cluster and --initial-cluster-token, or join it with `member add` and \
+                 --initial-cluster-state existing"
+            )
+        })
     }
 
     /// Finds this member in the cluster that was told of it.
@@ -395,7 +400,7 @@ impl Boot {
         Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
     }
 
-    async fn bring_up(self, opened: Opened, me: Remembered) -> Result<Member, BootError> {
+    async fn bring_up(self, opened: Opened, me: Remembered, fresh: bool) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
@@ -432,9 +437,14 @@ impl Boot {
         // What was known to be committed before a restart is applied in the background. Nobody waits for it here: a
         // member whose quorum is away must still answer its probes, and a linearizable read waits by itself.
         if !group.is_founded().await.map_err(raft)? && self.founds(me)? {
-            // Asked again: between the first asking and a crash the others may have formed it without this member.
-            self.refuse_formed(me).await?;
-            group.found(self.founders()).await.map_err(raft)?;
+            // A fresh member has just asked. One that stopped before its first entry asks now: if the others went on
+            // and formed the cluster with it, it has only to listen.
+            let others = if fresh { Others::Empty } else { self.others(me).await? };
+            match others {
+                Others::Empty => group.found(self.founders()).await.map_err(raft)?,
+                Others::Formed { listed: true, .. } => {}
+                Others::Formed { url, listed: false } => return Err(self.formed(me, &url, false)),
+            }
         }
         workers::start(&node.inner, rounds, &tasks);
         Ok(Member { node, tasks, store: opened.store, wal: opened.wal })
@@ -450,6 +460,14 @@ impl Boot {
         };
         Ok(founding && self.founder()? == me)
     }
+}
+
+/// What the other named members say.
+enum Others {
+    /// Enough of them answered, and none has a cluster.
+    Empty,
+    /// One of them has a cluster, with this member in it or not.
+    Formed { url: String, listed: bool },
 }
 
 struct Opened {

@@ -168,7 +168,7 @@ impl RestoreSpool {
         }
         // The spooled file, what is staged and the engine's own growth: two copies beside the file itself.
         let free = free_bytes(&self.path)?;
-        let needed = bytes.saturating_mul(2);
+        let needed = bytes.saturating_mul(2).saturating_sub(self.written);
         if free < needed {
             return Err(Error::BadSnapshot(format!(
                 "it has {bytes} bytes, a restore needs room for two copies, and {} has {free} bytes left; make room there",
@@ -188,7 +188,13 @@ impl RestoreSpool {
     }
 
     /// Validates the whole file, then restores it through the log. Nothing is proposed before the file is known good.
-    pub async fn restore(mut self, revision_bump: u64) -> Result<RestoreReply, Error> {
+    ///
+    /// It goes on when the caller goes away: half a restore would keep writes out until it timed out.
+    pub async fn restore(self, revision_bump: u64) -> Result<RestoreReply, Error> {
+        tokio::spawn(self.run(revision_bump)).await.map_err(Error::internal)?
+    }
+
+    async fn run(mut self, revision_bump: u64) -> Result<RestoreReply, Error> {
         drop(self.file.take());
         let (checked_tx, checked) = tokio::sync::oneshot::channel();
         let (chunks_tx, chunks) = mpsc::channel(CHUNKS_AHEAD);

@@ -24,6 +24,7 @@ impl Node {
     /// Puts a verb in the log and waits until this member has applied it.
     pub async fn propose<V: Verb>(&self, verb: V) -> Result<V::Reply, Error> {
         let command = verb.into();
+        self.inner.founded().await?;
         self.inner.check_room(&command).await?;
         V::reply(self.inner.propose(command).await?)
     }

@@ -3,7 +3,7 @@
 
 use crate::node::{Inner, Node};
 use ferretcd_raft::GroupError;
-use ferretcd_types::{Error, Range, RangeReply};
+use ferretcd_types::{Epoch, Error, Range, RangeReply};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +36,7 @@ impl Node {
 impl Inner {
     /// Returns when this member has applied everything that was committed before the call.
     pub(crate) async fn linearize(&self) -> Result<(), Error> {
+        self.founded().await?;
         let (tx, rx) = oneshot::channel();
         self.reads.try_send(tx).map_err(|_| Error::TooManyRequests)?;
         rx.await.unwrap_or(Err(Error::Stopped))
@@ -68,6 +69,20 @@ impl Inner {
             }
         };
         self.wait_applied(index, deadline).await
+    }
+
+    /// Waits until the first entry of the history is applied: before it there is no cluster to serve.
+    pub(crate) async fn founded(&self) -> Result<(), Error> {
+        if self.identity.epoch() != Epoch::UNKNOWN && self.state.epoch() != Epoch::UNKNOWN {
+            return Ok(());
+        }
+        let mut applied = self.applied.subscribe();
+        let known = applied.wait_for(|_| self.state.epoch() != Epoch::UNKNOWN);
+        match tokio::time::timeout(self.timing.request_timeout(), known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
     }
 
     /// Waits until this member has applied an index.

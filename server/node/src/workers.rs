@@ -18,6 +18,9 @@ pub const CLUSTER_VERSION: &str = "3.7.0";
 /// often costs more than replaying a short log.
 const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
 
+/// How often a member without a leader asks the others whether it was removed, and how long they may take.
+const LEADERLESS_LOOK: Duration = Duration::from_secs(1);
+
 /// Starts them all.
 pub(crate) fn start(inner: &Arc<Inner>, rounds: mpsc::Receiver<read::RoundWaiter>, tasks: &TaskTracker) {
     tasks.spawn(read::rounds(inner.clone(), rounds));
@@ -160,16 +163,39 @@ async fn watch_for_the_end(inner: Arc<Inner>) {
             return;
         }
         if inner.state.is_removed(inner.identity.member) {
-            inner.ended.send_replace(Some(format!(
-                "this member ({}) was removed from the cluster; its data directory is of no further use",
-                inner.identity.member
-            )));
+            inner.ended.send_replace(Some(removal(&inner)));
+            return;
+        }
+        // A leader stops speaking to a member that it removed before that member hears of its removal.
+        if leader.is_none() && removed_say_others(&inner).await {
+            inner.ended.send_replace(Some(removal(&inner)));
             return;
         }
         tokio::select! {
+            () = tokio::time::sleep(LEADERLESS_LOOK) => {}
             changed = view.changed() => if changed.is_err() { return },
             () = inner.shared.members_changed.notified() => {}
             () = inner.stop.cancelled() => return,
         }
     }
+}
+
+fn removal(inner: &Inner) -> String {
+    format!(
+        "this member ({}) was removed from the cluster; its data directory is of no further use",
+        inner.identity.member
+    )
+}
+
+/// Whether another member of this cluster and history knows that this one was removed.
+async fn removed_say_others(inner: &Inner) -> bool {
+    let me = inner.identity.member;
+    let urls: Vec<String> =
+        inner.members().into_iter().filter(|m| m.id != me).filter_map(|m| m.peer_urls.into_iter().next()).collect();
+    let asked = urls.iter().map(|url| ferretcd_raft::transport::client::probe(url, LEADERLESS_LOOK));
+    futures::future::join_all(asked).await.into_iter().flatten().any(|answer| {
+        answer.cluster_id == inner.identity.cluster.0
+            && answer.epoch == inner.identity.epoch().0
+            && answer.removed.contains(&me.0)
+    })
 }

@@ -144,7 +144,7 @@ impl Group {
         let network = Network { peers: parts.peers.clone() };
         let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
-        tokio::spawn(follow(raft.clone(), tx, parts.timing.election));
+        tokio::spawn(follow(raft.clone(), tx, parts.peers.identity().clone(), parts.timing.election));
         Ok(Group { raft, peers: parts.peers, snapshots: parts.snapshots, view })
     }
 
@@ -259,10 +259,10 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
 
 /// Keeps the view current. A leader that was not heard of for an election timeout counts as gone, whatever openraft's
 /// role says: this member must not claim a leader that it cannot reach.
-async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, election: Duration) {
+async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, identity: Arc<Identity>, election: Duration) {
     let mut metrics = raft.metrics();
     loop {
-        let view = view_of(&metrics.borrow_watched(), election);
+        let view = view_of(&metrics.borrow_watched(), identity.leader_silence(), election);
         let stopped = view.fatal.is_some();
         tx.send_if_modified(|known| {
             let changed = *known != view;
@@ -273,14 +273,14 @@ async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, election: Duration)
             return;
         }
         // Woken by changes; looked at again after a while, because a quorum that falls silent changes nothing.
-        match tokio::time::timeout(election / 2, metrics.changed()).await {
+        match tokio::time::timeout(election / 4, metrics.changed()).await {
             Ok(Err(_)) => return,
             Ok(Ok(())) | Err(_) => {}
         }
     }
 }
 
-fn view_of(m: &openraft::RaftMetrics<TypeConfig>, election: Duration) -> GroupView {
+fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, election: Duration) -> GroupView {
     let role = match m.state {
         ServerState::Leader => Role::Leader,
         ServerState::Candidate => Role::Candidate,
@@ -290,6 +290,7 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, election: Duration) -> GroupVi
     let quorum_acked = m.last_quorum_acked.as_ref().and_then(|at| Instant::now().checked_sub(at.elapsed()));
     let alone = m.membership_config.voter_ids().count() == 1;
     let quorum_lost = role == Role::Leader && !alone && quorum_acked.is_none_or(|at| at.elapsed() > election);
+    let leader_silent = role != Role::Leader && silence.is_none_or(|s| s > election);
     let heard = m.heartbeat.as_ref();
     let progress = m.replication.iter().flatten().filter(|(id, _)| **id != m.id).map(|(id, matched)| {
         let last_heard = heard
@@ -301,7 +302,7 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, election: Duration) -> GroupVi
     GroupView {
         term: m.current_term,
         role,
-        leader: if quorum_lost { None } else { m.current_leader.map(MemberId) },
+        leader: if quorum_lost || leader_silent { None } else { m.current_leader.map(MemberId) },
         last_log_index: m.last_log_index.unwrap_or_default(),
         committed: m.local_committed.as_ref().map_or(0, |l| l.index()),
         applied: m.last_applied.as_ref().map_or(0, |l| l.index()),

@@ -4,7 +4,9 @@
 //! member of another history is refused at the door and never reaches raft.
 
 use ferretcd_types::{ClusterId, Epoch, MemberId};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
@@ -21,6 +23,7 @@ pub struct Identity {
     /// This member.
     pub member: MemberId,
     epoch: AtomicU64,
+    heard: Mutex<Option<Instant>>,
 }
 
 /// What a caller said of itself, checked.
@@ -33,7 +36,7 @@ pub struct PeerIdentity {
 impl Identity {
     /// An identity; the epoch may still be unknown.
     pub fn new(cluster: ClusterId, member: MemberId, epoch: Epoch) -> Self {
-        Identity { cluster, member, epoch: AtomicU64::new(epoch.0) }
+        Identity { cluster, member, epoch: AtomicU64::new(epoch.0), heard: Mutex::new(None) }
     }
 
     /// The epoch as known now.
@@ -44,6 +47,16 @@ impl Identity {
     /// Written when the state machine applied the first entry or installed a snapshot.
     pub fn learn_epoch(&self, epoch: Epoch) {
         self.epoch.store(epoch.0, Ordering::Release);
+    }
+
+    /// A leader spoke to this member just now.
+    pub(crate) fn heard_leader(&self) {
+        *self.heard.lock() = Some(Instant::now());
+    }
+
+    /// How long ago a leader spoke to this member.
+    pub(crate) fn leader_silence(&self) -> Option<Duration> {
+        self.heard.lock().map(|at| at.elapsed())
     }
 
     /// Puts the proof on a call to `to`.

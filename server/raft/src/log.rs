@@ -34,7 +34,11 @@ impl Log {
         if from >= to {
             return Ok(Vec::new());
         }
-        let entries = self.wal.read(from, to, max_bytes)?;
+        // Recent entries come from memory; only a follower that is far behind makes this wait for the disk.
+        let entries = match self.wal.in_memory(from) {
+            true => self.wal.read(from, to, max_bytes)?,
+            false => crate::machine::blocking(|| self.wal.read(from, to, max_bytes))?,
+        };
         entries
             .into_iter()
             .map(|e| entry::decode(LogPos { term: e.term, index: e.index }, e.payload).map_err(io::Error::other))
@@ -75,7 +79,8 @@ impl RaftLogReader<TypeConfig> for Log {
             Bound::Excluded(i) => *i,
             Bound::Unbounded => u64::MAX,
         };
-        self.entries(from, to, READ_BYTES_MAX)
+        // What was purged in between is not an error here: openraft asks for what it may still need.
+        self.entries(from.max(self.wal.first_index()), to, READ_BYTES_MAX)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -112,7 +112,11 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let (opened, _) = self.enter(request.metadata())?;
         // A broken or damaged request ends the input; openraft then ends the answers, and the leader starts anew.
-        let input = request.into_inner().map(|item| item.and_then(convert::append_request_from));
+        let identity = opened.identity.clone();
+        let input = request.into_inner().map(move |item| {
+            identity.heard_leader();
+            item.and_then(convert::append_request_from)
+        });
         let input = input.take_while(|item| {
             let ok = item.is_ok();
             async move { ok }

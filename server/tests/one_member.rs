@@ -1,0 +1,168 @@
+//! One member, as real process, with etcdctl as its client.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use support::{Cluster, Member, finished};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_puts_gets_deletes_compares_leases_and_lists() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    assert_eq!(m.etcdctl(&["put", "a", "1"]).unwrap(), "OK\n");
+    assert_eq!(m.etcdctl(&["put", "ab", "2"]).unwrap(), "OK\n");
+    assert_eq!(m.etcdctl(&["get", "a", "--prefix", "--print-value-only"]).unwrap(), "1\n2\n");
+    assert_eq!(m.etcdctl(&["del", "ab"]).unwrap(), "1\n");
+    assert_eq!(m.etcdctl(&["get", "ab"]).unwrap(), "");
+    assert_eq!(m.etcdctl(&["get", "ab", "--rev=3", "--print-value-only"]).unwrap(), "2\n");
+
+    let mut txn = m.etcdctl_command(&["txn"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    txn.stdin.take().unwrap().write_all(b"value(\"a\") = \"1\"\n\nput a 5\nget a\n\nput a 6\n\n").unwrap();
+    assert_eq!(finished(txn.wait_with_output().unwrap()).unwrap(), "SUCCESS\n\nOK\n\na\n5\n");
+
+    let grant = m.etcdctl(&["lease", "grant", "100"]).unwrap();
+    let id = grant.split_whitespace().nth(1).unwrap();
+    m.etcdctl(&["put", "--lease", id, "leased", "x"]).unwrap();
+    assert!(m.etcdctl(&["lease", "timetolive", id, "--keys"]).unwrap().contains("attached keys([leased])"));
+    assert!(m.etcdctl(&["lease", "keep-alive", "--once", id]).unwrap().contains("keepalived with TTL(100)"));
+    m.etcdctl(&["lease", "revoke", id]).unwrap();
+    assert_eq!(m.etcdctl(&["get", "leased"]).unwrap(), "");
+
+    assert!(m.etcdctl(&["member", "list"]).unwrap().contains("started, solo"));
+    assert!(m.etcdctl(&["endpoint", "health"]).is_ok());
+    assert!(m.etcdctl(&["endpoint", "status", "-w", "json"]).unwrap().contains("\"version\":\"3.7.1\""));
+    m.etcdctl(&["compaction", "5"]).unwrap();
+    assert!(m.etcdctl(&["get", "a", "--rev=2"]).unwrap_err().contains("required revision has been compacted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_history_then_what_happens() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    m.etcdctl(&["put", "w1", "old"]).unwrap();
+    let mut watch = m.etcdctl_command(&["watch", "w", "--prefix", "--rev=1"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut three = || lines.by_ref().take(3).collect::<Vec<_>>();
+    assert_eq!(three(), ["PUT", "w1", "old"]);
+    m.etcdctl(&["put", "w2", "new"]).unwrap();
+    assert_eq!(three(), ["PUT", "w2", "new"]);
+    m.etcdctl(&["del", "w1"]).unwrap();
+    assert_eq!(three(), ["DELETE", "w1", ""]);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_lease_takes_its_keys_along() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    let grant = m.etcdctl(&["lease", "grant", "1"]).unwrap();
+    let id = grant.split_whitespace().nth(1).unwrap();
+    assert!(grant.contains("TTL(2s)"), "etcd's shortest lease outlives an election: {grant}");
+    m.etcdctl(&["put", "--lease", id, "gone", "soon"]).unwrap();
+    support::eventually("the key expires", async || match m.get("gone", false).await {
+        Ok(None) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(m.etcdctl(&["lease", "list"]).unwrap().lines().next(), Some("found 0 leases"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_survives_sigterm_and_kill() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let m = &mut cluster.members[0];
+    m.put("kept", "over sigterm").await.unwrap();
+    assert_eq!(m.terminate().await, Some(0));
+    m.start();
+    m.ready().await;
+    assert_eq!(m.get("kept", false).await.unwrap().as_deref(), Some("over sigterm"));
+    for i in 0..20 {
+        m.put(&format!("k{i}"), "over kill").await.unwrap();
+    }
+    m.kill();
+    m.start();
+    m.ready().await;
+    assert_eq!(m.everything().await.len(), 21);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_set_aside_and_rebuilt_from_the_log() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let m = &mut cluster.members[0];
+    for i in 0..50 {
+        m.put(&format!("k{i}"), "v").await.unwrap();
+    }
+    assert_eq!(m.terminate().await, Some(0));
+    let engine = m.dir.join("member/engine");
+    // sled takes a database without a readable log for an empty one; the log gives everything back.
+    std::fs::write(engine.join("db"), b"not a database").unwrap();
+    m.start();
+    m.ready().await;
+    assert_eq!(m.everything().await.len(), 50);
+    assert_eq!(m.terminate().await, Some(0));
+    std::fs::write(engine.join("conf"), b"not a configuration").unwrap();
+    m.start();
+    m.ready().await;
+    assert_eq!(m.everything().await.len(), 50);
+    assert!(m.log().contains("setting it aside and rebuilding it"), "{}", m.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_and_metrics_have_etcds_form() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    assert_eq!(m.http("/health").await, (200, "{\"health\":\"true\",\"reason\":\"\"}".to_owned()));
+    assert_eq!(m.http("/livez").await, (200, "ok\n".to_owned()));
+    let (code, verbose) = m.http("/readyz?verbose").await;
+    assert_eq!(code, 200);
+    for check in ["data_corruption", "serializable_read", "linearizable_read", "non_learner"] {
+        assert!(verbose.contains(&format!("[+]{check} ok\n")), "{verbose}");
+    }
+    let (_, version) = m.http("/version").await;
+    assert!(version.starts_with(r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0""#), "{version}");
+    m.put("a", "b").await.unwrap();
+    let (_, metrics) = m.http("/metrics").await;
+    for line in ["etcd_server_has_leader 1", "etcd_mvcc_put_total 1", "etcd_debugging_mvcc_keys_total 1"] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is missing");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_with_what_where_and_what_to_do() {
+    let tmp = tempfile::tempdir().unwrap();
+    let m = Member::new("bad", tmp.path());
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["--no-such-flag=1"], 2, &["--no-such-flag"]),
+        (&["start"], 1, &["\"start\" is not a valid flag"]),
+        (&["--listen-metrics-urls=http://example.com:1"], 1, &["--listen-metrics-urls", "example.com", "IP"]),
+        (&["--initial-cluster=other=http://127.0.0.1:1"], 1, &["local name \"bad\"", "--initial-cluster"]),
+        (&["--initial-cluster=bad=http://127.0.0.1:1"], 1, &["--initial-advertise-peer-urls", "make them equal"]),
+        (&["--member-intent=run"], 78, &["holds no member", "add a new one"]),
+    ];
+    for (args, code, needles) in cases {
+        let output = m.command(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {text}");
+        needles.iter().for_each(|n| assert!(text.contains(n), "{args:?}: {n}: {text}"));
+        assert!(!m.dir.join("member/wal").exists(), "{args:?} left a log behind");
+    }
+    let m = Member::new("late", tmp.path());
+    let taken = std::net::TcpListener::bind(&m.client).unwrap();
+    let output = m.command(&[]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains(&m.client) && text.contains("is another server running there?"), "{text}");
+    assert!(!m.dir.exists(), "a taken port changes nothing on disk");
+    drop(taken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_on_one_data_directory_are_refused() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let mut second = Member::new("solo", cluster.tmp.path());
+    second.dir = cluster.members[0].dir.clone();
+    let output = second.command(&[]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("LOCK"), "{text}");
+}

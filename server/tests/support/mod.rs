@@ -1,0 +1,309 @@
+//! Real processes on loopback: members of the server under test, and etcdctl as the client.
+
+#![allow(dead_code)] // Each test binary uses its part.
+
+use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::{kv_client::KvClient, maintenance_client::MaintenanceClient};
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+
+/// Longest wait for anything in these tests. Two busy cores are slow; a healthy run never comes near it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A member's process with its data, or the place for one.
+pub struct Member {
+    pub name: String,
+    pub client: String,
+    pub peer: String,
+    pub dir: PathBuf,
+    pub flags: Vec<String>,
+    child: Option<Child>,
+    starts: u32,
+}
+
+/// Members that belong together, in a folder that goes away with them.
+pub struct Cluster {
+    pub members: Vec<Member>,
+    pub tmp: tempfile::TempDir,
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// Polls until `probe` gives something; its last complaint is the panic's text.
+pub async fn eventually<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut probe: F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match probe().await {
+            Ok(value) => return value,
+            Err(why) if Instant::now() > deadline => panic!("{what}: not within {PATIENCE:?}: {why}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+impl Member {
+    pub fn new(name: &str, root: &Path) -> Self {
+        Member {
+            name: name.to_owned(),
+            client: free_address(),
+            peer: free_address(),
+            dir: root.join(name),
+            flags: Vec::new(),
+            child: None,
+            starts: 0,
+        }
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("http://{}", self.peer)
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.with_extension(format!("log{}", self.starts))
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The command that starts it, with these flags on top.
+    pub fn command(&self, extra: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferretcd"));
+        let own = [
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.dir.display()),
+            format!("--listen-client-urls=http://{}", self.client),
+            format!("--advertise-client-urls=http://{}", self.client),
+            format!("--listen-peer-urls={}", self.peer_url()),
+            format!("--initial-advertise-peer-urls={}", self.peer_url()),
+        ];
+        command.args(own).args(&self.flags).args(extra).env_clear();
+        command
+    }
+
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        self.starts += 1;
+        let log = File::create(self.log_path()).unwrap();
+        let child = self.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
+    }
+
+    fn signal(&mut self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().unwrap();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// kill -9: what was acknowledged must survive it.
+    pub fn kill(&mut self) {
+        self.signal(rustix::process::Signal::KILL);
+        self.child.take().unwrap().wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub async fn terminate(&mut self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        self.ended().await
+    }
+
+    /// Waits until the process ends by itself.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let name = self.name.clone();
+        let mut child = self.child.take().unwrap();
+        let status = eventually(&format!("{name} ends"), async || {
+            child.try_wait().unwrap().ok_or_else(|| "it still runs".to_owned())
+        })
+        .await;
+        status.code()
+    }
+
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.client)).unwrap();
+        endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10)).connect_lazy()
+    }
+
+    pub async fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
+    }
+
+    pub async fn maintenance(&self) -> MaintenanceClient<Channel> {
+        MaintenanceClient::new(self.channel().await)
+    }
+
+    pub async fn status(&self) -> Result<pb::StatusResponse, String> {
+        let status = self.maintenance().await.status(pb::StatusRequest {}).await;
+        status.map(tonic::Response::into_inner).map_err(|e| e.to_string())
+    }
+
+    /// Waits until a linearizable read works through it.
+    pub async fn ready(&self) {
+        eventually(&format!("{} is ready", self.name), async || {
+            self.get("\0", false).await.map(drop).map_err(|e| format!("{e}\n{}", tail(&self.log())))
+        })
+        .await;
+    }
+
+    pub async fn put(&self, key: &str, value: &str) -> Result<i64, tonic::Status> {
+        let request =
+            pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
+        Ok(self.kv().await.put(request).await?.into_inner().header.unwrap().revision)
+    }
+
+    pub async fn get(&self, key: &str, serializable: bool) -> Result<Option<String>, tonic::Status> {
+        let request = pb::RangeRequest { key: key.to_owned().into(), serializable, ..Default::default() };
+        let kvs = self.kv().await.range(request).await?.into_inner().kvs;
+        Ok(kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+    }
+
+    /// All keys with their values and mod revisions, from this member alone.
+    pub async fn everything(&self) -> Vec<(String, String, i64)> {
+        let request =
+            pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), serializable: true, ..Default::default() };
+        let kvs = self.kv().await.range(request).await.unwrap().into_inner().kvs;
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        kvs.iter().map(|kv| (text(&kv.key), text(&kv.value), kv.mod_revision)).collect()
+    }
+
+    /// etcdctl against this member: its output, and an error with everything it said when it fails.
+    pub fn etcdctl(&self, args: &[&str]) -> Result<String, String> {
+        let output = self.etcdctl_command(args).output().expect("etcdctl runs");
+        finished(output)
+    }
+
+    pub fn etcdctl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(etcd_tool("etcdctl"));
+        command.env_clear().arg(format!("--endpoints=http://{}", self.client)).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// A plain HTTP GET: status code and body.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&self.client).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.client);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let code = text.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, text.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- {} ({}):\n{}", self.name, self.log_path().display(), tail(&self.log()));
+        }
+    }
+}
+
+pub fn finished(output: Output) -> Result<String, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    Err(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)))
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
+/// A tool of real etcd, built by `ferretcd-e2e tools etcd` into the cache.
+pub fn etcd_tool(name: &str) -> PathBuf {
+    let cache = std::env::var_os("FERRETCD_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+        base.unwrap_or_else(home).join("ferretcd")
+    });
+    let path = cache.join("bin/etcd-3.7.1").join(name);
+    assert!(path.exists(), "{} is missing: run `make tools` first", path.display());
+    path
+}
+
+impl Cluster {
+    /// Members that name each other in --initial-cluster; not started.
+    pub fn new(names: &[&str]) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut members: Vec<Member> = names.iter().map(|n| Member::new(n, tmp.path())).collect();
+        let list: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+        for member in &mut members {
+            member.flags.push(format!("--initial-cluster={}", list.join(",")));
+        }
+        Cluster { members, tmp }
+    }
+
+    /// Started and ready.
+    pub async fn start(names: &[&str]) -> Self {
+        let mut cluster = Cluster::new(names);
+        cluster.members.iter_mut().for_each(Member::start);
+        for member in &cluster.members {
+            member.ready().await;
+        }
+        cluster
+    }
+
+    /// Position of the leader, once all running members agree on it.
+    pub async fn leader(&self) -> usize {
+        eventually("the members agree on a leader", async || {
+            let mut leader = None;
+            for member in self.members.iter().filter(|m| m.runs()) {
+                let status = member.status().await?;
+                match leader {
+                    None if status.leader != 0 => leader = Some(status.leader),
+                    Some(known) if known == status.leader => {}
+                    _ => return Err(format!("{} names {:x}, another names {leader:x?}", member.name, status.leader)),
+                }
+            }
+            for (at, member) in self.members.iter().enumerate().filter(|(_, m)| m.runs()) {
+                if Some(member.status().await?.header.unwrap().member_id) == leader {
+                    return Ok(at);
+                }
+            }
+            Err("the leader does not run".to_owned())
+        })
+        .await
+    }
+
+    /// Waits until every running member holds the same keys, and returns them.
+    pub async fn agreed(&self) -> Vec<(String, String, i64)> {
+        eventually("all members hold the same", async || {
+            let mut first: Option<(&str, i64, Vec<(String, String, i64)>)> = None;
+            for member in self.members.iter().filter(|m| m.runs()) {
+                let revision = member.status().await?.header.unwrap().revision;
+                let all = member.everything().await;
+                match &first {
+                    None => first = Some((&member.name, revision, all)),
+                    Some((_, r, known)) if *r == revision && *known == all => {}
+                    Some((name, r, known)) => {
+                        return Err(format!(
+                            "{name}: {} keys at {r}, {}: {} keys at {revision}",
+                            known.len(),
+                            member.name,
+                            all.len()
+                        ));
+                    }
+                }
+            }
+            Ok(first.unwrap().2)
+        })
+        .await
+    }
+}

@@ -1,0 +1,239 @@
+//! Three members, as real processes: losing one, being asked anywhere, coming and going.
+
+mod support;
+
+use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use support::{Cluster, Member, eventually};
+
+const ABC: &[&str] = &["a", "b", "c"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_a_follower_works_like_one_to_the_leader() {
+    let cluster = Cluster::start(ABC).await;
+    cluster.leader().await;
+    for (at, m) in cluster.members.iter().enumerate() {
+        m.etcdctl(&["put", &format!("key{at}"), "v"]).unwrap();
+        // The member that answered the write has it, and so has every other one for a linearizable reader.
+        for other in &cluster.members {
+            assert_eq!(other.etcdctl(&["get", &format!("key{at}"), "--print-value-only"]).unwrap(), "v\n");
+        }
+        let grant = m.etcdctl(&["lease", "grant", "60"]).unwrap();
+        let id = grant.split_whitespace().nth(1).unwrap();
+        assert!(m.etcdctl(&["lease", "keep-alive", "--once", id]).unwrap().contains("TTL(60)"));
+        assert!(m.etcdctl(&["lease", "timetolive", id]).unwrap().contains("granted with TTL(60s)"));
+        assert_eq!(m.etcdctl(&["member", "list"]).unwrap().lines().count(), 3);
+        assert!(m.etcdctl(&["endpoint", "health"]).is_ok());
+        assert_eq!(m.http("/readyz").await.0, 200);
+    }
+    let ids: Vec<u64> = {
+        let mut ids = Vec::new();
+        for m in &cluster.members {
+            ids.push(m.status().await.unwrap().header.unwrap().cluster_id);
+        }
+        ids
+    };
+    assert!(ids.iter().all(|id| *id == ids[0]), "one cluster ID: {ids:x?}");
+}
+
+/// Puts numbered keys through whichever member answers, until told to stop; returns those that were acknowledged.
+async fn stream_of_puts(
+    kvs: Vec<pb::kv_client::KvClient<tonic::transport::Channel>>,
+    stop: Arc<AtomicBool>,
+) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    let mut at = 0;
+    for i in 0u32.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("stream{i:06}");
+        let request = pb::PutRequest { key: key.clone().into(), value: "v".into(), ..Default::default() };
+        match kvs[at].clone().put(request).await {
+            Ok(_) => acknowledged.push(key),
+            Err(_) => at = (at + 1) % kvs.len(),
+        }
+    }
+    acknowledged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_put_survives_kill_9_of_the_leader_on_every_member() {
+    let mut cluster = Cluster::start(ABC).await;
+    for round in 0..2 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let leader = cluster.leader().await;
+        let mut kvs = Vec::new();
+        for m in &cluster.members {
+            kvs.push(m.kv().await);
+        }
+        let writer = tokio::spawn(stream_of_puts(kvs, stop.clone()));
+        let before = cluster.members[leader].status().await.unwrap().header.unwrap().revision;
+        eventually("writes flow", async || {
+            let now = cluster.members[leader].status().await?.header.unwrap().revision;
+            if now > before + 50 { Ok(()) } else { Err(format!("revision {now}")) }
+        })
+        .await;
+        cluster.members[leader].kill();
+        let killed = Instant::now();
+        let next = cluster.leader().await;
+        let at = cluster.members[next].status().await.unwrap().header.unwrap().revision;
+        eventually("writes flow again", async || {
+            let now = cluster.members[next].status().await?.header.unwrap().revision;
+            if now > at + 50 { Ok(()) } else { Err(format!("revision {now}")) }
+        })
+        .await;
+        assert!(killed.elapsed() < Duration::from_secs(20), "writes were away for {:?}", killed.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        let acknowledged = writer.await.unwrap();
+        cluster.members[leader].start();
+        cluster.members[leader].ready().await;
+        let everything: BTreeMap<String, String> = cluster.agreed().await.into_iter().map(|(k, v, _)| (k, v)).collect();
+        let lost: Vec<&String> = acknowledged.iter().filter(|k| !everything.contains_key(*k)).collect();
+        assert!(lost.is_empty(), "round {round}: {} of {} are lost: {lost:?}", lost.len(), acknowledged.len());
+        assert!(acknowledged.len() > 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_hands_leadership_over_and_exits_0() {
+    let mut cluster = Cluster::start(ABC).await;
+    let leader = cluster.leader().await;
+    cluster.members[0].put("before", "x").await.unwrap();
+    assert_eq!(cluster.members[leader].terminate().await, Some(0));
+    assert!(cluster.members[leader].log().contains("handing leadership over"), "{}", cluster.members[leader].log());
+    assert!(!cluster.members[leader].log().contains("could not hand leadership over"));
+    let next = cluster.leader().await;
+    assert_ne!(next, leader);
+    cluster.members[next].put("after", "x").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn move_leader_moves_it_and_refuses_what_etcd_refuses() {
+    let cluster = Cluster::start(ABC).await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let id = format!("{:x}", cluster.members[follower].status().await.unwrap().header.unwrap().member_id);
+    let endpoints: Vec<String> = cluster.members.iter().map(|m| format!("http://{}", m.client)).collect();
+    let everyone = format!("--endpoints={}", endpoints.join(","));
+    let out = cluster.members[leader].etcdctl(&["move-leader", &id, &everyone]).unwrap();
+    assert!(out.contains("Leadership transferred"), "{out}");
+    assert_eq!(cluster.leader().await, follower);
+    let refused = cluster.members[follower].etcdctl(&["move-leader", "1234", &everyone]).unwrap_err();
+    assert!(refused.contains("bad leader transferee"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_a_lost_disk_does_not_start_a_second_history() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("kept", "x").await.unwrap();
+    let m = &mut cluster.members[2];
+    m.kill();
+    std::fs::remove_dir_all(&m.dir).unwrap();
+    m.start();
+    assert_eq!(m.ended().await, Some(78));
+    assert!(m.log().contains("has already been bootstrapped"), "{}", m.log());
+    assert!(m.log().contains("remove the member"), "{}", m.log());
+    assert!(!m.dir.join("member/wal").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_cluster_is_refused_in_the_handshake() {
+    let mut cluster = Cluster::start(ABC).await;
+    // The same names and addresses under another token: another cluster ID.
+    let mut other = Cluster::new(ABC);
+    for (m, own) in other.members.iter_mut().zip(&cluster.members) {
+        (m.client, m.peer) = (own.client.clone(), own.peer.clone());
+        m.flags = own.flags.clone();
+        m.flags.push("--initial-cluster-token=another".to_owned());
+    }
+    cluster.members[0].put("here", "x").await.unwrap();
+    cluster.members.iter_mut().for_each(Member::kill);
+    other.members.iter_mut().for_each(Member::start);
+    for m in &other.members {
+        m.ready().await;
+    }
+    other.members[2].kill();
+    // Member c of the first cluster comes back at the address of member c of the second.
+    cluster.members[2].start();
+    eventually("both sides say why", async || {
+        let logs = format!("{}{}", cluster.members[2].log(), other.members[0].log());
+        if logs.contains("cluster ID mismatch") && logs.contains("--initial-cluster-token") {
+            Ok(())
+        } else {
+            Err("nothing about it in the logs".to_owned())
+        }
+    })
+    .await;
+    other.members[0].put("there", "y").await.unwrap();
+    assert_eq!(other.members[0].everything().await.len(), 1, "nothing of the other cluster came in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_joins_catches_up_votes_and_is_removed() {
+    let mut cluster = Cluster::start(ABC).await;
+    for i in 0..30 {
+        cluster.members[0].put(&format!("k{i}"), "v").await.unwrap();
+    }
+    let mut d = Member::new("d", cluster.tmp.path());
+    // A leader must have heard all voters lately before it lets another one come.
+    let (id, bad) = {
+        let mut api = ClusterClient::new(cluster.members[0].channel().await);
+        let url = d.peer_url();
+        let added = eventually("the learner is added", async || {
+            let request = pb::MemberAddRequest { peer_ur_ls: vec![url.clone()], is_learner: true };
+            api.member_add(request).await.map_err(|e| e.to_string())
+        })
+        .await
+        .into_inner();
+        let again = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".into()], is_learner: true };
+        (added.member.unwrap().id, api.member_add(again).await.unwrap_err())
+    };
+    assert_eq!(bad.message(), "etcdserver: too many learner members in cluster");
+    let list: Vec<String> =
+        cluster.members.iter().chain([&d]).map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+    d.flags = vec![format!("--initial-cluster={}", list.join(",")), "--initial-cluster-state=existing".to_owned()];
+    d.start();
+    cluster.members.push(d);
+    eventually("the learner is promoted", async || {
+        let id = format!("{id:x}");
+        cluster.members[0].etcdctl(&["member", "promote", &id]).map(drop)
+    })
+    .await;
+    cluster.members[3].ready().await;
+    assert_eq!(cluster.agreed().await.len(), 30);
+    cluster.members[3].put("through", "d").await.unwrap();
+    cluster.members[0].etcdctl(&["member", "remove", &format!("{id:x}")]).unwrap();
+    assert_eq!(cluster.members[3].ended().await, Some(1));
+    assert!(cluster.members[3].log().contains("was removed from the cluster"), "{}", cluster.members[3].log());
+    assert_eq!(cluster.members[0].etcdctl(&["member", "list"]).unwrap().lines().count(), 3);
+    cluster.members[3].start();
+    assert_eq!(cluster.members[3].ended().await, Some(1), "a removed member does not come back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_reads_of_one_member_work_and_nothing_else() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("known", "x").await.unwrap();
+    cluster.agreed().await;
+    cluster.members[1].kill();
+    cluster.members[2].kill();
+    let m = &cluster.members[0];
+    eventually("the member notices", async || match m.status().await?.leader {
+        0 => Ok(()),
+        leader => Err(format!("it still names {leader:x}")),
+    })
+    .await;
+    assert_eq!(m.get("known", true).await.unwrap().as_deref(), Some("x"));
+    assert_eq!(m.http("/livez").await.0, 200);
+    let error = m.etcdctl(&["put", "refused", "x", "--command-timeout=9s"]).unwrap_err();
+    assert!(error.contains("timed out") || error.contains("deadline exceeded"), "{error}");
+    assert_eq!(m.http("/readyz").await.0, 503);
+    cluster.members[1].start();
+    cluster.members[1].ready().await;
+    cluster.members[0].put("back", "x").await.unwrap();
+}
