@@ -104,7 +104,12 @@ impl Actor<'_> {
             match self.one(action).await {
                 Ok(()) => info!(action = summary(action), "done"),
                 Err(fault) => {
-                    warn!(action = summary(action), ?fault, "not done");
+                    let action = summary(action);
+                    match &fault {
+                        Fault::Wait(why) => info!(action, why, "not yet"),
+                        Fault::Conflict(why) => info!(action, why, "the world has changed, looking again"),
+                        Fault::Failed(why) => warn!(action, why, "failed"),
+                    }
                     return Outcome { done, fault: Some(fault) };
                 }
             }
@@ -424,13 +429,11 @@ fn summary(action: &Action) -> String {
         Action::Apply(object) => named("Apply", object.target()),
         Action::Delete { target, .. } => named("Delete", target.clone()),
         Action::Notify(notice) => format!("Notify {}: {}", notice.reason, notice.message),
-        Action::SetFinalizer { .. }
-        | Action::MarkClaim { .. }
-        | Action::LabelServing { .. }
-        | Action::AddLearner { .. }
-        | Action::Promote { .. }
-        | Action::RemoveMember { .. }
-        | Action::MoveLeader { .. } => format!("{action:?}"),
+        Action::AddLearner { peer_url } => format!("AddLearner {peer_url}"),
+        Action::Promote { id } => format!("Promote {id:x}"),
+        Action::RemoveMember { id, peer_url } => format!("RemoveMember {id:x} {peer_url}"),
+        Action::MoveLeader { leader_serial, to } => format!("MoveLeader from serial {leader_serial} to {to:x}"),
+        Action::SetFinalizer { .. } | Action::MarkClaim { .. } | Action::LabelServing { .. } => format!("{action:?}"),
     }
 }
 

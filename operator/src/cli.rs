@@ -16,7 +16,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "FERRETCD_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
     /// Which events are logged: a level, or a filter as in RUST_LOG.
-    #[arg(long, global = true, env = "FERRETCD_LOG_LEVEL", default_value = "info")]
+    #[arg(long, global = true, env = "FERRETCD_LOG_LEVEL", default_value = "info,kube_runtime=warn")]
     pub log_level: String,
     /// What to do.
     #[command(subcommand)]

@@ -89,11 +89,11 @@ pub async fn run(
         .watches(api::<Pod>(&client, namespace), children.clone(), |pod| cluster_of(&pod));
     let backups = Controller::new(api::<EtcdBackup>(&client, namespace), all())
         .owns(api::<Job>(&client, namespace), children.clone());
-    let schedules = Controller::new(api::<EtcdBackupSchedule>(&client, namespace), all()).watches(
-        api::<EtcdBackup>(&client, namespace),
-        watcher::Config::default().labels(names::LABEL_SCHEDULE),
-        |backup| labelled(&backup, names::LABEL_SCHEDULE),
-    );
+    let of_schedules = watcher::Config::default().labels(names::LABEL_SCHEDULE);
+    let prunes = watcher::Config::default().labels(&format!("{}=prune", names::LABEL_AGENT));
+    let schedules = Controller::new(api::<EtcdBackupSchedule>(&client, namespace), all())
+        .watches(api::<EtcdBackup>(&client, namespace), of_schedules, |backup| labelled(&backup, names::LABEL_SCHEDULE))
+        .watches(api::<Job>(&client, namespace), prunes, |job| schedule_of(&job));
 
     tokio::join!(
         passes(clusters, context.clone(), metrics.clone(), stop.clone(), async |context, namespace, name| {
@@ -147,6 +147,14 @@ fn cluster_of<O: ResourceExt>(object: &O) -> Option<ObjectRef<EtcdCluster>> {
 fn labelled<O: ResourceExt, K: Resource<DynamicType = ()>>(object: &O, label: &str) -> Option<ObjectRef<K>> {
     let name = object.labels().get(label)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+/// The schedule whose backup a Job removes: the Job belongs to the backup, whose name is the schedule's and a slot
+/// (`names::scheduled_backup`). A schedule that is not there is not woken, so a backup made by hand may have any name.
+fn schedule_of(job: &Job) -> Option<ObjectRef<EtcdBackupSchedule>> {
+    let backup = job.owner_references().iter().find(|owner| owner.kind == EtcdBackup::kind(&()))?;
+    let (schedule, _) = backup.name.rsplit_once('-')?;
+    Some(ObjectRef::new(schedule).within(&job.namespace()?))
 }
 
 /// Runs the passes of one controller.
@@ -239,6 +247,8 @@ impl Pauses {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
     use super::*;
 
     #[test]
@@ -249,6 +259,19 @@ mod tests {
         assert_eq!(pauses.next("ns/b".to_owned()), FIRST_PAUSE);
         pauses.forget("ns/a");
         assert_eq!(pauses.next("ns/a".to_owned()), FIRST_PAUSE);
+    }
+
+    #[test]
+    fn a_job_that_removes_a_backup_wakes_the_schedule_of_the_backup() {
+        let mut job = Job::default();
+        job.metadata.namespace = Some("ns".to_owned());
+        assert_eq!(schedule_of(&job), None);
+        job.metadata.owner_references = Some(vec![OwnerReference {
+            kind: "EtcdBackup".to_owned(),
+            name: names::scheduled_backup("every-hour", 1_800_000_000),
+            ..OwnerReference::default()
+        }]);
+        assert_eq!(schedule_of(&job), Some(ObjectRef::new("every-hour").within("ns")));
     }
 
     #[test]

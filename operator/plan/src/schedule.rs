@@ -139,7 +139,7 @@ pub fn plan_schedule(
                 )));
                 actions.push(Notice::normal(
                     reason::BACKUP_STARTED,
-                    format!("EtcdBackup {name} is made for the slot {slot}"),
+                    format!("EtcdBackup {name} is made for the slot {}", slot.format("%Y-%m-%dT%H:%MZ")),
                 ));
                 status.last_schedule_time = Some(crate::time::to_kube(slot));
                 status.active = Some(name);
