@@ -1,5 +1,8 @@
 //! Snapshots out of and restores into running clusters, as real processes, judged by etcd's own tools.
 
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use bytes::Bytes;

@@ -1,5 +1,8 @@
 //! Three members, as real processes: losing one, being asked anywhere, coming and going.
 
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
@@ -236,4 +239,55 @@ async fn without_a_quorum_reads_of_one_member_work_and_nothing_else() {
     cluster.members[1].start();
     cluster.members[1].ready().await;
     cluster.members[0].put("back", "x").await.unwrap();
+}
+
+fn snapshots(m: &Member) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(m.dir.join("member/snap"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.ends_with(".snap"))
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_away_longer_than_the_log_reaches_back_gets_a_snapshot() {
+    let mut cluster = Cluster::new(ABC);
+    for m in &mut cluster.members {
+        m.flags.extend(["--snapshot-count=50".to_owned(), "--snapshot-catchup-entries=5".to_owned()]);
+        m.start();
+    }
+    for m in &cluster.members {
+        m.ready().await;
+    }
+    let away = (cluster.leader().await + 1) % 3;
+    cluster.members[away].kill();
+    let leader = cluster.leader().await;
+    for i in 0..150 {
+        cluster.members[leader].put(&format!("k{i}"), "v").await.unwrap();
+    }
+    cluster.members[leader].etcdctl(&["lease", "grant", "3600"]).unwrap();
+    eventually("the leader has a snapshot", async || match snapshots(&cluster.members[leader]).is_empty() {
+        true => Err("none yet".to_owned()),
+        false => Ok(()),
+    })
+    .await;
+    // Purging follows the snapshot; more writes make sure that the log no longer begins where the other one stopped.
+    for i in 0..100 {
+        cluster.members[leader].put(&format!("k{i}"), "again").await.unwrap();
+    }
+    assert!(snapshots(&cluster.members[away]).is_empty());
+    cluster.members[away].start();
+    cluster.members[away].ready().await;
+    assert_eq!(cluster.agreed().await.len(), 150);
+    assert!(!snapshots(&cluster.members[away]).is_empty(), "it caught up without a snapshot: the test tests nothing");
+    assert!(cluster.members[away].etcdctl(&["lease", "list"]).unwrap().starts_with("found 1 leases"));
+
+    // What a snapshot and the log give back: the store of this member is lost.
+    assert_eq!(cluster.members[away].terminate().await, Some(0));
+    std::fs::remove_dir_all(cluster.members[away].dir.join("member/engine")).unwrap();
+    cluster.members[away].start();
+    cluster.members[away].ready().await;
+    assert_eq!(cluster.agreed().await.len(), 150);
 }

@@ -140,7 +140,9 @@ impl Inner {
         }
         let voters: Vec<&Member> = members.iter().filter(|m| !m.is_learner).collect();
         let started = voters.iter().filter(|m| !m.name.is_empty()).count();
-        if !add.is_learner && !(started == 1 && voters.len() == 1) && started < (voters.len() + 1) / 2 + 1 {
+        let quorum_after = voters.len().div_ceil(2) + 1;
+        let alone = started == 1 && voters.len() == 1;
+        if !add.is_learner && !alone && started < quorum_after {
             return Err(Error::NotEnoughStartedMembers);
         }
         if self.connected(view) < voters.len() {

@@ -49,10 +49,7 @@ impl Node {
         let reply = self.propose(ferretcd_types::Compact { revision }).await?;
         if physical {
             let state = self.inner.state.clone();
-            tokio::task::spawn_blocking(move || state.wait_compacted(revision))
-                .await
-                .map_err(Error::internal)?
-                .map_err(Error::from)?;
+            tokio::task::spawn_blocking(move || state.wait_compacted(revision)).await.map_err(Error::internal)??;
         }
         Ok(reply)
     }

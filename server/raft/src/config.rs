@@ -47,7 +47,8 @@ impl Timing {
             // The node decides when: by entries and by bytes (node/src/snapshots.rs).
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.catch_up_entries,
-            purge_batch_size: 1024,
+            // Fewer are not worth a purge; with a short tail to keep, the batch must not outgrow it.
+            purge_batch_size: self.catch_up_entries.clamp(1, 1024),
             enable_pre_vote: Some(true),
             // Heartbeats of a leader that lost its quorum would keep a partially cut group from electing another.
             quorum_loss_probe_interval: Some(2 * max.max(2)),

@@ -273,9 +273,8 @@ async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, identity: Arc<Ident
             return;
         }
         // Woken by changes; looked at again after a while, because a quorum that falls silent changes nothing.
-        match tokio::time::timeout(election / 4, metrics.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(election / 4, metrics.changed()).await {
+            return;
         }
     }
 }

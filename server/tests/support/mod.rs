@@ -36,6 +36,9 @@ fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
+/// All keys of a member, with values and mod revisions.
+pub type Contents = Vec<(String, String, i64)>;
+
 /// Polls until `probe` gives something; its last complaint is the panic's text.
 pub async fn eventually<T, F: AsyncFnMut() -> Result<T, String>>(what: &str, mut probe: F) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -168,7 +171,7 @@ impl Member {
     }
 
     /// All keys with their values and mod revisions, from this member alone.
-    pub async fn everything(&self) -> Vec<(String, String, i64)> {
+    pub async fn everything(&self) -> Contents {
         let request =
             pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), serializable: true, ..Default::default() };
         let kvs = self.kv().await.range(request).await.unwrap().into_inner().kvs;
@@ -283,9 +286,9 @@ impl Cluster {
     }
 
     /// Waits until every running member holds the same keys, and returns them.
-    pub async fn agreed(&self) -> Vec<(String, String, i64)> {
+    pub async fn agreed(&self) -> Contents {
         eventually("all members hold the same", async || {
-            let mut first: Option<(&str, i64, Vec<(String, String, i64)>)> = None;
+            let mut first: Option<(&str, i64, Contents)> = None;
             for member in self.members.iter().filter(|m| m.runs()) {
                 let revision = member.status().await?.header.unwrap().revision;
                 let all = member.everything().await;

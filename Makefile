@@ -1,0 +1,62 @@
+# What people and CI call. Everything that is built goes into one cache outside the repository, so that a fresh clone
+# starts from what the last one built.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+export FERRETCD_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/ferretcd
+export CARGO_TARGET_DIR ?= $(FERRETCD_CACHE)/target
+
+CRATES := $(shell sed -n 's/^name = "\(.*\)"/\1/p' proto/Cargo.toml server/Cargo.toml server/*/Cargo.toml operator/Cargo.toml operator/*/Cargo.toml e2e/Cargo.toml xtask/Cargo.toml)
+E2E = cargo run --quiet --package ferretcd-e2e --
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: ## Bring up a Kubernetes and show the whole product on it
+	cargo build --release --package ferretcd --package ferretcd-operator
+	$(E2E) demo
+
+.PHONY: demo-down
+demo-down: ## Remove everything that the demo made, the cache excepted
+	$(E2E) demo-down
+
+.PHONY: test
+test: test-local test-kubernetes ## Run everything: unit tests, real processes, the story on a real Kubernetes
+
+.PHONY: test-local
+test-local: tools ## Unit tests, and the server as real processes on loopback
+	cargo test --workspace --no-fail-fast
+
+.PHONY: test-kubernetes
+test-kubernetes: tools ## The operator and the whole story on the local Kubernetes
+	cargo build --package ferretcd --package ferretcd-operator
+	$(E2E) test
+
+.PHONY: tools
+tools: ## Build etcd, Kubernetes and the other tools into the cache
+	$(E2E) tools
+
+.PHONY: verify
+verify: ## Check without writing: format, lints, generated files, each crate alone
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	$(E2E) tools helm
+	HELM=$$(ls -d $(FERRETCD_CACHE)/bin/helm-*/helm | tail -1) cargo xtask generate --check
+	$(MAKE) --no-print-directory check-alone
+
+.PHONY: check-alone
+check-alone: ## Check each crate by itself, so that no feature of a neighbour hides a missing one
+	@for crate in $(CRATES); do echo "check $$crate"; cargo check --quiet --package $$crate; done
+
+.PHONY: fix
+fix: ## Format and apply what the lints can fix
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+.PHONY: generate
+generate: ## Write the CRDs and manifests that come from code
+	$(E2E) tools helm
+	HELM=$$(ls -d $(FERRETCD_CACHE)/bin/helm-*/helm | tail -1) cargo xtask generate
