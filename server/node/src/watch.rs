@@ -6,6 +6,8 @@
 
 mod hub;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use hub::Hub;
 pub use stream::WatchStream;
