@@ -113,6 +113,47 @@ async fn a_damaged_store_is_set_aside_and_rebuilt_from_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_quota_refuses_what_grows_until_there_is_room_and_the_alarm_is_disarmed() {
+    let mut cluster = Cluster::new(&["solo"]);
+    cluster.members[0].flags.push("--quota-backend-bytes=20000".to_owned());
+    cluster.members[0].start();
+    let m = &cluster.members[0];
+    m.ready().await;
+    let full = support::eventually("the quota is used up", async || match m.put("k", &"x".repeat(1000)).await {
+        Ok(revision) => Err(format!("revision {revision}")),
+        Err(status) => Ok(status.message().to_owned()),
+    })
+    .await;
+    assert_eq!(full, "etcdserver: mvcc: database space exceeded");
+    assert!(m.etcdctl(&["alarm", "list"]).unwrap().contains("alarm:NOSPACE"));
+    assert_eq!(m.http("/health").await.0, 503);
+    assert_eq!(m.http("/readyz").await.0, 200, "a full store is still a member");
+    assert!(m.get("k", false).await.unwrap().is_some());
+    let revision = m.status().await.unwrap().header.unwrap().revision.to_string();
+    m.etcdctl(&["compaction", "--physical", &revision]).unwrap();
+    assert!(m.put("k", "still refused").await.is_err(), "the alarm stays until somebody disarms it");
+    m.etcdctl(&["alarm", "disarm"]).unwrap();
+    m.put("k", "room again").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_compacted_by_itself_when_it_is_asked_for() {
+    let mut cluster = Cluster::new(&["solo"]);
+    cluster.members[0].flags.push("--auto-compaction-retention=1s".to_owned());
+    cluster.members[0].start();
+    let m = &cluster.members[0];
+    m.ready().await;
+    let first = m.put("k", "old").await.unwrap().to_string();
+    m.put("k", "new").await.unwrap();
+    support::eventually("the first revision is gone", async || match m.etcdctl(&["get", "k", "--rev", &first]) {
+        Err(e) if e.contains("required revision has been compacted") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(m.get("k", false).await.unwrap().as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn probes_and_metrics_have_etcds_form() {
     let cluster = Cluster::start(&["solo"]).await;
     let m = &cluster.members[0];

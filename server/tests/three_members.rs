@@ -291,3 +291,36 @@ async fn a_member_that_was_away_longer_than_the_log_reaches_back_gets_a_snapshot
     cluster.members[away].ready().await;
     assert_eq!(cluster.agreed().await.len(), 150);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_kept_alive_survives_the_loss_of_the_leader_and_ends_when_it_is_not() {
+    use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
+    let mut cluster = Cluster::start(ABC).await;
+    let leader = cluster.leader().await;
+    let survivor = (leader + 1) % 3;
+    let mut leases = LeaseClient::new(cluster.members[survivor].channel().await);
+    let id = leases.lease_grant(pb::LeaseGrantRequest { ttl: 3, id: 0 }).await.unwrap().into_inner().id;
+    let put = pb::PutRequest { key: "leased".into(), lease: id, ..Default::default() };
+    cluster.members[survivor].kv().await.put(put).await.unwrap();
+    cluster.members[leader].kill();
+    // Renewed without a pause over the change of leaders: nobody may ever say that it is gone.
+    for _ in 0..40 {
+        let once = tokio_stream::iter([pb::LeaseKeepAliveRequest { id }]);
+        let mut answers = match leases.lease_keep_alive(once).await {
+            Ok(answers) => answers.into_inner(),
+            Err(_) => continue,
+        };
+        if let Ok(Some(answer)) = answers.message().await {
+            assert_eq!(answer.ttl, 3, "a living lease was said to be gone");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(cluster.members[survivor].get("leased", false).await.unwrap().is_some());
+    eventually("the lease expires when nobody renews it", async || {
+        match cluster.members[survivor].get("leased", false).await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}

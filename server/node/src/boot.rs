@@ -585,8 +585,14 @@ fn chain(e: &dyn std::error::Error) -> String {
 }
 
 impl Member {
-    /// Hands leadership over, if this member has it, to the voter that is furthest.
+    /// Gets ready to leave: hands leadership to the voter that is furthest, if this member has it, then ends the watch
+    /// streams, whose clients go on elsewhere.
     pub async fn hand_over(&self) {
+        self.hand_leadership_over().await;
+        self.node.inner.hub.stop();
+    }
+
+    async fn hand_leadership_over(&self) {
         let inner = &self.node.inner;
         let view = inner.view();
         if view.role != ferretcd_raft::Role::Leader {

@@ -38,6 +38,9 @@ pub(crate) struct LeaseClock {
 
 #[derive(Debug, Default)]
 struct Deadlines {
+    /// The term that this member counts for as its leader. Before the clock was set for it, deadlines are those of a
+    /// follower that never heard of renewals, and nobody may be told by them that a lease is gone.
+    led_term: Option<u64>,
     by_lease: HashMap<LeaseId, (Instant, i64)>,
     by_time: BTreeSet<(Instant, LeaseId)>,
 }
@@ -73,11 +76,20 @@ impl LeaseClock {
     /// renewed, and their holders need to find it first.
     pub(crate) fn reset(&self, leases: Vec<(LeaseId, i64)>, extra: Duration) {
         let mut inner = self.inner.lock();
-        *inner = Deadlines::default();
+        *inner = Deadlines { led_term: inner.led_term, ..Deadlines::default() };
         let now = Instant::now();
         for (id, ttl) in leases {
             inner.set(id, now + seconds(ttl) + extra, ttl);
         }
+    }
+
+    /// Starts counting for a term, or stops.
+    fn lead(&self, term: Option<u64>) {
+        self.inner.lock().led_term = term;
+    }
+
+    fn led_term(&self) -> Option<u64> {
+        self.inner.lock().led_term
     }
 
     /// Gives a lease its full time again; its seconds, or `None` when there is none or it has expired already.
@@ -170,21 +182,26 @@ impl Inner {
         view.role == Role::Leader && view.leader == Some(self.identity.member)
     }
 
+    /// Leads, and has set the lease clock since it does.
+    fn counts(&self) -> bool {
+        self.leads() && self.lease_clock.led_term() == Some(self.view().term)
+    }
+
     /// Renews a lease on this member's clock. A leader that was replaced and does not know it yet must not: it asks
     /// its quorum first.
     pub(crate) async fn local_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
-        if !self.leads() {
+        if !self.counts() {
             return Err(Error::NotLeader);
         }
         self.linearize().await?;
-        if !self.leads() {
+        if !self.counts() {
             return Err(Error::NotLeader);
         }
         Ok(self.lease_clock.renew(id).unwrap_or(0))
     }
 
     pub(crate) fn local_time_to_live(&self, id: LeaseId) -> Result<i64, Error> {
-        if !self.leads() {
+        if !self.counts() {
             return Err(Error::NotLeader);
         }
         Ok(self.lease_clock.remaining(id).unwrap_or(-1))
@@ -195,20 +212,21 @@ impl Inner {
 pub(crate) async fn expire(inner: Arc<Inner>) {
     let mut tick = tokio::time::interval(SCAN_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut led_term = None;
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = inner.stop.cancelled() => return,
         }
         if !inner.leads() {
-            led_term = None;
+            inner.lease_clock.lead(None);
             continue;
         }
-        let term = inner.view().term;
-        if led_term != Some(term) {
-            inner.lease_clock.reset(inner.state.leases(), inner.timing.election);
-            led_term = Some(term);
+        if !inner.counts() {
+            // All that earlier leaders granted must be applied before it can be counted.
+            if inner.linearize().await.is_ok() {
+                inner.lease_clock.reset(inner.state.leases(), inner.timing.election);
+                inner.lease_clock.lead(Some(inner.view().term));
+            }
             continue;
         }
         let expired = inner.lease_clock.expired();
