@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::cache::Cache;
 use crate::cluster::{self, DEFAULT_NAME};
 use crate::components;
+use crate::host;
 use crate::images;
 use crate::node::Init;
 use crate::oci::Image;
@@ -198,6 +199,26 @@ impl Cluster {
         }
     }
 
+    /// Ends the processes of a pod's containers with SIGKILL, as a crash would; its pod stays and starts them again. On a
+    /// cluster elsewhere the pod is deleted without grace, which comes closest.
+    pub fn kill_server(&self, namespace: &str, pod: &str) -> Result<()> {
+        if matches!(self.place, Place::Elsewhere) {
+            let force = ["delete", "pod", pod, "--grace-period=0", "--force"];
+            return self.kubectl(&[&["--namespace", namespace], force.as_slice()].concat()).map(drop);
+        }
+        let object = self.get(&["--namespace", namespace, "pod", pod])?;
+        let uid = object["metadata"]["uid"].as_str().context("the pod has no UID")?;
+        let pids = host::processes_of_pod(uid)?;
+        if pids.is_empty() {
+            bail!("the pod {namespace}/{pod} has no process");
+        }
+        for pid in pids {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+                .with_context(|| format!("ending process {pid:?} of {namespace}/{pod}"))?;
+        }
+        Ok(())
+    }
+
     /// Whether the node `name` is ready.
     pub fn node_ready(&self, name: &str) -> Result<Probe<()>> {
         let node = self.get(&["node", name])?;
@@ -213,6 +234,14 @@ impl Cluster {
         let seen =
             format!("deployment {namespace}/{name}: Available={} {}; pods: {}", available.0, available.1, pods.trim());
         Ok(Probe::when(available.0 == "True", seen))
+    }
+
+    /// The namespace `name`, made if it is missing.
+    pub fn namespace(&self, name: &str) -> Result<Namespace<'_>> {
+        self.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n"))?;
+        let namespace = Namespace { cluster: self, name: name.to_owned() };
+        namespace.wait_for_service_account()?;
+        Ok(namespace)
     }
 
     /// Runs `story` in a new namespace that starts with `prefix`, and deletes the namespace. If the story fails, its
@@ -296,6 +325,20 @@ impl Namespace<'_> {
         })
     }
 
+    /// The UID of the pod `name`.
+    pub fn pod_uid(&self, name: &str) -> Result<String> {
+        let pod = self.get(&["pod", name])?;
+        pod["metadata"]["uid"].as_str().map(str::to_owned).with_context(|| format!("the pod {name} has no UID"))
+    }
+
+    /// Waits until another pod than the one with this UID has the name `name` and is ready.
+    pub fn wait_for_new_pod(&self, name: &str, old_uid: &str, timeout: Duration) -> Result<()> {
+        wait_until(&format!("another pod {}/{name}", self.name), timeout, || {
+            Ok(Probe::when(self.pod_uid(name)? != old_uid, "the old one is still there"))
+        })?;
+        self.wait_for_pod(name, timeout)
+    }
+
     fn wait_for_service_account(&self) -> Result<()> {
         wait_until("the namespace's service account", Duration::from_secs(60), || {
             self.get(&["serviceaccount", "default"]).map(|_| Probe::Ready(()))
@@ -309,6 +352,10 @@ impl Namespace<'_> {
             Err(error) => format!("{error:#}\n"),
         };
         let mut text = show(&["get", "pods,persistentvolumeclaims,services", "--output=wide"]);
+        // Not there in a cluster without the product.
+        if let Ok(output) = self.kubectl(&["get", "etcdclusters,etcdbackups,etcdbackupschedules", "--output=yaml"]) {
+            text += &output.stdout;
+        }
         text += &show(&["get", "events", "--sort-by=.lastTimestamp"]);
         for pod in show(&["get", "pods", "--output=name"]).lines() {
             text += &format!("--- log of {pod}\n{}", show(&["logs", pod, "--all-containers", "--tail=30"]));

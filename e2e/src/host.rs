@@ -103,6 +103,24 @@ pub fn start_time(pid: i32) -> Option<u64> {
     parse_start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// The processes of a pod's containers, by the pod's UID, which is in the name of their cgroup. The process that holds the
+/// pod's namespaces is not among them.
+pub fn processes_of_pod(uid: &str) -> Result<Vec<rustix::process::Pid>> {
+    let folder = format!("/pod{uid}/");
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let pid =
+            process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(rustix::process::Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        // A process may end while it is looked at.
+        let read = |file: &str| std::fs::read_to_string(process.path().join(file)).unwrap_or_default();
+        if read("cgroup").contains(&folder) && read("comm").trim() != "pause" {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 fn parse_start_time(stat: &str) -> Option<u64> {
     // The second field is the program's name in parentheses and may hold anything; state is field 3, the time field 22.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();

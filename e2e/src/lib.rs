@@ -3,21 +3,28 @@
 //! process removes all of it. With `KUBECONFIG` set, that cluster is used instead.
 
 pub mod cluster;
+pub mod demo;
+pub mod suite;
 pub mod tools;
 
+pub mod bucket;
 pub mod cache;
 pub mod components;
 pub mod connect;
+pub mod etcd;
 pub mod host;
 pub mod images;
 pub mod network;
 pub mod node;
 pub mod oci;
 pub mod pki;
+pub mod product;
 pub mod progress;
+pub mod reach;
 pub mod run;
 pub mod s3;
 pub mod wait;
+pub mod writer;
 
 pub use cache::Cache;
 pub use connect::{Cluster, Namespace};

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use ferretcd_e2e::cluster::{self, Options, Store};
 use ferretcd_e2e::oci::Image;
-use ferretcd_e2e::{Cache, Cluster, Tools, connect, node, s3};
+use ferretcd_e2e::{Cache, Cluster, Tools, connect, demo, node, s3, suite};
 
 /// Builds tools and images, and runs a real single-node Kubernetes on this host.
 ///
@@ -36,6 +36,22 @@ enum Verb {
     /// The S3 server in the cluster.
     #[command(subcommand)]
     S3(S3Verb),
+    /// Show the whole product on a real cluster, step by step, and leave it running.
+    ///
+    /// FERRETCD_PROFILE names the cargo profile of server and operator (default release).
+    Demo(ControlPlane),
+    /// Remove all that `demo` made. The cache stays.
+    DemoDown,
+    /// Run the tests that need a cluster, on one of their own.
+    ///
+    /// FERRETCD_PROFILE names the cargo profile of server and operator (default dev).
+    Test {
+        #[command(flatten)]
+        control_plane: ControlPlane,
+        /// For the test binaries: a test's name, for example.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// The first process of a node; started by `cluster up` only.
     #[command(hide = true)]
     NodeInit { run: PathBuf, keep: Vec<PathBuf> },
@@ -47,9 +63,8 @@ enum ClusterVerb {
     Up {
         #[command(flatten)]
         named: Named,
-        /// What answers as etcd behind kube-apiserver.
-        #[arg(long, value_enum, default_value = "etcd")]
-        etcd: Store,
+        #[command(flatten)]
+        control_plane: ControlPlane,
         /// The server for `--etcd ferretcd`; the one beside this program if absent.
         #[arg(long)]
         ferretcd: Option<PathBuf>,
@@ -67,6 +82,13 @@ enum ClusterVerb {
         #[arg(last = true, required = true)]
         command: Vec<PathBuf>,
     },
+}
+
+#[derive(clap::Args)]
+struct ControlPlane {
+    /// What answers as etcd behind kube-apiserver.
+    #[arg(long = "etcd", env = "FERRETCD_CONTROL_PLANE_ETCD", value_enum, default_value = "etcd")]
+    etcd: Store,
 }
 
 #[derive(clap::Args)]
@@ -151,6 +173,11 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Cluster(verb) => return act_on_cluster(verb, &cache, &tools),
         Verb::Image(verb) => act_on_image(verb)?,
         Verb::S3(S3Verb::Up) => println!("{}", s3::up(&Cluster::connect()?)?),
+        Verb::Demo(ControlPlane { etcd }) => demo::run(&cache, &tools, etcd)?,
+        Verb::DemoDown => demo::down(&cache)?,
+        Verb::Test { control_plane: ControlPlane { etcd }, arguments } => {
+            return suite::run(&cache, &tools, etcd, &arguments);
+        }
         Verb::NodeInit { .. } => bail!("only the node's own start uses this"),
     }
     Ok(ExitCode::SUCCESS)
@@ -158,7 +185,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
 
 fn act_on_cluster(verb: ClusterVerb, cache: &Cache, tools: &Tools) -> Result<ExitCode> {
     match verb {
-        ClusterVerb::Up { named, etcd, ferretcd } => {
+        ClusterVerb::Up { named, control_plane: ControlPlane { etcd }, ferretcd } => {
             let cluster = match connect::elsewhere(cache) {
                 Some(_) => Cluster::connect()?,
                 None => cluster::up(cache, tools, &Options { name: named.name(cache), store: etcd, ferretcd })?,
