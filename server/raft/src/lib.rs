@@ -10,6 +10,8 @@ pub mod identity;
 mod log;
 mod machine;
 pub mod snapshot;
+#[cfg(test)]
+mod suite;
 pub mod transport;
 mod types;
 

@@ -157,7 +157,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
         let this = self.clone();
         let built = tokio::task::spawn_blocking(move || {
             let pinned = this.state.pin();
-            let pos = pinned.applied().unwrap_or_default();
+            let applied = pinned.applied();
+            let pos = applied.unwrap_or_default();
             let membership = match pinned.membership() {
                 Some(blob) => entry::decode_stored(blob).map_err(io::Error::other)?,
                 None => StoredMembership::default(),
@@ -171,6 +172,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
             file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             // The log below the snapshot goes next, so what the engine holds must be durable up to here as well.
             this.state.flush().map_err(io::Error::other)?;
+            if applied.is_none() {
+                // A log that was purged and a state that is empty: openraft asks for a snapshot of nothing at start-up.
+                // It stands for no entry and must not count as one.
+                let bytes = std::fs::metadata(&part)?.len();
+                let snapshot = SnapshotDir::received(part, bytes);
+                return Ok(SnapshotOf::<TypeConfig, _> { meta: SnapshotMeta::default(), snapshot });
+            }
             let snapshot = this.snapshots.finish(&part, pos)?;
             Ok::<_, io::Error>(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
         });
