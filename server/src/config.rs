@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// etcd's default and its ceiling of the election time-out.
+/// etcd's ceiling of the election time-out, in milliseconds.
 const ELECTION_MAX_MS: u64 = 50_000;
 const QUOTA_DEFAULT: u64 = 2 << 30;
 

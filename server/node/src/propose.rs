@@ -83,7 +83,7 @@ impl Inner {
             tracing::warn!(
                 quota_bytes = quota,
                 used_bytes = self.state.logical_bytes(),
-                "the quota is used up: raising the NOSPACE alarm; compact, defragment, then disarm the alarm, or raise --quota-backend-bytes"
+                "the quota is used up: raising the NOSPACE alarm; compact, then disarm the alarm, or raise --quota-backend-bytes"
             );
             self.propose(Command::SetAlarm(SetAlarm { alarm, raised: true })).await?;
         }

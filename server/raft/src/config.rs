@@ -44,7 +44,7 @@ impl Timing {
             // Entries per request. Bytes are capped where the log is read (log.rs).
             max_payload_entries: 512,
             replication_lag_threshold: self.catch_up_entries.max(1),
-            // The node decides when: by entries and by bytes (node/src/snapshots.rs).
+            // The node decides when: by entries and by bytes (node/src/workers.rs).
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.catch_up_entries,
             // Fewer are not worth a purge; with a short tail to keep, the batch must not outgrow it.

@@ -4,6 +4,7 @@ use crate::entry;
 use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, log_pos, vote_from, vote_to_wal};
 use ferretcd_types::LogPos;
 use ferretcd_wal::{self as wal, Wal};
+use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, RaftTypeConfig};
@@ -16,9 +17,8 @@ use tokio::sync::oneshot;
 /// link, large enough that its overhead does not show (etcd's maxSizePerMsg is the same megabyte).
 const REPLICATION_BYTES_MAX: usize = 1 << 20;
 
-/// Most bytes that one call for a range of entries reads. Such calls come at start-up and from applying, in ranges
-/// that openraft bounds by count; this keeps a range of large entries from filling memory.
-const READ_BYTES_MAX: usize = usize::MAX;
+/// Most bytes of entries that applying holds at once: after a restart it has a whole log before it.
+const APPLY_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Log {
@@ -64,23 +64,43 @@ async fn done(submit: impl FnOnce(Box<dyn FnOnce(io::Result<()>) + Send>)) -> io
     rx.await.map_err(|_| io::Error::other("the log's writer has stopped"))?
 }
 
+/// A range's first index, and the one after its last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(i) => *i,
+        Bound::Excluded(i) => i + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(i) => i + 1,
+        Bound::Excluded(i) => *i,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
 impl RaftLogReader<TypeConfig> for Log {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let from = match range.start_bound() {
-            Bound::Included(i) => *i,
-            Bound::Excluded(i) => i + 1,
-            Bound::Unbounded => 0,
-        };
-        let to = match range.end_bound() {
-            Bound::Included(i) => i + 1,
-            Bound::Excluded(i) => *i,
-            Bound::Unbounded => u64::MAX,
-        };
-        // What was purged in between is not an error here: openraft asks for what it may still need.
-        self.entries(from.max(self.wal.first_index()), to, READ_BYTES_MAX)
+        let (from, to) = bounds(&range);
+        // What was purged in between is not an error here: openraft asks for what it may still need. Its ranges are
+        // short (64 entries when it starts, single ones otherwise), and it must get all of what it asks for.
+        self.entries(from.max(self.wal.first_index()), to, usize::MAX)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = bounds(&range);
+        let pages = futures::stream::try_unfold((self.clone(), from), move |(log, from)| async move {
+            let page = log.entries(from, to, APPLY_BYTES_MAX)?;
+            let next = page.last().map(|e| e.log_id().index() + 1);
+            Ok::<_, io::Error>(next.map(|next| (futures::stream::iter(page.into_iter().map(Ok)), (log, next))))
+        });
+        Box::pin(pages.try_flatten())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

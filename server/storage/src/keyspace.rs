@@ -34,7 +34,7 @@ pub const META_FORMAT: &[u8] = b"mformat";
 pub const META_APPLIED: &[u8] = b"mapplied";
 /// The raft membership and the log position that set it.
 pub const META_MEMBERSHIP: &[u8] = b"mmembership";
-/// How often this data was restored or forced into a new cluster.
+/// The random number that tells this history from any other (see `ferretcd_types::Epoch`).
 pub const META_EPOCH: &[u8] = b"mepoch";
 /// The live generation of [`KEYS`].
 pub const META_GENERATION: &[u8] = b"mgeneration";
