@@ -87,7 +87,7 @@ enum ClusterVerb {
 #[derive(clap::Args)]
 struct ControlPlane {
     /// What answers as etcd behind kube-apiserver.
-    #[arg(long = "etcd", env = "FERRETCD_CONTROL_PLANE_ETCD", value_enum, default_value = "etcd")]
+    #[arg(long = "etcd", env = "FERRETCD_CONTROL_PLANE_ETCD", value_enum, default_value = "ferretcd")]
     etcd: Store,
 }
 

@@ -22,14 +22,8 @@ const READY: Duration = Duration::from_secs(240);
 const JOB: Duration = Duration::from_secs(120);
 
 /// Runs a story in a namespace of its own, if the tests that need a cluster are to run.
-fn tell(name: &str, story: impl FnOnce(&Namespace<'_>) -> Result<()>) {
-    if !suite::enabled() {
-        return;
-    }
-    let told = Cluster::connect().and_then(|cluster| cluster.with_temp_ns(name, story));
-    if let Err(error) = told {
-        panic!("{error:#}");
-    }
+fn tell(name: &str, story: impl FnOnce(&Namespace<'_>) -> Result<()>) -> Result<()> {
+    if suite::enabled() { Cluster::connect()?.with_temp_ns(name, story) } else { Ok(()) }
 }
 
 fn create<'a>(namespace: &'a Namespace<'a>, name: &str, replicas: u8) -> Result<EtcdCluster<'a>> {
@@ -61,7 +55,7 @@ fn with_backup<'a>(namespace: &'a Namespace<'a>) -> Result<(EtcdCluster<'a>, Str
 }
 
 #[test]
-fn three_members_outlive_their_leader_and_grow_and_shrink() {
+fn three_members_outlive_their_leader_and_grow_and_shrink() -> Result<()> {
     tell("members", |namespace| {
         let cluster = create(namespace, "etcd", 3)?;
         let members = cluster.members()?;
@@ -97,11 +91,11 @@ fn three_members_outlive_their_leader_and_grow_and_shrink() {
             ensure!(!listed.contains("true"), "etcd lists a learner:\n{listed}");
         }
         Ok(())
-    });
+    })
 }
 
 #[test]
-fn a_backup_becomes_a_second_cluster_with_equal_contents() {
+fn a_backup_becomes_a_second_cluster_with_equal_contents() -> Result<()> {
     tell("restore", |namespace| {
         let (first, key) = with_backup(namespace)?;
         let bucket = Bucket::open(namespace.cluster())?;
@@ -120,11 +114,11 @@ fn a_backup_becomes_a_second_cluster_with_equal_contents() {
         let (old, new) = (first.object()?, second.object()?);
         ensure!(old["status"]["clusterId"] != new["status"]["clusterId"], "two clusters have one ID");
         Ok(())
-    });
+    })
 }
 
 #[test]
-fn a_damaged_backup_is_refused_and_nothing_serves() {
+fn a_damaged_backup_is_refused_and_nothing_serves() -> Result<()> {
     tell("damage", |namespace| {
         let (_, key) = with_backup(namespace)?;
         let bucket = Bucket::open(namespace.cluster())?;
@@ -161,11 +155,11 @@ fn a_damaged_backup_is_refused_and_nothing_serves() {
             ensure!(second.contents(&member, "")?.is_empty(), "{} has keys", member.name);
         }
         Ok(())
-    });
+    })
 }
 
 #[test]
-fn a_missing_bucket_fails_the_backup_and_changes_nothing() {
+fn a_missing_bucket_fails_the_backup_and_changes_nothing() -> Result<()> {
     tell("bucket", |namespace| {
         let cluster = create(namespace, "etcd", 1)?;
         fill(&cluster, 3)?;
@@ -188,11 +182,11 @@ fn a_missing_bucket_fails_the_backup_and_changes_nothing() {
         ensure!(message.contains("bucket no-such-bucket does not exist"), "the message does not say it: {message}");
         ensure!(revision(&cluster)? == before, "the cluster has changed");
         cluster.wait_ready(1, READY)
-    });
+    })
 }
 
 #[test]
-fn a_schedule_makes_backups_and_keeps_the_last_two() {
+fn a_schedule_makes_backups_and_keeps_the_last_two() -> Result<()> {
     tell("schedule", |namespace| {
         let cluster = create(namespace, "etcd", 1)?;
         fill(&cluster, 3)?;
@@ -223,11 +217,11 @@ fn a_schedule_makes_backups_and_keeps_the_last_two() {
             // A slot may have begun meanwhile.
             Ok(Probe::when((2..=3).contains(&count), format!("{count} EtcdBackups")))
         })
-    });
+    })
 }
 
 #[test]
-fn two_replicas_are_refused_with_a_reason() {
+fn two_replicas_are_refused_with_a_reason() -> Result<()> {
     tell("replicas", |namespace| {
         match namespace.apply(&cluster_manifest("etcd", 2)) {
             Ok(_) => bail!("replicas 2 was accepted"),
@@ -239,11 +233,11 @@ fn two_replicas_are_refused_with_a_reason() {
         let objects = namespace.get(&["etcdclusters,statefulsets,persistentvolumeclaims"])?;
         ensure!(objects["items"].as_array().is_some_and(Vec::is_empty), "something was made: {objects}");
         Ok(())
-    });
+    })
 }
 
 #[test]
-fn volumes_outlive_their_cluster_and_no_other_takes_them() {
+fn volumes_outlive_their_cluster_and_no_other_takes_them() -> Result<()> {
     tell("retain", |namespace| {
         let manifest = cluster_manifest("etcd", 1).replace("deletionPolicy: Delete", "deletionPolicy: Retain");
         namespace.apply(&manifest)?;
@@ -266,5 +260,5 @@ fn volumes_outlive_their_cluster_and_no_other_takes_them() {
         let after = namespace.get(&["persistentvolumeclaim", "data-etcd-0"])?;
         ensure!(after["metadata"]["annotations"] == claim["metadata"]["annotations"], "the claim has changed: {after}");
         Ok(())
-    });
+    })
 }
