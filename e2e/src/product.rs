@@ -46,8 +46,7 @@ pub fn build(cache: &Cache, profile: &str) -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     command.args(["build", "--locked", "--profile", profile, "--package=ferretcd", "--package=ferretcd-operator"]);
     command.arg("--target-dir").arg(target).current_dir(repository()?);
-    let what = format!("building server and operator (profile {profile}; {} shows how far)", log.display());
-    say(&what);
+    say(format!("building server and operator (profile {profile}; log: {})", log.display()));
     run::logged(&mut command, "building server and operator", &log)?;
     // cargo's one exception: the profile `dev` is built into `debug`.
     Ok(target.join(if profile == "dev" { "debug" } else { profile }))

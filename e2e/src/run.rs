@@ -52,7 +52,8 @@ pub fn output_with_input(command: &mut Command, input: Option<&str>) -> Result<O
     Ok(Output { stdout, stderr })
 }
 
-/// Runs a command that may take minutes: its output goes to `log`, and a line every 15 seconds says that `what` goes on.
+/// Runs a command that may take minutes: its output goes to `log`, and every 15 seconds a line says that `what` goes on and
+/// what the log ends with.
 pub fn logged(command: &mut Command, what: &str, log: &Path) -> Result<()> {
     let shown = show(command);
     let file =
@@ -73,7 +74,8 @@ pub fn logged(command: &mut Command, what: &str, log: &Path) -> Result<()> {
             bail!("{what}: `{shown}` failed ({status}); the end of {}:\n{}", log.display(), tail(log));
         }
         if said.elapsed() >= HEARTBEAT {
-            say(format!("{what}: {} s", began.elapsed().as_secs()));
+            let at = tail(log).lines().last().map(|line| format!(", {}", line.trim())).unwrap_or_default();
+            say(format!("{what}: {} s{at}", began.elapsed().as_secs()));
             said = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(100));
