@@ -23,6 +23,9 @@ pub const NAME: &str = "demo";
 /// How many steps there are; the number is in each step's headline.
 const STEPS: usize = 11;
 
+/// The first step that has a cluster to look at when it fails.
+const CLUSTER_STEP: usize = 3;
+
 /// How long an EtcdCluster may take to become Ready: 20 s are usual for three members, five times that on a busy machine,
 /// and twice as long again before we call it broken.
 const READY: Duration = Duration::from_secs(200);
@@ -40,6 +43,10 @@ const PUTS: u64 = 40;
 pub fn run(cache: &Cache, tools: &Tools, store: Store) -> Result<()> {
     let mut steps = Steps { began: Instant::now(), number: 0, title: String::new() };
     show(cache, tools, store, &mut steps).map_err(|error| {
+        let failed = format!("step {} of {STEPS} failed: {}", steps.number, steps.title);
+        if steps.number < CLUSTER_STEP {
+            return error.context(failed);
+        }
         let logs = match connect::elsewhere(cache) {
             Some(_) => "the logs are in the cluster".to_owned(),
             None => format!("logs of the node: {}", cache.run(NAME).join("logs").display()),
@@ -50,7 +57,7 @@ pub fn run(cache: &Cache, tools: &Tools, store: Store) -> Result<()> {
             product::NAMESPACE,
             product::RELEASE
         );
-        error.context(format!("step {} of {STEPS} failed: {}\n{logs}\n{look}\nwhat went wrong", steps.number, steps.title))
+        error.context(format!("{failed}\n{logs}\n{look}\nwhat went wrong"))
     })
 }
 
