@@ -131,6 +131,35 @@ async fn move_leader_moves_it_and_refuses_what_etcd_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_founding_member_that_comes_late_is_awaited() {
+    let mut cluster = Cluster::new(ABC);
+    cluster.members[0].start();
+    cluster.members[1].start();
+    cluster.members[0].ready().await;
+    cluster.members[0].put("early", "x").await.unwrap();
+    cluster.members[2].start();
+    cluster.members[2].ready().await;
+    assert_eq!(cluster.agreed().await.len(), 1);
+    assert_eq!(cluster.members[2].etcdctl(&["member", "list"]).unwrap().lines().count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_members_restart_together_and_one_has_lost_its_disk() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("kept", "x").await.unwrap();
+    cluster.agreed().await;
+    cluster.members.iter_mut().for_each(Member::kill);
+    std::fs::remove_dir_all(&cluster.members[2].dir).unwrap();
+    // The one that lost its disk is there first, while the others still open theirs.
+    cluster.members.iter_mut().rev().for_each(Member::start);
+    assert_eq!(cluster.members[2].ended().await, Some(78));
+    for m in &cluster.members[..2] {
+        m.ready().await;
+        assert_eq!(m.get("kept", false).await.unwrap().as_deref(), Some("x"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_a_lost_disk_does_not_start_a_second_history() {
     let mut cluster = Cluster::start(ABC).await;
     cluster.members[0].put("kept", "x").await.unwrap();

@@ -202,9 +202,10 @@ impl Boot {
         make_private(&self.config.data_dir)?;
         make_private(&dir)?;
         let known = Remembered::load(&dir)?;
+        self.requests.empty.store(known.is_none(), std::sync::atomic::Ordering::Release);
         let intent = self.config.intent;
-        let (me, epoch) = match (known, intent, self.config.state) {
-            (Some(me), _, _) => (me, Epoch::UNKNOWN),
+        let (me, start) = match (known, intent, self.config.state) {
+            (Some(me), _, _) => (me, Start::Again),
             (None, Some(Intent::Run), _) => {
                 return Err(BootError::Identity(format!(
                     "{} holds no member, and --member-intent=run only runs one that is there; \
@@ -212,18 +213,22 @@ impl Boot {
                     dir.display()
                 )));
             }
-            (None, Some(Intent::Join), _) | (None, None, ClusterState::Existing) => self.join().await?,
+            (None, Some(Intent::Join), _) | (None, None, ClusterState::Existing) => {
+                let (me, epoch) = self.join().await?;
+                (me, Start::Join(epoch))
+            }
             (None, Some(Intent::Bootstrap), _) | (None, None, ClusterState::New) => {
                 let me = self.founder()?;
-                if let Others::Formed { url, listed } = self.others(me).await? {
-                    return Err(self.formed(me, &url, listed));
+                match self.others(me).await? {
+                    Others::Empty => (me, Start::Found),
+                    // The others were quicker and formed it with this member, which has never run: it is awaited.
+                    Others::Formed { listed: Some(Listed { started: false, epoch }), .. } => (me, Start::Join(epoch)),
+                    Others::Formed { url, listed } => return Err(self.formed(me, &url, listed.is_some())),
                 }
-                (me, Epoch::UNKNOWN)
             }
         };
-        let fresh = known.is_none();
-        let opened = self.open(&dir, me, epoch, fresh).await?;
-        self.bring_up(opened, me, fresh).await
+        let opened = self.open(&dir, me, start).await?;
+        self.bring_up(opened, me, start).await
     }
 
     fn own_urls(&self) -> Result<&Vec<String>, BootError> {
@@ -292,7 +297,9 @@ impl Boot {
             let answers = self.ask().await;
             let formed = answers.iter().find_map(|(url, a)| a.as_ref().ok().filter(|a| a.formed).map(|a| (url, a)));
             if let Some((url, answer)) = formed {
-                let listed = answer.members.iter().any(|m| m.id == me.member.0);
+                let ours = answer.cluster_id == me.cluster.0;
+                let listed = answer.members.iter().find(|m| ours && m.id == me.member.0);
+                let listed = listed.map(|m| Listed { started: !m.name.is_empty(), epoch: Epoch(answer.epoch) });
                 return Ok(Others::Formed { url: url.clone(), listed });
             }
             if 1 + answers.iter().filter(|(_, a)| a.is_ok()).count() >= quorum {
@@ -383,8 +390,8 @@ impl Boot {
         }
     }
 
-    async fn open(&self, dir: &Path, me: Remembered, epoch: Epoch, fresh: bool) -> Result<Opened, BootError> {
-        if fresh {
+    async fn open(&self, dir: &Path, me: Remembered, start: Start) -> Result<Opened, BootError> {
+        if start != Start::Again {
             me.store(dir)?;
         }
         let metrics = Arc::new(Metrics::default());
@@ -395,17 +402,20 @@ impl Boot {
             tokio::task::spawn_blocking(move || open_storage(&config, &dir, me, &metrics)).await
         };
         let (wal, store, state, snapshots) = parts.map_err(|e| BootError::Storage(e.to_string()))??;
-        let known = state.epoch();
-        let identity = Identity::new(me.cluster, me.member, if known == Epoch::UNKNOWN { epoch } else { known });
+        let epoch = match (state.epoch(), start) {
+            (Epoch::UNKNOWN, Start::Join(epoch)) => epoch,
+            (known, _) => known,
+        };
+        let identity = Identity::new(me.cluster, me.member, epoch);
         Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
     }
 
-    async fn bring_up(self, opened: Opened, me: Remembered, fresh: bool) -> Result<Member, BootError> {
+    async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
         let lease_clock = Arc::new(LeaseClock::default());
-        lease_clock.reset(state.leases(), Duration::ZERO);
+        lease_clock.reset(|| state.leases(), Duration::ZERO);
         let shared = Arc::new(Shared {
             waiters: Arc::default(),
             hub,
@@ -436,15 +446,20 @@ impl Boot {
         let tasks = TaskTracker::new();
         // What was known to be committed before a restart is applied in the background. Nobody waits for it here: a
         // member whose quorum is away must still answer its probes, and a linearizable read waits by itself.
-        if !group.is_founded().await.map_err(raft)? && self.founds(me)? {
-            // A fresh member has just asked. One that stopped before its first entry asks now: if the others went on
-            // and formed the cluster with it, it has only to listen.
-            let others = if fresh { Others::Empty } else { self.others(me).await? };
-            match others {
-                Others::Empty => group.found(self.founders()).await.map_err(raft)?,
-                Others::Formed { listed: true, .. } => {}
-                Others::Formed { url, listed: false } => return Err(self.formed(me, &url, false)),
-            }
+        let founds = match start {
+            Start::Found => true,
+            Start::Join(_) => false,
+            // One that stopped before its first entry asks anew: if the others went on and formed the cluster with
+            // it, it has only to listen.
+            Start::Again if group.is_founded().await.map_err(raft)? || !self.founds(me)? => false,
+            Start::Again => match self.others(me).await? {
+                Others::Empty => true,
+                Others::Formed { listed: Some(_), .. } => false,
+                Others::Formed { url, listed: None } => return Err(self.formed(me, &url, false)),
+            },
+        };
+        if founds {
+            group.found(self.founders()).await.map_err(raft)?;
         }
         workers::start(&node.inner, rounds, &tasks);
         Ok(Member { node, tasks, store: opened.store, wal: opened.wal })
@@ -467,7 +482,25 @@ enum Others {
     /// Enough of them answered, and none has a cluster.
     Empty,
     /// One of them has a cluster, with this member in it or not.
-    Formed { url: String, listed: bool },
+    Formed { url: String, listed: Option<Listed> },
+}
+
+/// This member, as the cluster lists it.
+struct Listed {
+    /// It has run and published its name.
+    started: bool,
+    epoch: Epoch,
+}
+
+/// How a member comes to its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// With what its data directory holds.
+    Again,
+    /// Empty, as one of those that found the cluster.
+    Found,
+    /// Empty, into a cluster of this epoch that lists it.
+    Join(Epoch),
 }
 
 struct Opened {
@@ -501,7 +534,7 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
     let engine_dir = dir.join("engine");
     let (store, state) = match open_engine(&engine_dir, me.member, metrics) {
-        Ok((store, state)) if fits(&state, &wal) => (store, state),
+        Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok((store, _)) => {
             let _ = store.close();
             drop(store);
@@ -512,10 +545,13 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     Ok((wal, store, state, snapshots))
 }
 
-/// The store may lag behind the log, and never run ahead of it or behind what the log still holds.
-fn fits(state: &State, wal: &Wal) -> bool {
+/// The store may lag behind the log, and never run ahead of it or behind what the log still holds. It may be as far as
+/// the newest snapshot file: one that was installed just before a crash, whose log was not purged yet (openraft does it
+/// at its start).
+fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
     let applied = state.applied().map_or(0, |p| p.index);
-    let last = wal.last().or(wal.purged()).map_or(0, |p| p.index);
+    let installed = snapshots.newest().ok().flatten().map_or(0, |(pos, _)| pos.index);
+    let last = wal.last().or(wal.purged()).map_or(0, |p| p.index).max(installed);
     let purged = wal.purged().map_or(0, |p| p.index);
     applied <= last && applied >= purged
 }
@@ -564,7 +600,7 @@ fn rebuild(
         state.install(&file).map_err(|e| failed(&e))?;
         state.flush().map_err(|e| failed(&e))?;
     }
-    if !fits(&state, wal) {
+    if !fits(&state, wal, snapshots) {
         return Err(BootError::Storage(format!(
             "the store {} is damaged ({why}), and the last snapshot and the log do not join up; \
              remove this member and add a new one, or restore a backup",

@@ -60,7 +60,10 @@ impl Inner {
             let changed = if leader == self.identity.member {
                 self.change_members_here(change.clone()).await
             } else {
-                let Some(node) = self.view().node(leader).cloned() else { continue };
+                let Some(node) = self.view().node(leader).cloned() else {
+                    self.pause(deadline).await?;
+                    continue;
+                };
                 self.group.peers().change_members(leader, &node, change.clone()).await
             };
             match changed {
@@ -86,6 +89,10 @@ impl Inner {
         if view.role != Role::Leader {
             return Err(Error::NotLeader);
         }
+        if view.applied < view.membership_index {
+            // The last change is not applied here yet: what would be checked is out of date.
+            return Err(Error::Unhealthy);
+        }
         let members = self.members();
         let id = match &change {
             Change::Add(add) => {
@@ -104,7 +111,7 @@ impl Inner {
         };
         let pos = self
             .group
-            .change_members(|voters, nodes| match change {
+            .change_members(view.membership_index, |voters, nodes| match change {
                 Change::Add(add) => {
                     nodes.insert(id, PeerNode { peer_urls: add.peer_urls });
                     if !add.is_learner {

@@ -74,11 +74,13 @@ impl LeaseClock {
 
     /// All leases start anew with their full time and `extra` on top: a new leader does not know when they were last
     /// renewed, and their holders need to find it first.
-    pub(crate) fn reset(&self, leases: Vec<(LeaseId, i64)>, extra: Duration) {
+    ///
+    /// The leases are read under the clock's lock: one that is granted meanwhile comes after, and is not overwritten.
+    pub(crate) fn reset(&self, leases: impl FnOnce() -> Vec<(LeaseId, i64)>, extra: Duration) {
         let mut inner = self.inner.lock();
         *inner = Deadlines { led_term: inner.led_term, ..Deadlines::default() };
         let now = Instant::now();
-        for (id, ttl) in leases {
+        for (id, ttl) in leases() {
             inner.set(id, now + seconds(ttl) + extra, ttl);
         }
     }
@@ -130,7 +132,10 @@ impl Node {
             let renewed = if leader == self.inner.identity.member {
                 self.inner.local_keep_alive(id).await
             } else {
-                let Some(node) = self.inner.view().node(leader).cloned() else { continue };
+                let Some(node) = self.inner.view().node(leader).cloned() else {
+                    self.inner.pause(deadline).await?;
+                    continue;
+                };
                 self.inner.group.peers().lease_keep_alive(leader, &node, id).await
             };
             match renewed {
@@ -154,7 +159,10 @@ impl Node {
             let asked = if leader == self.inner.identity.member {
                 self.inner.local_time_to_live(id)
             } else {
-                let Some(node) = self.inner.view().node(leader).cloned() else { continue };
+                let Some(node) = self.inner.view().node(leader).cloned() else {
+                    self.inner.pause(deadline).await?;
+                    continue;
+                };
                 self.inner.group.peers().lease_time_to_live(leader, &node, id).await
             };
             match asked {
@@ -224,7 +232,7 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
         if !inner.counts() {
             // All that earlier leaders granted must be applied before it can be counted.
             if inner.linearize().await.is_ok() {
-                inner.lease_clock.reset(inner.state.leases(), inner.timing.election);
+                inner.lease_clock.reset(|| inner.state.leases(), inner.timing.election);
                 inner.lease_clock.lead(Some(inner.view().term));
             }
             continue;
@@ -273,7 +281,7 @@ mod tests {
         let clock = LeaseClock::default();
         clock.granted(LeaseId(1), 10);
         tokio::time::advance(Duration::from_secs(9)).await;
-        clock.reset(vec![(LeaseId(1), 10)], Duration::from_secs(1));
+        clock.reset(|| vec![(LeaseId(1), 10)], Duration::from_secs(1));
         tokio::time::advance(Duration::from_millis(10_999)).await;
         assert!(clock.expired().is_empty());
         tokio::time::advance(Duration::from_millis(2)).await;

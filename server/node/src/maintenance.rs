@@ -28,6 +28,13 @@ const RESTORE_IDLE_MAX: Duration = Duration::from_secs(60);
 /// and with the request time-out each this outlasts several elections.
 const CHUNK_TRIES: usize = 8;
 
+/// How long a commit may take: it indexes and swaps everything that was staged, minutes for the largest stores.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Snapshots that may be streamed at once. Each holds a thread and keeps old records from being deleted for as long as
+/// its client takes; a backup needs one.
+pub(crate) const SNAPSHOTS_MAX: usize = 4;
+
 /// Chunks that are read ahead of the one that is being proposed.
 const CHUNKS_AHEAD: usize = 2;
 /// What a chunk's entry has beside its records.
@@ -68,11 +75,13 @@ impl Node {
 
     /// A consistent snapshot in etcd's file format, while writes go on.
     pub async fn snapshot(&self) -> Result<SnapshotStream, Error> {
+        let place = self.inner.snapshots.clone().try_acquire_owned().map_err(|_| Error::TooManyRequests)?;
         let state = self.inner.state.clone();
         let (laid_out_tx, laid_out) = tokio::sync::oneshot::channel();
         let (tx, chunks) = mpsc::channel(SNAPSHOT_CHUNKS_WAITING);
         let errors = tx.clone();
         tokio::task::spawn_blocking(move || {
+            let _place = place;
             let run = || -> Result<(), Error> {
                 let pinned = state.pin();
                 let total = pinned.layout(SnapshotKind::Client).map_err(Error::internal)?.file_bytes();
@@ -218,7 +227,11 @@ impl RestoreSpool {
         let totals = checked.totals;
         let id = rand::random::<u64>();
         tracing::info!(id, keys = totals.keys, leases = totals.leases, "restoring a snapshot");
-        self.inner.propose(Command::RestoreBegin(RestoreBegin { id })).await?;
+        if let Err(e) = self.inner.propose(Command::RestoreBegin(RestoreBegin { id })).await {
+            // It may still be applied later, and would keep writes out.
+            let _ = self.inner.propose(Command::RestoreAbort(RestoreAbort { id })).await;
+            return Err(e);
+        }
         match self.stage_and_commit(id, totals, chunks, revision_bump).await {
             Ok(reply) => {
                 tracing::info!(id, revision = reply.revision, keys = reply.live_keys, "the snapshot is restored");
@@ -249,7 +262,9 @@ impl RestoreSpool {
                 tracing::info!(id, chunk = sequence, of = totals.chunks, "restoring");
             }
         }
-        match self.propose_again(Command::RestoreCommit(RestoreCommit { id, totals, revision_bump })).await? {
+        // Not repeated: a second commit would find nothing staged and could not tell that the first one did it all.
+        let commit = Command::RestoreCommit(RestoreCommit { id, totals, revision_bump });
+        match self.inner.propose_within(commit, COMMIT_TIMEOUT).await? {
             Reply::Restored(reply) => Ok(reply),
             other => Err(Error::Internal(format!("a restore was answered with {other:?}"))),
         }

@@ -13,10 +13,12 @@ use ferretcd_raft::transport::server::{Answer, PeerRequests};
 use ferretcd_raft::{Effects, Group, GroupError, GroupView, Identity, Role, Timing};
 use ferretcd_state::{Effect, State};
 use ferretcd_types::{
-    Alarm, AlarmKind, ClusterId, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range, Reply, RequestId,
+    Alarm, AlarmKind, ClusterId, Epoch, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range, Reply,
+    RequestId,
 };
 use ferretcd_wal::Wal;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -98,6 +100,7 @@ pub(crate) struct Inner {
     pub(crate) request_ids: ids::RequestIds,
     pub(crate) proposals: Semaphore,
     pub(crate) restores: Arc<Semaphore>,
+    pub(crate) snapshots: Arc<Semaphore>,
     pub(crate) reads: mpsc::Sender<RoundWaiter>,
     pub(crate) metrics: Arc<Metrics>,
     /// Cancelled when the member begins to stop.
@@ -129,7 +132,7 @@ impl Shared {
             Effect::Restored { revision } => self.hub.restored(revision),
             Effect::LeaseGranted { id, ttl } => self.lease_clock.granted(id, ttl),
             Effect::LeaseRevoked { id } => self.lease_clock.revoked(id),
-            Effect::LeasesReset => self.lease_clock.reset(self.state.leases(), Duration::ZERO),
+            Effect::LeasesReset => self.lease_clock.reset(|| self.state.leases(), Duration::ZERO),
             Effect::MembersChanged => self.members_changed.notify_one(),
             Effect::Installed { revision, .. } => self.hub.installed(revision),
             Effect::EpochKnown => self.identity.learn_epoch(self.state.epoch()),
@@ -149,7 +152,7 @@ impl Effects for Shared {
     fn installed(&self, effects: Vec<Effect>) {
         effects.into_iter().for_each(|e| self.take(e));
         self.identity.learn_epoch(self.state.epoch());
-        self.lease_clock.reset(self.state.leases(), Duration::ZERO);
+        self.lease_clock.reset(|| self.state.leases(), Duration::ZERO);
     }
 
     fn applied(&self, pos: LogPos) {
@@ -184,6 +187,7 @@ impl Node {
             request_ids: ids::RequestIds::new(shared.identity.member),
             proposals: Semaphore::new(PROPOSALS_MAX),
             restores: Arc::new(Semaphore::new(1)),
+            snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
             reads,
             metrics: shared.metrics.clone(),
             stop: CancellationToken::new(),
@@ -331,6 +335,8 @@ impl Inner {
 /// Answers other members. It is made before the node, which fills it in.
 #[derive(Default)]
 pub(crate) struct Requests {
+    /// Set when the data directory was found empty: only then may this member be counted as an empty one.
+    pub(crate) empty: AtomicBool,
     pub(crate) node: OnceLock<Node>,
 }
 
@@ -374,9 +380,16 @@ impl PeerRequests for Requests {
         Box::pin(async move { self.node()?.inner.change_members_here(change).await })
     }
 
-    fn probe(&self) -> pb::ProbeResponse {
-        let Some(node) = self.node.get() else { return pb::ProbeResponse::default() };
+    fn probe(&self) -> Option<pb::ProbeResponse> {
+        let Some(node) = self.node.get() else {
+            return self.empty.load(Ordering::Acquire).then(pb::ProbeResponse::default);
+        };
         let inner = &node.inner;
+        let formed = inner.identity.epoch() != Epoch::UNKNOWN && inner.state.epoch() != Epoch::UNKNOWN;
+        // A log beyond the founding entry (index 0) belongs to a cluster, whatever the state knows yet.
+        if !formed && inner.wal.last().is_some_and(|last| last.index > 0) {
+            return None;
+        }
         let view = inner.view();
         let members = inner.members().into_iter().map(|m: Member| pb::ProbeMember {
             id: m.id.0,
@@ -384,15 +397,15 @@ impl PeerRequests for Requests {
             peer_urls: m.peer_urls,
             is_learner: m.is_learner,
         });
-        pb::ProbeResponse {
+        Some(pb::ProbeResponse {
             cluster_id: inner.identity.cluster.0,
             member_id: inner.identity.member.0,
             epoch: inner.identity.epoch().0,
             name: inner.config.name.clone(),
-            formed: inner.identity.epoch() != ferretcd_types::Epoch::UNKNOWN,
+            formed,
             has_leader: view.leader.is_some(),
             members: members.collect(),
             removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
-        }
+        })
     }
 }

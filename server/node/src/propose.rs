@@ -91,6 +91,15 @@ impl Inner {
     }
 
     pub(crate) async fn propose(&self, command: Command) -> Result<ferretcd_types::Reply, Error> {
+        self.propose_within(command, self.timing.request_timeout()).await
+    }
+
+    /// As [`Inner::propose`], for commands whose applying may take longer than a request's usual time.
+    pub(crate) async fn propose_within(
+        &self,
+        command: Command,
+        time: Duration,
+    ) -> Result<ferretcd_types::Reply, Error> {
         let Ok(_permit) = self.proposals.try_acquire() else { return Err(Error::TooManyRequests) };
         {
             let view = self.view();
@@ -104,7 +113,7 @@ impl Inner {
             return Err(Error::RequestTooLarge);
         }
         let mut waiting = self.waiters.register(proposal.id);
-        let deadline = Instant::now() + self.timing.request_timeout();
+        let deadline = Instant::now() + time;
         self.metrics.proposals_pending.inc();
         let outcome = tokio::select! {
             // The reply wins over the leader's acknowledgement: it is what both are about.
@@ -143,7 +152,12 @@ impl Inner {
                     }
                 }
             } else {
-                let Some(node) = self.view().node(leader).cloned() else { continue };
+                let Some(node) = self.view().node(leader).cloned() else {
+                    if let Err(e) = self.pause(deadline).await {
+                        return e;
+                    }
+                    continue;
+                };
                 self.group.peers().propose(leader, &node, bytes.clone()).await
             };
             match taken {
@@ -165,6 +179,15 @@ impl Inner {
                 Err(e) => return e,
             }
         }
+    }
+
+    /// A moment before the leader is looked for again; refused when there is no time left.
+    pub(crate) async fn pause(&self, deadline: Instant) -> Result<(), Error> {
+        if Instant::now() >= deadline {
+            return Err(Error::Timeout);
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+        Ok(())
     }
 
     /// The leader, as soon as there is one.

@@ -56,7 +56,10 @@ impl Inner {
                     })
                 })
             } else {
-                let Some(node) = self.view().node(leader).cloned() else { continue };
+                let Some(node) = self.view().node(leader).cloned() else {
+                    self.pause(deadline).await?;
+                    continue;
+                };
                 timeout_at(again, self.group.peers().read_index(leader, &node)).await
             };
             match asked {

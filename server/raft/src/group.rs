@@ -196,12 +196,16 @@ impl Group {
     }
 
     /// Changes the members by one entry: at most one voter more or less than the view that `change` is given. Only on
-    /// the leader; refused when the members changed in between.
+    /// the leader; refused when the members are no longer those of the entry at `decided_on`.
     pub async fn change_members(
         &self,
+        decided_on: u64,
         change: impl FnOnce(&mut BTreeSet<MemberId>, &mut BTreeMap<MemberId, PeerNode>),
     ) -> Result<LogPos, GroupError> {
         let observed = self.raft.metrics().borrow_watched().membership_config.clone();
+        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
+            return Err(GroupError::Busy("the members have just changed".to_owned()));
+        }
         let mut voters: BTreeSet<MemberId> = observed.voter_ids().map(MemberId).collect();
         let mut nodes: BTreeMap<MemberId, PeerNode> =
             observed.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();

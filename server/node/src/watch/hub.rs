@@ -60,7 +60,7 @@ pub(super) struct Pending {
     /// Set when a restore took all history away: the revision that all watchers are cancelled with.
     pub(super) restored: Option<i64>,
     /// Set when the state was replaced: every synced watcher is behind from this revision on.
-    pub(super) resync: bool,
+    pub(super) resync: Option<i64>,
     pub(super) stopped: bool,
 }
 
@@ -119,6 +119,13 @@ impl Hub {
         if complete < inner.published {
             return Err(inner.published);
         }
+        {
+            // What the stream has not been told yet would set this watcher back at once, and leave it here twice.
+            let pending = queue.state.lock();
+            if pending.resync.is_some() || pending.restored.is_some() {
+                return Err(inner.published);
+            }
+        }
         let published = inner.published;
         let target = Target { queue: queue.clone(), id, no_put: request.no_put, no_delete: request.no_delete };
         if request.range.is_single() {
@@ -158,7 +165,9 @@ impl Hub {
         if inner.watchers == 0 {
             return;
         }
-        let mut overflowed: Vec<Target> = Vec::new();
+        // All events of the revision for one watcher go into its queue under one lock: a stream that takes messages
+        // meanwhile must never see half a revision.
+        let mut given: BTreeMap<(u64, i64), (&Target, Vec<Event>)> = BTreeMap::new();
         for event in events {
             let single = inner.single.get(&event.kv.key).into_iter().flatten();
             let ranges =
@@ -168,13 +177,19 @@ impl Hub {
                     EventKind::Put => !target.no_put,
                     EventKind::Delete => !target.no_delete,
                 };
-                if wanted && !target.give(revision, event) {
-                    overflowed.push(target.clone());
+                if wanted {
+                    let entry = given.entry((target.queue.stream, target.id)).or_insert_with(|| (target, Vec::new()));
+                    entry.1.push(event.clone());
                 }
             }
         }
-        for target in overflowed {
-            inner.remove_everywhere(target.queue.stream, target.id);
+        let full: Vec<(u64, i64)> = given
+            .into_iter()
+            .filter(|(_, (target, events))| !target.give(revision, events))
+            .map(|(watcher, _)| watcher)
+            .collect();
+        for (stream, id) in full {
+            inner.remove_everywhere(stream, id);
         }
     }
 
@@ -193,11 +208,12 @@ impl Hub {
     /// A snapshot replaced the state: what comes next does not follow what was published.
     pub(crate) fn installed(&self, revision: i64) {
         let mut inner = self.inner.lock();
+        let missed_from = inner.published + 1;
         inner.published = revision;
         inner.forget_watchers();
         for queue in inner.streams.values() {
             let mut pending = queue.state.lock();
-            pending.resync = true;
+            pending.resync.get_or_insert(missed_from);
             queue.wake.notify_one();
         }
     }
@@ -257,31 +273,19 @@ impl Inner {
 }
 
 impl Target {
-    /// Queues an event; false when the queue is full and the watcher fell behind from this revision on.
-    fn give(&self, revision: i64, event: &Event) -> bool {
+    /// Queues one revision's events; false when they do not fit and the watcher fell behind from this revision on.
+    fn give(&self, revision: i64, events: &[Event]) -> bool {
         let mut pending = self.queue.state.lock();
-        if pending.overflowed.iter().any(|(id, _)| *id == self.id) {
-            return false;
-        }
-        if pending.events >= QUEUE_EVENTS_MAX || pending.bytes >= QUEUE_BYTES_MAX {
-            // Events of one revision belong together: what was queued of this one is taken back.
-            if let Some(at) = pending.batches.iter().rposition(|b| b.id == self.id && b.revision == revision)
-                && let Some(batch) = pending.batches.remove(at)
-            {
-                pending.events -= batch.events.len();
-                pending.bytes -= batch.events.iter().map(size).sum::<usize>();
-            }
+        let bytes: usize = events.iter().map(size).sum();
+        let fits = pending.events + events.len() <= QUEUE_EVENTS_MAX && pending.bytes + bytes <= QUEUE_BYTES_MAX;
+        if fits {
+            pending.events += events.len();
+            pending.bytes += bytes;
+            pending.batches.push_back(Batch { id: self.id, revision, events: events.to_vec() });
+        } else {
             pending.overflowed.push((self.id, revision));
-            self.queue.wake.notify_one();
-            return false;
-        }
-        pending.events += 1;
-        pending.bytes += size(event);
-        match pending.batches.iter_mut().rev().take_while(|b| b.revision == revision).find(|b| b.id == self.id) {
-            Some(batch) => batch.events.push(event.clone()),
-            None => pending.batches.push_back(Batch { id: self.id, revision, events: vec![event.clone()] }),
         }
         self.queue.wake.notify_one();
-        true
+        fits
     }
 }

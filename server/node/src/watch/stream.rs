@@ -188,9 +188,10 @@ impl WatchStream {
                     w.next = w.next.max(from);
                 }
             }
-            if std::mem::take(&mut pending.resync) {
-                for w in self.watchers.values_mut() {
+            if let Some(missed_from) = pending.resync.take() {
+                for w in self.watchers.values_mut().filter(|w| w.synced) {
                     w.synced = false;
+                    w.next = w.next.max(missed_from);
                 }
             }
         }
@@ -293,7 +294,7 @@ impl WatchStream {
         }
         self.hub.at_rest(|revision| {
             let pending = self.queue.state.lock();
-            let at_rest = pending.batches.is_empty() && pending.overflowed.is_empty() && !pending.resync;
+            let at_rest = pending.batches.is_empty() && pending.overflowed.is_empty() && pending.resync.is_none();
             at_rest.then_some(WatchMessage::Progress { id: -1, revision })
         })
     }
@@ -302,7 +303,8 @@ impl WatchStream {
         self.next_progress = Instant::now() + self.progress_every;
         let at_rest = self.hub.at_rest(|revision| {
             let pending = self.queue.state.lock();
-            (pending.batches.is_empty() && pending.overflowed.is_empty() && !pending.resync).then_some(revision)
+            (pending.batches.is_empty() && pending.overflowed.is_empty() && pending.resync.is_none())
+                .then_some(revision)
         });
         let Some(revision) = at_rest else { return };
         for (id, w) in &mut self.watchers {

@@ -259,3 +259,47 @@ async fn a_dropped_stream_leaves_nothing_behind_and_a_stopped_member_ends_the_ot
     world.hub.stop();
     assert!(stays.next().await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_reads_while_events_are_given_never_sees_half_a_revision() {
+    let mut world = World::new();
+    let mut stream = world.stream();
+    stream.create(watch("k"));
+    now(&mut stream).await;
+    let writer = tokio::task::spawn_blocking(move || {
+        let mut last = 0;
+        for t in 0..200 {
+            let success = (0..50).map(|i| TxnOp::Put(put(&format!("k{t:03}{i:02}"), "v"))).collect();
+            last = world.apply(Txn { success, ..Txn::default() });
+        }
+        (world, last)
+    });
+    let (mut seen, mut complete) = (0, 1);
+    while seen < 200 * 50 {
+        let WatchMessage::Events { revision, events, .. } = now(&mut stream).await else { panic!() };
+        assert_eq!(events.len() % 50, 0, "a revision was torn at {revision}");
+        assert!(events.iter().all(|(e, _)| e.revision.main > complete));
+        seen += events.len();
+        complete = revision;
+    }
+    let (_world, last) = writer.await.unwrap();
+    assert_eq!((seen, complete), (10_000, last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installed_snapshot_sets_watchers_back_to_what_they_lack_and_not_further() {
+    let mut world = World::new();
+    let mut stream = world.stream();
+    stream.create(WatchCreate { range: KeyRange::single("quiet"), ..WatchCreate::default() });
+    now(&mut stream).await;
+    for i in 0..20 {
+        world.put("busy", &i.to_string());
+    }
+    world.apply(Compact { revision: 15 });
+    // The watcher had no event for long; it lacks nothing of what was compacted.
+    world.hub.installed(world.state.revision());
+    nothing(&mut stream).await;
+    let last = world.put("quiet", "x");
+    assert_eq!(keys_up_to(&mut stream, last).await, [("quiet".to_owned(), last)]);
+    nothing(&mut stream).await;
+}

@@ -38,8 +38,8 @@ pub trait PeerRequests: Send + Sync + 'static {
     fn lease_time_to_live(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>>;
     /// Changes the members, if this member leads.
     fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>>;
-    /// Who this member is. Answered to anyone.
-    fn probe(&self) -> pb::ProbeResponse;
+    /// Who this member is; `None` while it does not know itself yet. Answered to anyone.
+    fn probe(&self) -> Option<pb::ProbeResponse>;
 }
 
 /// What the calls of raft itself need; there once the group is open.
@@ -243,6 +243,7 @@ impl Peer for PeerService {
     }
 
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        Ok(Response::new(self.door.requests.probe()))
+        let answer = self.door.requests.probe();
+        answer.map(Response::new).ok_or_else(|| Status::unavailable("this member is still starting"))
     }
 }
