@@ -28,7 +28,8 @@ test: test-local test-kubernetes ## Run everything: unit tests, real processes, 
 
 .PHONY: test-local
 test-local: tools ## Unit tests, and the server as real processes on loopback
-	cargo test --workspace --no-fail-fast
+	cargo test --workspace --exclude ferretcd-e2e --no-fail-fast
+	cargo test --package ferretcd-e2e --lib --bins
 
 .PHONY: test-kubernetes
 test-kubernetes: tools ## The operator and the whole story on the local Kubernetes

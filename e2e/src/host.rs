@@ -11,13 +11,15 @@ use crate::run;
 
 /// Programs that the node runs, and the Debian package of each. nsenter, unshare, setsid and mount are in util-linux,
 /// which every Debian has.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("iptables", "iptables"),
     ("ip", "iproute2"),
     ("conntrack", "conntrack"),
+    // Not the node but the checks of the object store call it.
+    ("curl", "curl"),
     ("unshare", "util-linux"),
     ("nsenter", "util-linux"),
 ];

@@ -2,13 +2,15 @@
 //! brings the cluster, the operator and the object store up and runs them.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ferretcd_e2e::bucket::Bucket;
 use ferretcd_e2e::connect::condition;
 use ferretcd_e2e::etcd::{
-    EtcdCluster, backup_manifest, cluster_manifest, credentials, restored_manifest, schedule_manifest, summary,
+    EtcdCluster, Member, backup_manifest, cluster_manifest, credentials, restored_manifest, schedule_manifest, summary,
     wait_for_backup,
 };
 use ferretcd_e2e::writer::{Writer, check_nothing_lost};
@@ -54,6 +56,52 @@ fn with_backup<'a>(namespace: &'a Namespace<'a>) -> Result<(EtcdCluster<'a>, Str
     Ok((cluster, key))
 }
 
+/// What people type into etcdctl every day, each against another member than the one before where that could differ.
+fn everyday_work(cluster: &EtcdCluster<'_>, members: &[Member]) -> Result<()> {
+    let [a, b, c] = members else { bail!("three members are needed") };
+    let expect = |what: &str, said: String, wanted: &str| {
+        ensure!(said.contains(wanted), "{what}: {wanted:?} is not in {said:?}");
+        Ok(said)
+    };
+    expect("put", cluster.etcdctl(a, &["put", "day/a", "1"])?, "OK")?;
+    expect("get", cluster.etcdctl(b, &["get", "day/a", "--print-value-only"])?, "1")?;
+    let mut txn = cluster.etcdctl_command(c.reach.url());
+    let txn = txn.arg("txn").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting etcdctl txn")?;
+    txn.stdin
+        .as_ref()
+        .context("etcdctl has a standard input")?
+        .write_all(b"value(\"day/a\") = \"1\"\n\nput day/b 2\n\nput day/b 3\n\n")?;
+    let said = String::from_utf8(txn.wait_with_output()?.stdout)?;
+    expect("txn", said, "SUCCESS")?;
+    // History and what happens now, through another member.
+    let mut watch = cluster.etcdctl_command(b.reach.url());
+    let mut watch = watch.args(["watch", "day/", "--prefix", "--rev=1"]).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(watch.stdout.take().context("etcdctl has a standard output")?).lines();
+    for wanted in ["PUT", "day/a", "1", "PUT", "day/b", "2"] {
+        expect("watch", lines.next().context("the watch ended")??, wanted)?;
+    }
+    expect("del", cluster.etcdctl(a, &["del", "day/b"])?, "1")?;
+    expect("watch", lines.next().context("the watch ended")??, "DELETE")?;
+    watch.kill()?;
+    watch.wait()?;
+    let granted = expect("lease grant", cluster.etcdctl(b, &["lease", "grant", "600"])?, "granted with TTL(600s)")?;
+    let id = granted.split_whitespace().nth(1).context("a granted lease has an ID")?;
+    cluster.etcdctl(c, &["put", "--lease", id, "day/leased", "x"])?;
+    expect("keep-alive", cluster.etcdctl(a, &["lease", "keep-alive", "--once", id])?, "TTL(600)")?;
+    expect("timetolive", cluster.etcdctl(b, &["lease", "timetolive", "--keys", id])?, "day/leased")?;
+    expect("revoke", cluster.etcdctl(c, &["lease", "revoke", id])?, "revoked")?;
+    ensure!(cluster.etcdctl(a, &["get", "day/leased"])?.is_empty(), "a revoked lease left its key behind");
+    ensure!(cluster.etcdctl(b, &["member", "list"])?.lines().count() == 3, "member list");
+    expect("endpoint status", cluster.etcdctl(c, &["endpoint", "status", "-w", "json"])?, "\"version\":\"3.7")?;
+    let file = std::env::temp_dir().join(format!("ferretcd-story-{}.db", std::process::id()));
+    let path = file.to_str().context("the temporary folder's name is text")?;
+    expect("snapshot save", cluster.etcdctl(a, &["snapshot", "save", path])?, "Snapshot saved")?;
+    let bytes = fs::metadata(&file)?.len();
+    fs::remove_file(&file)?;
+    ensure!(bytes % 512 == 32, "a snapshot file is pages and a SHA-256, not {bytes} bytes");
+    Ok(())
+}
+
 #[test]
 fn three_members_outlive_their_leader_and_grow_and_shrink() -> Result<()> {
     tell("members", |namespace| {
@@ -64,6 +112,8 @@ fn three_members_outlive_their_leader_and_grow_and_shrink() -> Result<()> {
             let health = cluster.etcdctl(member, &["endpoint", "health"])?;
             ensure!(health.contains("is healthy"), "{}: {health}", member.name);
         }
+
+        everyday_work(&cluster, &members)?;
 
         // Killed, so that it hands nothing over.
         let writer = Writer::start(&cluster, &members, "stream/");

@@ -120,11 +120,12 @@ impl Member {
     /// Waits until the process ends by itself.
     pub async fn ended(&mut self) -> Option<i32> {
         let name = self.name.clone();
-        let mut child = self.child.take().unwrap();
+        let child = self.child.as_mut().unwrap();
         let status = eventually(&format!("{name} ends"), async || {
             child.try_wait().unwrap().ok_or_else(|| "it still runs".to_owned())
         })
         .await;
+        self.child = None;
         status.code()
     }
 
