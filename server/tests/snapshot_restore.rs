@@ -188,6 +188,23 @@ async fn a_damaged_or_foreign_file_is_refused_and_changes_nothing() {
     m.put("writes", "go on").await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_the_quota_has_no_room_for_is_refused_before_anything_changes() {
+    let source = Cluster::start(&["solo"]).await;
+    let file = source.tmp.path().join("backup.db");
+    source.members[0].put("k", "v").await.unwrap();
+    save(&source.members[0], &file);
+    let bytes = std::fs::read(&file).unwrap();
+    let mut small = Cluster::new(&["small"]);
+    small.members[0].flags.push(format!("--quota-backend-bytes={}", bytes.len() - 1));
+    small.members[0].start();
+    small.members[0].ready().await;
+    let status = restore(&small.members[0], &bytes, None).await.unwrap_err();
+    let text = status.message();
+    assert!(text.contains("nothing was changed") && text.contains("raise --quota-backend-bytes"), "{text}");
+    small.members[0].put("writes", "go on").await.unwrap();
+}
+
 /// Puts an entry into the log of whoever leads, as a follower does.
 async fn propose(cluster: &Cluster, command: Command) {
     eventually("the entry is taken", async || {

@@ -34,8 +34,8 @@ pub(crate) const STAGED: &[u8] = b"ferretcd_staging";
 /// Ours: key records of an unfinished restore, as in [`KEY`].
 pub(crate) const STAGED_KEY: &[u8] = b"ferretcd_staging_key";
 
-/// The schema of the file. etcd 3.7 added nothing to 3.6's, and 3.6 reads this too.
-const STORAGE_VERSION: &[u8] = b"3.6.0";
+/// The schema of the file: what etcd 3.7.1 writes into its own.
+const STORAGE_VERSION: &[u8] = b"3.7.0";
 
 /// A bucket with its records. Those of [`KEY`] and [`STAGED_KEY`] are not in it: there may be millions.
 #[derive(Clone, Debug)]

@@ -93,7 +93,7 @@ fn a_clients_snapshot_is_what_etcd_would_write() {
             r"consistent_index=\x00\x00\x00\x00\x00\x00\x00\r",
             r"finishedCompactRev=\x00\x00\x00\x00\x00\x00\x00\x06_\x00\x00\x00\x00\x00\x00\x00\x00",
             r"scheduledCompactRev=\x00\x00\x00\x00\x00\x00\x00\x06_\x00\x00\x00\x00\x00\x00\x00\x00",
-            r"storageVersion=3.6.0",
+            r"storageVersion=3.7.0",
             r"term=\x00\x00\x00\x00\x00\x00\x00\x01",
         ]
     );
