@@ -16,7 +16,6 @@ help: ## Show this list
 
 .PHONY: demo
 demo: ## Bring up a Kubernetes and show the whole product on it
-	cargo build --release --package ferretcd --package ferretcd-operator
 	$(E2E) demo
 
 .PHONY: demo-down
@@ -33,7 +32,6 @@ test-local: tools ## Unit tests, and the server as real processes on loopback
 
 .PHONY: test-kubernetes
 test-kubernetes: tools ## The operator and the whole story on the local Kubernetes
-	cargo build --package ferretcd --package ferretcd-operator
 	$(E2E) test
 
 .PHONY: tools

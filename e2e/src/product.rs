@@ -35,15 +35,25 @@ pub fn profile(default: &str) -> String {
     std::env::var("FERRETCD_PROFILE").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| default.to_owned())
 }
 
+/// cargo, without what `cargo run` told this program about itself: build scripts that look at that (ring's does) would run
+/// anew, and all that stands on them would be built anew with every call.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let about_us = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(about_us)) {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// Builds server and operator, and returns the folder that they are in.
 pub fn build(cache: &Cache, profile: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let target = exe.ancestors().nth(2).context("this program is not in a target folder")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let log = cache.root().join("logs/cargo.log");
     std::fs::create_dir_all(cache.root().join("logs"))?;
     std::fs::write(&log, "")?;
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(["build", "--locked", "--profile", profile, "--package=ferretcd", "--package=ferretcd-operator"]);
     command.arg("--target-dir").arg(target).current_dir(repository()?);
     say(format!("building server and operator (profile {profile}; log: {})", log.display()));

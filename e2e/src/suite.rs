@@ -1,6 +1,6 @@
 //! The tests that need a cluster, from one command: brings a cluster up with the product on it, runs them, takes it down.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
@@ -43,8 +43,7 @@ pub fn run(cache: &Cache, tools: &Tools, store: Store, arguments: &[String]) -> 
     s3::up(&cluster)?;
     product::install(&cluster, &programs)?;
 
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = product::cargo();
     command.args(["test", "--package=ferretcd-e2e", "--no-fail-fast"]);
     command.args(TESTS.map(|name| format!("--test={name}")));
     command.arg("--").args(arguments).current_dir(product::repository()?);
