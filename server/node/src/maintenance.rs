@@ -238,7 +238,10 @@ impl RestoreSpool {
                 Ok(reply)
             }
             Err(e) => {
-                tracing::error!(id, "the restore failed and is dropped: {e}");
+                tracing::error!(
+                    id,
+                    "the restore did not end well, what is still staged is dropped: {e}; the revision says whether it was done"
+                );
                 // If this fails too, the leader's time-out drops it.
                 let _ = self.inner.propose(Command::RestoreAbort(RestoreAbort { id })).await;
                 Err(e)
