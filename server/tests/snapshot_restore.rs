@@ -211,7 +211,7 @@ async fn propose(cluster: &Cluster, command: Command) {
         let leader = &cluster.members[cluster.leader().await];
         let endpoint = Endpoint::from_shared(leader.peer_url()).unwrap();
         let mut peer = PeerClient::new(endpoint.connect().await.map_err(|e| e.to_string())?);
-        let who = peer.probe(ProbeRequest {}).await.map_err(|e| e.to_string())?.into_inner();
+        let who = peer.probe(ProbeRequest::default()).await.map_err(|e| e.to_string())?.into_inner();
         let proposal = codec::encode_proposal(&Proposal { id: RequestId(1), command: command.clone() });
         let mut request = tonic::Request::new(ProposeRequest { proposal });
         for (key, value) in [

@@ -174,6 +174,20 @@ async fn a_member_with_a_lost_disk_does_not_start_a_second_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_log_is_lost_does_not_vote_with_an_empty_one() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("kept", "x").await.unwrap();
+    let m = &mut cluster.members[2];
+    m.kill();
+    // As when a disk of its own for --wal-dir is not mounted.
+    std::fs::remove_dir_all(m.dir.join("member/wal")).unwrap();
+    m.start();
+    assert_eq!(m.ended().await, Some(78));
+    assert!(m.log().contains("check --wal-dir"), "{}", m.log());
+    assert!(!m.dir.join("member/wal").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_of_another_cluster_is_refused_in_the_handshake() {
     let mut cluster = Cluster::start(ABC).await;
     // The same names and addresses under another token: another cluster ID.

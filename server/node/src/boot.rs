@@ -3,13 +3,15 @@
 //! An empty data directory is the dangerous moment. A member founds a cluster only when so many of the named members
 //! answer, all of them empty as well, that together they are a quorum: a member whose disk was lost can then never
 //! help to found a second history beside the first, since any quorum of the named members meets one that remembers.
+//! And it takes a place in a cluster only when it has never run there ([`crate::admission`]).
 
+use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, write_durably};
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
-use crate::node::{Node, NodeConfig, Requests, Running, Shared};
+use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
 use crate::watch::Hub;
 use crate::workers;
-use ferretcd_proto::peer::ProbeResponse;
+use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_raft::transport::client::probe;
 use ferretcd_raft::transport::server::Door;
@@ -18,10 +20,10 @@ use ferretcd_state::State;
 use ferretcd_storage::{Engine, Format, SledEngine, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
 use ferretcd_wal::{OsFs, Wal};
+use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -143,6 +145,10 @@ fn first_eight(hash: &[u8]) -> u64 {
 struct Remembered {
     cluster: ClusterId,
     member: MemberId,
+    /// It came as one of the founders, early or late.
+    founder: bool,
+    /// Its log was made: from then on a log that is not there is a lost one.
+    logged: bool,
 }
 
 impl Remembered {
@@ -161,9 +167,12 @@ impl Remembered {
                 .and_then(|v| u64::from_str_radix(v, 16).ok())
         };
         match (field("cluster"), field("member")) {
-            (Some(cluster), Some(member)) => {
-                Ok(Some(Remembered { cluster: ClusterId(cluster), member: MemberId(member) }))
-            }
+            (Some(cluster), Some(member)) => Ok(Some(Remembered {
+                cluster: ClusterId(cluster),
+                member: MemberId(member),
+                founder: field("founder") == Some(1),
+                logged: field("logged") == Some(1),
+            })),
             _ => Err(BootError::Storage(format!(
                 "{} does not name a cluster and a member; restore the file, or replace this member",
                 path.display()
@@ -172,15 +181,11 @@ impl Remembered {
     }
 
     fn store(self, dir: &Path) -> Result<(), BootError> {
-        let (path, part) = (dir.join(Self::FILE), dir.join("identity.part"));
-        let write = || {
-            let mut file = File::create(&part)?;
-            write!(file, "cluster = {}\nmember = {}\n", self.cluster, self.member)?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        write().map_err(|e| BootError::Storage(format!("cannot write {}: {e}", path.display())))
+        let path = dir.join(Self::FILE);
+        let Remembered { cluster, member, founder, logged } = self;
+        let (founder, logged) = (u8::from(founder), u8::from(logged));
+        let text = format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n");
+        write_durably(&path, &text).map_err(|e| unwritable(&path, &e))
     }
 }
 
@@ -202,8 +207,13 @@ impl Boot {
         make_private(&self.config.data_dir)?;
         make_private(&dir)?;
         let known = Remembered::load(&dir)?;
-        self.requests.empty.store(known.is_none(), std::sync::atomic::Ordering::Release);
         let intent = self.config.intent;
+        let may_found = match (intent, self.config.state) {
+            (Some(Intent::Bootstrap), _) | (None, ClusterState::New) => true,
+            (Some(Intent::Join | Intent::Run), _) | (None, ClusterState::Existing) => false,
+        };
+        self.requests.meet(self.threshold(&dir, known, may_found)?);
+        let arrival = own_arrival(&dir).map_err(|e| unwritable(&dir.join("arrival"), &e))?;
         let (me, start) = match (known, intent, self.config.state) {
             (Some(me), _, _) => (me, Start::Again),
             (None, Some(Intent::Run), _) => {
@@ -213,22 +223,18 @@ impl Boot {
                     dir.display()
                 )));
             }
-            (None, Some(Intent::Join), _) | (None, None, ClusterState::Existing) => {
-                let (me, epoch) = self.join().await?;
-                (me, Start::Join(epoch))
-            }
-            (None, Some(Intent::Bootstrap), _) | (None, None, ClusterState::New) => {
+            (None, ..) if may_found => {
                 let me = self.founder()?;
-                match self.others(me).await? {
-                    Others::Empty => (me, Start::Found),
-                    // The others were quicker and formed it with this member, which has never run: it is awaited.
-                    Others::Formed { listed: Some(Listed { started: false, epoch }), .. } => (me, Start::Join(epoch)),
-                    Others::Formed { url, listed } => return Err(self.formed(me, &url, listed.is_some())),
-                }
+                (me, self.admission(me, arrival, None).await?)
+            }
+            (None, ..) => {
+                let started = Instant::now();
+                let me = self.join(started).await?;
+                (me, self.admission(me, arrival, Some(started + JOIN_TIMEOUT)).await?)
             }
         };
         let opened = self.open(&dir, me, start).await?;
-        self.bring_up(opened, me, start).await
+        self.bring_up(opened, me, start, arrival).await
     }
 
     fn own_urls(&self) -> Result<&Vec<String>, BootError> {
@@ -270,7 +276,24 @@ impl Boot {
         if founders.len() != self.config.initial_cluster.len() {
             return Err(BootError::Config("--initial-cluster gives two members the same peer URLs".to_owned()));
         }
-        Ok(Remembered { cluster: static_cluster_id(founders.into_keys()), member })
+        let cluster = static_cluster_id(founders.into_keys());
+        Ok(Remembered { cluster, member, founder: true, logged: false })
+    }
+
+    fn threshold(&self, dir: &Path, known: Option<Remembered>, may_found: bool) -> Result<Threshold, BootError> {
+        let founder = known.map_or(may_found, |me| me.founder);
+        let arrivals = Arrivals::load(dir)
+            .map_err(|e| BootError::Storage(format!("cannot read what this member knows of the others: {e}")))?;
+        Ok(Threshold {
+            empty: match known {
+                Some(_) => None,
+                None if founder => Some(self.founder()?.member),
+                None => Some(MemberId(0)),
+            },
+            founder,
+            founders: if founder { self.founders().into_keys().collect() } else { BTreeSet::new() },
+            arrivals: Arc::new(Mutex::new(arrivals)),
+        })
     }
 
     fn other_urls(&self) -> Vec<String> {
@@ -279,42 +302,43 @@ impl Boot {
     }
 
     /// One round of asking the other named members.
-    async fn ask(&self) -> Vec<(String, Result<ProbeResponse, String>)> {
+    async fn ask(&self, request: ProbeRequest) -> Box<Answers> {
         let asked = self.other_urls().into_iter().map(|url| async move {
-            let answer = probe(&url, PROBE_TIMEOUT).await;
+            let answer = probe(&url, request, PROBE_TIMEOUT).await;
             (url, answer)
         });
-        futures::future::join_all(asked).await
+        futures::future::join_all(asked).await.into_boxed_slice()
     }
 
-    /// Waits until a quorum of the named members (this one counts) answers that it is empty, or one that it is not.
-    async fn others(&self, me: Remembered) -> Result<Others, BootError> {
+    /// Waits until it is clear how a member without a log comes to its place: as one of those that found the cluster,
+    /// or, never having run, as one that the cluster awaits.
+    async fn admission(&self, me: Remembered, arrival: u64, until: Option<Instant>) -> Result<Start, BootError> {
         let named = self.config.initial_cluster.len();
-        let quorum = named / 2 + 1;
+        let asker = Asker { member: me.member, cluster: me.cluster, founder: me.founder, named, intact: me.logged };
+        let request = ProbeRequest { member_id: me.member.0, arrival, founder: me.founder };
         let started = Instant::now();
         let mut reported = None;
         loop {
-            let answers = self.ask().await;
-            let formed = answers.iter().find_map(|(url, a)| a.as_ref().ok().filter(|a| a.formed).map(|a| (url, a)));
-            if let Some((url, answer)) = formed {
-                let ours = answer.cluster_id == me.cluster.0;
-                let listed = answer.members.iter().find(|m| ours && m.id == me.member.0);
-                let listed = listed.map(|m| Listed { started: !m.name.is_empty(), epoch: Epoch(answer.epoch) });
-                return Ok(Others::Formed { url: url.clone(), listed });
-            }
-            if 1 + answers.iter().filter(|(_, a)| a.is_ok()).count() >= quorum {
-                return Ok(Others::Empty);
+            let answers = self.ask(request).await;
+            let missing = match judge(&asker, &answers) {
+                Verdict::Found => return Ok(Start::Found),
+                Verdict::Join(epoch) => return Ok(Start::Join(epoch)),
+                Verdict::Ran(url) => return Err(self.formed(me, &url, true)),
+                Verdict::Unlisted(url) => return Err(self.formed(me, &url, false)),
+                Verdict::Wait(missing) => missing,
+            };
+            if until.is_some_and(|at| Instant::now() > at) {
+                return Err(BootError::Unreachable(format!(
+                    "this member was not let in within {JOIN_TIMEOUT:?}: {missing}"
+                )));
             }
             if reported.is_none_or(|at: Instant| at.elapsed() > PROBE_REPORT) {
                 reported = Some(Instant::now());
-                for (url, answer) in answers {
+                let waited_s = started.elapsed().as_secs();
+                tracing::warn!(waited_s, "waiting: {missing}");
+                for (url, answer) in &answers {
                     if let Err(why) = answer {
-                        let waited_s = started.elapsed().as_secs();
-                        tracing::warn!(
-                            peer = url,
-                            waited_s,
-                            "waiting for {quorum} of the {named} named members: {why}"
-                        );
+                        tracing::warn!(peer = url, "no answer: {why}");
                     }
                 }
             }
@@ -328,9 +352,10 @@ impl Boot {
         let me = me.member;
         BootError::Identity(if listed {
             format!(
-                "member {me} has already been bootstrapped: the member at {url} is in a cluster with it, and this data \
+                "member {me} has already been bootstrapped: the member at {url} knows that it has run, and this data \
                  directory ({dir}) is empty; remove the member, add it anew, and start it with \
-                 --initial-cluster-state existing"
+                 --initial-cluster-state existing (if no cluster has formed yet, empty the data directories of all of \
+                 its members and start them again)"
             )
         } else {
             format!(
@@ -342,12 +367,11 @@ impl Boot {
     }
 
     /// Finds this member in the cluster that was told of it.
-    async fn join(&self) -> Result<(Remembered, Epoch), BootError> {
+    async fn join(&self, started: Instant) -> Result<Remembered, BootError> {
         let own = self.own_urls()?;
-        let started = Instant::now();
         let mut last = "no other member is named in --initial-cluster".to_owned();
         loop {
-            for (url, answer) in self.ask().await {
+            for (url, answer) in self.ask(ProbeRequest::default()).await {
                 let answer = match answer {
                     Ok(answer) if answer.formed => answer,
                     Ok(_) => {
@@ -368,18 +392,9 @@ impl Boot {
                     );
                     continue;
                 };
-                if !listed.name.is_empty() {
-                    return Err(BootError::Identity(format!(
-                        "member {:x} ({}) has been started before, and this data directory ({}) is empty: its data is \
-                         lost; remove the member and add a new one",
-                        listed.id,
-                        listed.name,
-                        self.config.data_dir.display()
-                    )));
-                }
-                let me = Remembered { cluster: ClusterId(answer.cluster_id), member: MemberId(listed.id) };
-                tracing::info!(member = %me.member, cluster = %me.cluster, via = url, "joining the cluster");
-                return Ok((me, Epoch(answer.epoch)));
+                let (cluster, member) = (ClusterId(answer.cluster_id), MemberId(listed.id));
+                tracing::info!(%member, %cluster, via = url, "joining the cluster");
+                return Ok(Remembered { cluster, member, founder: false, logged: false });
             }
             if started.elapsed() > JOIN_TIMEOUT {
                 return Err(BootError::Unreachable(format!(
@@ -394,14 +409,17 @@ impl Boot {
         if start != Start::Again {
             me.store(dir)?;
         }
+        self.expect_log(dir, me)?;
         let metrics = Arc::new(Metrics::default());
         let config = self.config.clone();
-        let dir = dir.to_owned();
         let parts = {
-            let metrics = metrics.clone();
+            let (metrics, dir) = (metrics.clone(), dir.to_owned());
             tokio::task::spawn_blocking(move || open_storage(&config, &dir, me, &metrics)).await
         };
         let (wal, store, state, snapshots) = parts.map_err(|e| BootError::Storage(e.to_string()))??;
+        if !me.logged {
+            Remembered { logged: true, ..me }.store(dir)?;
+        }
         let epoch = match (state.epoch(), start) {
             (Epoch::UNKNOWN, Start::Join(epoch)) => epoch,
             (known, _) => known,
@@ -410,7 +428,26 @@ impl Boot {
         Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
     }
 
-    async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
+    /// A member without its log has forgotten its votes: it must not come back as if it had given none.
+    fn expect_log(&self, dir: &Path, me: Remembered) -> Result<(), BootError> {
+        let wal_dir = self.wal_dir(dir);
+        let there = fs::read_dir(&wal_dir).is_ok_and(|mut files| files.next().is_some());
+        if me.logged && !there {
+            return Err(BootError::Identity(format!(
+                "the log of member {} is not in {}, where it should be; check --wal-dir and its mount; if the log is \
+                 lost, remove the member, add it anew, and start it with an empty data directory",
+                me.member,
+                wal_dir.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn wal_dir(&self, dir: &Path) -> PathBuf {
+        self.config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"))
+    }
+
+    async fn bring_up(self, opened: Opened, me: Remembered, start: Start, arrival: u64) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
@@ -452,11 +489,10 @@ impl Boot {
             // One that stopped before its first entry asks anew: if the others went on and formed the cluster with
             // it, it has only to listen.
             Start::Again if group.is_founded().await.map_err(raft)? || !self.founds(me)? => false,
-            Start::Again => match self.others(me).await? {
-                Others::Empty => true,
-                Others::Formed { listed: Some(_), .. } => false,
-                Others::Formed { url, listed: None } => return Err(self.formed(me, &url, false)),
-            },
+            Start::Again => {
+                let intact = Remembered { logged: true, ..me };
+                self.admission(intact, arrival, None).await? == Start::Found
+            }
         };
         if founds {
             group.found(self.founders()).await.map_err(raft)?;
@@ -473,23 +509,9 @@ impl Boot {
             // A seed that was stopped before its first entry; its supervisor now says "run".
             (Some(Intent::Run), state) => state == ClusterState::New,
         };
-        Ok(founding && self.founder()? == me)
+        let founder = self.founder()?;
+        Ok(founding && (founder.cluster, founder.member) == (me.cluster, me.member))
     }
-}
-
-/// What the other named members say.
-enum Others {
-    /// Enough of them answered, and none has a cluster.
-    Empty,
-    /// One of them has a cluster, with this member in it or not.
-    Formed { url: String, listed: Option<Listed> },
-}
-
-/// This member, as the cluster lists it.
-struct Listed {
-    /// It has run and published its name.
-    started: bool,
-    epoch: Epoch,
 }
 
 /// How a member comes to its place.
@@ -510,6 +532,10 @@ struct Opened {
     snapshots: SnapshotDir,
     identity: Arc<Identity>,
     metrics: Arc<Metrics>,
+}
+
+fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
+    BootError::Storage(format!("cannot write {}: {e}", path.display()))
 }
 
 fn make_private(dir: &Path) -> Result<(), BootError> {
@@ -686,7 +712,7 @@ mod tests {
     fn an_identity_survives_a_restart_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), None);
-        let me = Remembered { cluster: ClusterId(7), member: MemberId(u64::MAX) };
+        let me = Remembered { cluster: ClusterId(7), member: MemberId(u64::MAX), founder: true, logged: false };
         me.store(dir.path()).unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), Some(me));
         fs::write(dir.path().join("identity"), "cluster = 7\n").unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Below this floor nothing reads a clock; above it nothing knows raft.
 
+mod admission;
 pub mod boot;
 pub mod cluster;
 pub mod health;

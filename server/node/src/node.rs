@@ -1,5 +1,6 @@
 //! The handle that everything above holds, and what it is made of.
 
+use crate::admission::Arrivals;
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::propose::PROPOSALS_MAX;
@@ -17,8 +18,9 @@ use ferretcd_types::{
     RequestId,
 };
 use ferretcd_wal::Wal;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -332,11 +334,22 @@ impl Inner {
     }
 }
 
+/// What is known before there is a node; see [`crate::admission`].
+pub(crate) struct Threshold {
+    /// This member's ID, if its data directory was found empty: only then may it be counted as an empty one. 0 when it
+    /// joins and does not know its ID yet.
+    pub(crate) empty: Option<MemberId>,
+    /// It is, or may become, one of the founders.
+    pub(crate) founder: bool,
+    /// Those that its flags name.
+    pub(crate) founders: BTreeSet<MemberId>,
+    pub(crate) arrivals: Arc<Mutex<Arrivals>>,
+}
+
 /// Answers other members. It is made before the node, which fills it in.
 #[derive(Default)]
 pub(crate) struct Requests {
-    /// Set when the data directory was found empty: only then may this member be counted as an empty one.
-    pub(crate) empty: AtomicBool,
+    pub(crate) threshold: OnceLock<Threshold>,
     pub(crate) node: OnceLock<Node>,
 }
 
@@ -351,6 +364,11 @@ pub(crate) fn from_group(e: GroupError) -> Error {
 }
 
 impl Requests {
+    /// Lets the door answer probes.
+    pub(crate) fn meet(&self, threshold: Threshold) {
+        let _ = self.threshold.set(threshold);
+    }
+
     fn node(&self) -> Result<&Node, Error> {
         self.node.get().ok_or(Error::NotLeader)
     }
@@ -380,9 +398,45 @@ impl PeerRequests for Requests {
         Box::pin(async move { self.node()?.inner.change_members_here(change).await })
     }
 
-    fn probe(&self) -> Option<pb::ProbeResponse> {
+    fn probe(&self, request: pb::ProbeRequest) -> Answer<'_, Option<pb::ProbeResponse>> {
+        Box::pin(async move {
+            let mut answer = self.myself()?;
+            answer.arrival = self.arrival(request, &answer.members).await.into();
+            Some(answer)
+        })
+    }
+}
+
+impl Requests {
+    /// Writes an empty member's arrival down and says whether it is its first.
+    async fn arrival(&self, asker: pb::ProbeRequest, members: &[pb::ProbeMember]) -> pb::ProbeArrival {
+        let Some(threshold) = self.threshold.get() else { return pb::ProbeArrival::Unsaid };
+        let id = MemberId(asker.member_id);
+        // Strangers are not written down: anyone may ask.
+        let known = threshold.founders.contains(&id) || members.iter().any(|m| m.id == id.0);
+        if asker.arrival == 0 || !known {
+            return pb::ProbeArrival::Unsaid;
+        }
+        let arrivals = threshold.arrivals.clone();
+        let heard = tokio::task::spawn_blocking(move || arrivals.lock().heard(id, asker.arrival)).await;
+        match heard {
+            Ok(Ok(false)) => pb::ProbeArrival::Other,
+            // One that joined later was not there when the founders came.
+            Ok(Ok(true)) if !asker.founder || threshold.founder => pb::ProbeArrival::First,
+            Ok(Ok(true)) => pb::ProbeArrival::Unsaid,
+            Ok(Err(e)) => {
+                tracing::error!(member = %id, "cannot write down that a member has come: {e}");
+                pb::ProbeArrival::Unsaid
+            }
+            Err(_) => pb::ProbeArrival::Unsaid,
+        }
+    }
+
+    /// Who this member is, as far as it knows.
+    fn myself(&self) -> Option<pb::ProbeResponse> {
         let Some(node) = self.node.get() else {
-            return self.empty.load(Ordering::Acquire).then(pb::ProbeResponse::default);
+            let me = self.threshold.get()?.empty?;
+            return Some(pb::ProbeResponse { member_id: me.0, ..pb::ProbeResponse::default() });
         };
         let inner = &node.inner;
         let formed = inner.identity.epoch() != Epoch::UNKNOWN && inner.state.epoch() != Epoch::UNKNOWN;
@@ -406,6 +460,7 @@ impl PeerRequests for Requests {
             has_leader: view.leader.is_some(),
             members: members.collect(),
             removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
+            arrival: pb::ProbeArrival::Unsaid.into(),
         })
     }
 }

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -51,11 +51,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one administrative call to the leader may take beyond the caller's own time-out handling.
 const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// How often a member that refuses this one at its door is mentioned in the log.
+const REFUSAL_REPORT: Duration = Duration::from_secs(10);
+
 /// Channels to the other members, by ID. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peers {
     identity: Arc<Identity>,
     channels: Arc<RwLock<HashMap<u64, (PeerNode, Channel)>>>,
+    /// When a refusal of each member was last told.
+    refused: Arc<RwLock<HashMap<u64, Instant>>>,
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
@@ -74,10 +79,10 @@ fn client(channel: Channel) -> PeerClient<Channel> {
 }
 
 /// Asks whoever listens at `url` who it is. Needs no identity: a joining member has none yet.
-pub async fn probe(url: &str, timeout: Duration) -> Result<pb::ProbeResponse, String> {
+pub async fn probe(url: &str, request: pb::ProbeRequest, timeout: Duration) -> Result<pb::ProbeResponse, String> {
     let call = async {
         let channel = endpoint(url).map_err(|e| e.to_string())?.connect().await.map_err(|e| source_text(&e))?;
-        let response = client(channel).probe(pb::ProbeRequest {}).await.map_err(|s| s.message().to_owned())?;
+        let response = client(channel).probe(request).await.map_err(|s| s.message().to_owned())?;
         Ok(response.into_inner())
     };
     tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
@@ -95,7 +100,7 @@ fn source_text(e: &dyn std::error::Error) -> String {
 impl Peers {
     /// No channels yet.
     pub fn new(identity: Arc<Identity>) -> Self {
-        Peers { identity, channels: Arc::default() }
+        Peers { identity, channels: Arc::default(), refused: Arc::default() }
     }
 
     /// This member's identity.
@@ -114,6 +119,16 @@ impl Peers {
         let channel = endpoint(url).map_err(|e| format!("peer URL {url}: {e}"))?.connect_lazy();
         self.channels.write().insert(id, (node.clone(), channel.clone()));
         Ok(channel)
+    }
+
+    /// Whether a refusal is to be logged: raft asks several times a second, a person reads it once.
+    fn tells_refusal(&self, id: u64) -> bool {
+        let mut refused = self.refused.write();
+        let due = refused.get(&id).is_none_or(|at| at.elapsed() > REFUSAL_REPORT);
+        if due {
+            refused.insert(id, Instant::now());
+        }
+        due
     }
 
     fn request<T>(&self, to: MemberId, message: T) -> Request<T> {
@@ -141,7 +156,8 @@ impl Peers {
             Ok(Err(status)) if status.code() == Code::Aborted => Err(Error::from_text(status.message())),
             Ok(Err(status)) => {
                 tracing::debug!(%leader, %status, "call to the leader failed");
-                Err(Error::TimeoutConnectionLost)
+                // One that was surely not taken up may be tried again, elsewhere by then.
+                Err(if undelivered(&status) { Error::NotLeader } else { Error::TimeoutConnectionLost })
             }
         }
     }
@@ -228,7 +244,9 @@ impl PeerConnection {
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
             // Refused at the door: another cluster, another history. A person must look.
             Code::FailedPrecondition | Code::Unauthenticated => {
-                tracing::error!(peer = %MemberId(self.id), urls = ?self.node.peer_urls, "{}", status.message());
+                if self.peers.tells_refusal(self.id) {
+                    tracing::error!(peer = %MemberId(self.id), urls = ?self.node.peer_urls, "{}", status.message());
+                }
                 RPCError::Unreachable(Unreachable::new(&AnyError::error(text)))
             }
             _ => RPCError::Network(NetworkError::new(&AnyError::error(text))),
@@ -256,6 +274,21 @@ impl PeerConnection {
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
         Timeout { action, id: self.peers.identity.member.0, target: self.id, timeout }
     }
+}
+
+/// Whether a failed call never reached the member's hands: nobody listens there, or its door refused the caller.
+fn undelivered(status: &Status) -> bool {
+    if matches!(status.code(), Code::FailedPrecondition | Code::Unauthenticated) {
+        return true;
+    }
+    let mut cause = std::error::Error::source(status);
+    while let Some(e) = cause {
+        if e.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
 }
 
 fn describe(status: &Status) -> String {
@@ -441,5 +474,30 @@ fn send_file(
         }
         buf.truncate(n);
         tx.blocking_send(pb::SnapshotPart { part: Some(Part::Data(buf.into())) }).map_err(|_| gone())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_nobody_took_is_told_apart_from_one_that_was_cut() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let channel = endpoint(&format!("http://{nobody}")).unwrap().connect_lazy();
+        let refused = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
+        assert!(undelivered(&refused), "{refused:?}");
+
+        // One that listens, takes the request, and hangs up.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let channel = endpoint(&format!("http://{}", listener.local_addr().unwrap())).unwrap().connect_lazy();
+        let hang_up = tokio::spawn(async move {
+            let (mut taken, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 64];
+            tokio::io::AsyncReadExt::read(&mut taken, &mut bytes).await.unwrap();
+        });
+        let cut = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
+        hang_up.await.unwrap();
+        assert!(!undelivered(&cut), "{cut:?}");
     }
 }

@@ -39,7 +39,7 @@ pub trait PeerRequests: Send + Sync + 'static {
     /// Changes the members, if this member leads.
     fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>>;
     /// Who this member is; `None` while it does not know itself yet. Answered to anyone.
-    fn probe(&self) -> Option<pb::ProbeResponse>;
+    fn probe(&self, request: pb::ProbeRequest) -> Answer<'_, Option<pb::ProbeResponse>>;
 }
 
 /// What the calls of raft itself need; there once the group is open.
@@ -242,8 +242,8 @@ impl Peer for PeerService {
         Ok(Response::new(pb::ChangeMembersResponse { id: id.0, index }))
     }
 
-    async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        let answer = self.door.requests.probe();
+    async fn probe(&self, request: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
+        let answer = self.door.requests.probe(request.into_inner()).await;
         answer.map(Response::new).ok_or_else(|| Status::unavailable("this member is still starting"))
     }
 }

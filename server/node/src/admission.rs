@@ -1,0 +1,258 @@
+//! Whether a member with an empty data directory may take its place: only when it has never run before.
+//!
+//! A voter that lost its disk has forgotten its votes and the entries that it acknowledged; one that comes back empty
+//! under the same ID can help to elect a leader without entries that clients were told are safe. Its name in the
+//! cluster is no proof, since it votes before its name is published, and a member that lags does not know it yet. So
+//! each process that comes with an empty directory makes a number, its *arrival*, keeps it in that directory, and
+//! tells it to the others, who write the first one that they hear of each member down before they answer. A quorum
+//! knows it before the member may vote; so many must know no other one that they meet each such quorum.
+
+use ferretcd_proto::peer::{ProbeArrival, ProbeResponse};
+use ferretcd_types::{ClusterId, Epoch, MemberId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes a small file so that it is there whole or not at all, also after a power cut.
+pub(crate) fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+    let part = path.with_extension("part");
+    let mut file = File::create(&part)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&part, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// This process's arrival number: that of the data directory, or a new one.
+pub(crate) fn own_arrival(dir: &Path) -> io::Result<u64> {
+    let path = dir.join("arrival");
+    match fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a number", path.display()))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let number = rand::random::<u64>().max(1);
+            write_durably(&path, &format!("{number:x}\n"))?;
+            Ok(number)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The first arrival that this member heard of each other one: a line `member = number` each, in the data directory.
+/// Only members of the cluster are written down, so it is never longer than the list of all that ever were.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    path: PathBuf,
+    known: BTreeMap<MemberId, u64>,
+}
+
+impl Arrivals {
+    pub(crate) fn load(dir: &Path) -> io::Result<Self> {
+        let path = dir.join("arrivals");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e),
+        };
+        let line = |line: &str| {
+            let (id, number) = line.split_once(" = ")?;
+            Some((MemberId(u64::from_str_radix(id, 16).ok()?), u64::from_str_radix(number, 16).ok()?))
+        };
+        let known: Option<_> = text.lines().map(line).collect();
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()));
+        Ok(Arrivals { known: known.ok_or_else(damaged)?, path })
+    }
+
+    /// Whether `number` is the first arrival of the member, or the one that was written down. It is on stable storage
+    /// when this answers.
+    pub(crate) fn heard(&mut self, member: MemberId, number: u64) -> io::Result<bool> {
+        if let Some(first) = self.known.get(&member) {
+            return Ok(*first == number);
+        }
+        let mut known = self.known.clone();
+        known.insert(member, number);
+        let text: String = known.iter().map(|(id, n)| format!("{id} = {n:x}\n")).collect();
+        write_durably(&self.path, &text)?;
+        self.known = known;
+        Ok(true)
+    }
+}
+
+/// What the others' answers mean for a member with an empty data directory.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A quorum of the named members is there, and none of them has a cluster.
+    Found,
+    /// The cluster lists it, and it has never run.
+    Join(Epoch),
+    /// It has run before: another arrival, or a name, is known at this URL.
+    Ran(String),
+    /// The member at this URL has a cluster without it.
+    Unlisted(String),
+    /// Too few have answered: this is what is missing.
+    Wait(String),
+}
+
+/// Who asks.
+pub(crate) struct Asker {
+    pub(crate) member: MemberId,
+    pub(crate) cluster: ClusterId,
+    /// It is named as a founder: then only founders can vouch for it, and it may found.
+    pub(crate) founder: bool,
+    /// Members that the flags name.
+    pub(crate) named: usize,
+    /// Its log is whole, though nothing is in it yet: nobody has to vouch for it.
+    pub(crate) intact: bool,
+}
+
+/// One answer by URL.
+pub(crate) type Answers = [(String, Result<ProbeResponse, String>)];
+
+/// Decides on one round of answers, each of which has written this member's arrival down.
+pub(crate) fn judge(asker: &Asker, answers: &Answers) -> Verdict {
+    // A member with several URLs answers several times and counts once.
+    let mut seen = BTreeSet::new();
+    let heard: Vec<(&String, &ProbeResponse)> = answers
+        .iter()
+        .filter_map(|(url, answer)| answer.as_ref().ok().map(|a| (url, a)))
+        .filter(|(_, a)| a.member_id == 0 || seen.insert(a.member_id))
+        .collect();
+    if let Some((url, _)) = heard.iter().find(|(_, a)| a.arrival() == ProbeArrival::Other) {
+        return Verdict::Ran((*url).clone());
+    }
+    let formed: Vec<_> = heard.iter().filter(|(_, a)| a.formed).collect();
+    let mut vouchers = Vec::new();
+    let mut size = asker.named;
+    for (url, answer) in &formed {
+        let listed = answer.members.iter().find(|m| m.id == asker.member.0);
+        match listed {
+            Some(m) if answer.cluster_id == asker.cluster.0 => {
+                if !m.name.is_empty() {
+                    return Verdict::Ran((*url).clone());
+                }
+                if asker.intact || answer.arrival() == ProbeArrival::First {
+                    vouchers.push(answer.epoch);
+                    size = if asker.founder { asker.named } else { size.max(answer.members.len()) };
+                }
+            }
+            _ => return Verdict::Unlisted((*url).clone()),
+        }
+    }
+    let quorum = size / 2 + 1;
+    if formed.is_empty() && asker.founder {
+        let there = 1 + heard.iter().filter(|(_, a)| a.arrival() == ProbeArrival::First).count();
+        if there >= quorum {
+            return Verdict::Found;
+        }
+        return Verdict::Wait(format!("{there} of the {size} named members are there, {quorum} can found the cluster"));
+    }
+    // quorum - 1 of the size - 1 others may know an earlier arrival; so many meet them.
+    let needed = if asker.intact { 1 } else { size - quorum + 1 };
+    match vouchers.first() {
+        Some(epoch) if vouchers.len() >= needed => Verdict::Join(Epoch(*epoch)),
+        _ => Verdict::Wait(format!(
+            "the cluster exists; {} of {needed} members confirm that this one has never run",
+            vouchers.len()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferretcd_proto::peer::ProbeMember;
+
+    const ME: MemberId = MemberId(7);
+
+    fn founder(named: usize) -> Asker {
+        Asker { member: ME, cluster: ClusterId(1), founder: true, named, intact: false }
+    }
+
+    fn empty(id: u64, arrival: ProbeArrival) -> (String, Result<ProbeResponse, String>) {
+        let answer = ProbeResponse { arrival: arrival.into(), member_id: id, ..ProbeResponse::default() };
+        (format!("u{id}"), Ok(answer))
+    }
+
+    fn formed(id: u64, arrival: ProbeArrival, name: &str) -> (String, Result<ProbeResponse, String>) {
+        let me = ProbeMember { id: ME.0, name: name.to_owned(), ..ProbeMember::default() };
+        let others = (1..3).map(|id| ProbeMember { id, ..ProbeMember::default() });
+        let members = others.chain([me]).collect();
+        let answer = ProbeResponse {
+            cluster_id: 1,
+            member_id: id,
+            epoch: 5,
+            formed: true,
+            members,
+            arrival: arrival.into(),
+            ..ProbeResponse::default()
+        };
+        (format!("u{id}"), Ok(answer))
+    }
+
+    fn away(id: u64) -> (String, Result<ProbeResponse, String>) {
+        (format!("u{id}"), Err("refused".to_owned()))
+    }
+
+    use ProbeArrival::{First, Other, Unsaid};
+
+    #[test]
+    fn a_quorum_of_empty_members_founds_and_fewer_wait() {
+        assert_eq!(judge(&founder(1), &[]), Verdict::Found);
+        assert_eq!(judge(&founder(3), &[empty(1, First), away(2)]), Verdict::Found);
+        assert!(matches!(judge(&founder(3), &[away(1), away(2)]), Verdict::Wait(_)));
+        assert!(matches!(judge(&founder(5), &[empty(1, First), empty(1, First), away(2)]), Verdict::Wait(_)));
+        let join = Asker { founder: false, ..founder(3) };
+        assert!(matches!(judge(&join, &[empty(1, First), empty(2, First)]), Verdict::Wait(_)));
+    }
+
+    #[test]
+    fn one_that_ran_before_is_told_so_by_any_that_remembers() {
+        for answers in [
+            [empty(1, Other), away(2)],
+            [empty(1, First), empty(2, Other)],
+            [formed(1, First, ""), formed(2, Other, "")],
+            [formed(1, First, ""), empty(2, Other)],
+            [formed(1, First, "me"), away(2)],
+        ] {
+            assert!(matches!(judge(&founder(3), &answers), Verdict::Ran(_)), "{answers:?}");
+        }
+    }
+
+    #[test]
+    fn a_late_founder_needs_as_many_as_meet_every_quorum_that_it_may_have_run_with() {
+        assert!(matches!(judge(&founder(3), &[formed(1, First, ""), away(2)]), Verdict::Wait(_)));
+        // An empty one may have lost its own memory, and one that joined later never had it.
+        assert!(matches!(judge(&founder(3), &[formed(1, First, ""), empty(2, First)]), Verdict::Wait(_)));
+        assert!(matches!(judge(&founder(3), &[formed(1, First, ""), formed(2, Unsaid, "")]), Verdict::Wait(_)));
+        assert_eq!(judge(&founder(3), &[formed(1, First, ""), formed(2, First, "")]), Verdict::Join(Epoch(5)));
+        let intact = Asker { intact: true, ..founder(3) };
+        assert_eq!(judge(&intact, &[formed(1, First, ""), away(2)]), Verdict::Join(Epoch(5)));
+        let three = [formed(1, First, ""), formed(2, First, ""), formed(3, First, ""), away(4)];
+        assert_eq!(judge(&founder(5), &three), Verdict::Join(Epoch(5)));
+        assert!(matches!(judge(&founder(5), &three[..2]), Verdict::Wait(_)));
+    }
+
+    #[test]
+    fn a_member_of_another_cluster_does_not_list_this_one() {
+        let asker = Asker { cluster: ClusterId(2), ..founder(3) };
+        assert_eq!(judge(&asker, &[formed(1, First, ""), away(2)]), Verdict::Unlisted("u1".to_owned()));
+    }
+
+    #[test]
+    fn the_first_arrival_is_remembered_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut arrivals = Arrivals::load(dir.path()).unwrap();
+        assert!(arrivals.heard(ME, 1).unwrap());
+        assert!(arrivals.heard(ME, 1).unwrap());
+        assert!(!arrivals.heard(ME, 2).unwrap());
+        let mut arrivals = Arrivals::load(dir.path()).unwrap();
+        assert!(!arrivals.heard(ME, 2).unwrap());
+        assert!(arrivals.heard(ME, 1).unwrap());
+        assert!(arrivals.heard(MemberId(8), 2).unwrap());
+        fs::write(dir.path().join("arrivals"), "7 = x\n").unwrap();
+        assert!(Arrivals::load(dir.path()).is_err());
+        let own = own_arrival(dir.path()).unwrap();
+        assert_eq!(own_arrival(dir.path()).unwrap(), own);
+    }
+}
