@@ -10,11 +10,11 @@ pub(crate) fn check_put(view: &View<'_>, leases: &Leases, put: &Put) -> Result<(
     if put.key.is_empty() {
         return Err(Error::EmptyKey);
     }
-    if (put.ignore_value || put.ignore_lease) && view.find(&put.key).is_none() {
-        return Err(Error::KeyNotFound);
-    }
     if !put.lease.is_none() && !leases.exists(put.lease) {
         return Err(Error::LeaseNotFound);
+    }
+    if (put.ignore_value || put.ignore_lease) && view.find(&put.key).is_none() {
+        return Err(Error::KeyNotFound);
     }
     Ok(())
 }

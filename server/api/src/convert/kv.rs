@@ -134,10 +134,8 @@ fn op_response(reply: OpReply) -> ResponseOp {
             let header = header::revision_only(r.revision);
             Response::ResponseDeleteRange(delete_range_response(r, header))
         }
-        OpReply::Txn(r) => {
-            let header = header::revision_only(r.revision);
-            Response::ResponseTxn(txn_response(r, header))
-        }
+        // etcd leaves the header of a nested transaction empty.
+        OpReply::Txn(r) => Response::ResponseTxn(txn_response(r, ResponseHeader::default())),
     };
     ResponseOp { response: Some(response) }
 }

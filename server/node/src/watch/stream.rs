@@ -84,10 +84,10 @@ impl WatchStream {
             // etcd's rule: an empty key means the first possible one.
             request.range.start = bytes::Bytes::from_static(b"\0");
         }
-        let refusal = if request.range.is_empty() {
-            Some(refuse("mvcc: watcher range is empty"))
-        } else if request.start_revision < 0 {
+        let refusal = if request.start_revision < 0 {
             Some(refuse(&Error::Compacted.to_string()))
+        } else if request.range.is_empty() {
+            Some(refuse("mvcc: watcher range is empty"))
         } else if request.id != 0 && self.watchers.contains_key(&request.id) {
             Some(refuse("mvcc: duplicate watch ID provided on the WatchStream"))
         } else if self.watchers.len() >= WATCHERS_PER_STREAM_MAX {
@@ -288,8 +288,9 @@ impl WatchStream {
 
     /// The answer to a progress request: only when every event up to the revision has left the queue.
     fn progress_of_all(&self) -> Option<WatchMessage> {
+        // As in etcd: a stream without watchers has no progress, and a start in the future holds it up.
         let future = self.watchers.values().any(|w| w.synced && w.next > self.state.revision() + 1);
-        if future {
+        if future || self.watchers.is_empty() {
             return None;
         }
         self.hub.at_rest(|revision| {

@@ -198,6 +198,8 @@ async fn a_restore_cancels_every_watcher_with_its_revision_and_drops_what_was_qu
 async fn progress_is_told_only_after_every_event_up_to_it() {
     let mut world = World::new();
     let mut stream = world.stream();
+    stream.request_progress();
+    nothing(&mut stream).await;
     stream.create(watch("a"));
     now(&mut stream).await;
     world.put("a", "1");

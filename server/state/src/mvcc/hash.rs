@@ -30,7 +30,11 @@ pub(crate) fn hash(store: &Store, pin: &Pin, revision: i64) -> Result<KvHash, Fa
     if revision > 0 && revision < compacted {
         return Err(Error::Compacted.into());
     }
-    let revision = if revision <= 0 { current } else { revision };
+    let revision = if revision == 0 { current } else { revision };
+    if revision < 0 {
+        // etcd hashes what lies at or below it: nothing.
+        return Ok(KvHash { hash: crc32c::crc32c(b"key"), compact_revision: compacted, revision });
+    }
     // Where no key exists at the hashed revision, etcd hashes all that its compaction left.
     let judged_at = if space.index.read().any_live_at(revision) { revision } else { compacted };
     let mut crc = crc32c::crc32c(b"key");

@@ -10,10 +10,13 @@ impl View<'_> {
     pub fn range(&self, request: &Range) -> Result<RangeReply, Fault> {
         let at = self.resolve(request.revision)?;
         let limit = usize::try_from(request.limit).ok().filter(|&limit| limit > 0);
+        // Where nobody asked for an order, etcd takes the first keys of the range, one more than asked for, and only then
+        // sorts by the target, if it is another than the key.
+        let first_keys = !is_filtered(request) && (request.sort_order == SortOrder::None || !is_sorted(request));
         // One more than asked for tells whether there are more.
         let wanted = match limit {
             _ if request.count_only => 0,
-            Some(limit) if !is_filtered(request) && !is_sorted(request) => limit.saturating_add(1),
+            Some(limit) if first_keys => limit.saturating_add(1),
             _ => usize::MAX,
         };
         let (mut found, count) = self.select(&request.range, at, wanted);

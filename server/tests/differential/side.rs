@@ -1,0 +1,342 @@
+//! One of the two servers, and how its answers become comparable.
+
+use crate::differential::call::{Answer, Call};
+use crate::differential::generate::STREAMS;
+use crate::support::{PATIENCE, etcd_tool};
+use ferretcd_proto::etcdserverpb as pb;
+use pb::watch_request::RequestUnion;
+use pb::{
+    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
+};
+use std::fmt::Debug;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+/// Both servers, fresh, with the same history from now on.
+pub struct Pair {
+    pub etcd: Side,
+    pub ours: Side,
+    pub revision: i64,
+    pub compacted: i64,
+    /// etcd's process is gone.
+    pub died: bool,
+}
+
+pub struct Side {
+    child: Child,
+    channel: Channel,
+    streams: Vec<Option<Stream>>,
+    _dir: tempfile::TempDir,
+}
+
+struct Stream {
+    requests: mpsc::Sender<pb::WatchRequest>,
+    seen: Arc<Mutex<Vec<pb::WatchResponse>>>,
+    /// Start revisions that were asked for: one in the future keeps progress from being told.
+    latest_start: i64,
+}
+
+impl Pair {
+    pub async fn start() -> Self {
+        let (theirs, own) = (etcd_tool("etcd"), Path::new(env!("CARGO_BIN_EXE_ferretcd")));
+        let (etcd, ours) = tokio::join!(Side::start(&theirs), Side::start(own));
+        Pair { etcd, ours, revision: 1, compacted: -1, died: false }
+    }
+}
+
+impl Side {
+    async fn start(binary: &Path) -> Self {
+        // Memory where there is some: this compares answers, and both servers sync each write.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let [client, peer] = [(); 2].map(|()| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            format!("http://{}", listener.local_addr().unwrap())
+        });
+        let child = Command::new(binary)
+            .args(["--name=m", "--data-dir", &dir.path().join("data").display().to_string()])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("m={peer}")])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let channel = Endpoint::from_shared(client).unwrap().connect_lazy();
+        let mut side = Side { child, channel, streams: (0..STREAMS).map(|_| None).collect(), _dir: dir };
+        let deadline = Instant::now() + PATIENCE;
+        let read = Call::Range(pb::RangeRequest { key: "x".into(), ..Default::default() });
+        while !side.call(&read).await.ok {
+            assert!(Instant::now() < deadline, "{} does not become ready", binary.display());
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        side
+    }
+
+    fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel.clone())
+    }
+
+    fn lease(&self) -> LeaseClient<Channel> {
+        LeaseClient::new(self.channel.clone())
+    }
+
+    pub async fn call(&mut self, call: &Call) -> Answer {
+        match call.clone() {
+            Call::Range(r) => answer(self.kv().range(r).await, |a| &mut a.header, |_| {}),
+            Call::Put(r) => answer(self.kv().put(r).await, |a| &mut a.header, |_| {}),
+            Call::DeleteRange(r) => answer(self.kv().delete_range(r).await, |a| &mut a.header, |_| {}),
+            Call::Txn(r) => answer(self.kv().txn(r).await, |a| &mut a.header, |_| {}),
+            Call::Compact(r) => {
+                self.settle().await;
+                answer(self.kv().compact(r).await, |a| &mut a.header, |_| {})
+            }
+            Call::LeaseGrant(r) => {
+                let chosen = r.id != 0;
+                answer(
+                    self.lease().lease_grant(r).await,
+                    |a| &mut a.header,
+                    |a| {
+                        if !chosen {
+                            assert!(a.id > 0);
+                            a.id = 0;
+                        }
+                    },
+                )
+            }
+            Call::LeaseRevoke(r) => answer(self.lease().lease_revoke(r).await, |a| &mut a.header, |_| {}),
+            Call::LeaseTimeToLive(r) => {
+                let clean = |a: &mut pb::LeaseTimeToLiveResponse| {
+                    a.ttl = a.ttl.signum();
+                    // etcd lists them in no order.
+                    a.keys.sort();
+                };
+                answer(self.lease().lease_time_to_live(r).await, |a| &mut a.header, clean)
+            }
+            Call::LeaseLeases => answer(
+                self.lease().lease_leases(pb::LeaseLeasesRequest {}).await,
+                |a| &mut a.header,
+                |a| {
+                    // Those that a server named itself.
+                    a.leases.retain(|l| l.id < 1000);
+                },
+            ),
+            Call::LeaseKeepAlive(id) => {
+                let requests = tokio_stream::once(pb::LeaseKeepAliveRequest { id });
+                let first = match self.lease().lease_keep_alive(requests).await {
+                    Ok(answers) => answers.into_inner().message().await.map(|a| Response::new(a.unwrap_or_default())),
+                    Err(status) => Err(status),
+                };
+                answer(first, |a| &mut a.header, |_| {})
+            }
+            Call::HashKv(revision) => {
+                let mut client = MaintenanceClient::new(self.channel.clone());
+                answer(client.hash_kv(pb::HashKvRequest { revision }).await, |a| &mut a.header, |_| {})
+            }
+            Call::WatchCreate(stream, r) => {
+                // There, etcd never uses an ID again that a compaction cancelled.
+                self.settle().await;
+                if self.streams[stream].as_ref().is_some_and(Stream::is_mute) {
+                    return said("left out");
+                }
+                self.watch(stream, r).await;
+                said("created")
+            }
+            Call::WatchCancel(stream, watch_id) => {
+                // A cancel is answered only for a watch that is there; settling first and after keeps it from
+                // racing with events.
+                self.settle().await;
+                // etcd answers a cancel once more when a compaction had cancelled the watch already.
+                if let Some(stream) = &self.streams[stream]
+                    && !stream.seen.lock().unwrap().iter().any(|a| a.watch_id == watch_id && a.compact_revision > 0)
+                {
+                    let request = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id });
+                    stream.send(request).await;
+                }
+                self.settle().await;
+                said("cancelled")
+            }
+            Call::Settle | Call::CloseWatches => match self.settle().await {
+                true => said("settled"),
+                false => said("a stream does not say that it is up to date"),
+            },
+        }
+    }
+
+    /// Sends the request and waits until it is answered.
+    async fn watch(&mut self, at: usize, request: pb::WatchCreateRequest) {
+        if self.streams[at].is_none() {
+            let (requests, input) = mpsc::channel(16);
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let (mut client, into) = (WatchClient::new(self.channel.clone()), seen.clone());
+            tokio::spawn(async move {
+                let Ok(answers) = client.watch(ReceiverStream::new(input)).await else { return };
+                let mut answers = answers.into_inner();
+                while let Ok(Some(answer)) = answers.message().await {
+                    into.lock().unwrap().push(answer);
+                }
+            });
+            self.streams[at] = Some(Stream { requests, seen, latest_start: 0 });
+        }
+        let stream = self.streams[at].as_mut().unwrap();
+        stream.latest_start = stream.latest_start.max(request.start_revision);
+        let created = |stream: &Stream| stream.seen.lock().unwrap().iter().filter(|a| a.created).count();
+        let before = created(stream);
+        stream.send(RequestUnion::CreateRequest(request)).await;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while created(stream) == before && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until each stream says that nothing is missing; false when one does not.
+    async fn settle(&mut self) -> bool {
+        let mut settled = true;
+        let read = pb::RangeRequest { key: "x".into(), ..Default::default() };
+        let revision = self.kv().range(read).await.map_or(0, |a| a.into_inner().header.unwrap().revision);
+        for stream in self.streams.iter().flatten() {
+            let told = |a: &pb::WatchResponse| a.watch_id == -1 && !a.created && revision_of(a) >= revision;
+            let deadline = Instant::now() + Duration::from_secs(5);
+            stream.seen.lock().unwrap().retain(|a| a.watch_id != -1 || a.created);
+            // Where etcd never says so, its own pace of catching up (100 ms) has to do.
+            let catching_up = Instant::now() + Duration::from_millis(250);
+            while stream.latest_start > revision || stream.is_mute() {
+                if Instant::now() > catching_up {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let tells = |stream: &Stream| stream.live() > 0 && stream.latest_start <= revision && !stream.is_mute();
+            while tells(stream) && !stream.seen.lock().unwrap().iter().any(told) && Instant::now() < deadline {
+                stream.send(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            settled &= Instant::now() < deadline;
+        }
+        settled
+    }
+
+    /// Compares what all watches saw, and then closes them if both are to be closed.
+    pub async fn same_watches(etcd: &Side, ours: &Side) -> Result<(), (String, String)> {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        loop {
+            let (a, b) = (etcd.seen(), ours.seen());
+            if a == b {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err((a, b));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn close_watches(&mut self) {
+        self.streams.iter_mut().for_each(|s| *s = None);
+    }
+
+    /// What each watch saw, in its order. How many events come in one answer is a matter of time.
+    fn seen(&self) -> String {
+        let mut text = String::new();
+        for (at, stream) in self.streams.iter().enumerate() {
+            let Some(stream) = stream else { continue };
+            let mut by_watch: std::collections::BTreeMap<i64, Vec<String>> = Default::default();
+            for answer in stream.seen.lock().unwrap().iter() {
+                // Progress is asked for until it comes.
+                let progress = answer.events.is_empty() && !answer.created && !answer.canceled;
+                if progress {
+                    continue;
+                }
+                let lines = by_watch.entry(answer.watch_id).or_default();
+                if answer.created || answer.canceled {
+                    let mut control = answer.clone();
+                    control.events.clear();
+                    let revision = control.header.take().map(|h| h.revision);
+                    lines.push(format!("{control:?} at {revision:?}"));
+                }
+                for event in &answer.events {
+                    lines.push(format!("{event:?}"));
+                    let complete = revision_of(answer) >= event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+                    assert!(complete, "an event is newer than its answer: {answer:?}");
+                }
+            }
+            for (id, lines) in by_watch {
+                text += &format!("\n    stream {at} watch {id}:");
+                lines.iter().for_each(|line| text += &format!("\n      {line}"));
+            }
+        }
+        text
+    }
+}
+
+impl Stream {
+    /// etcd tells no progress of a stream any more on which a watch was cancelled by a compaction.
+    fn is_mute(&self) -> bool {
+        self.seen.lock().unwrap().iter().any(|a| a.compact_revision > 0)
+    }
+
+    /// Watches that were created and did not end: etcd tells no progress of a stream without one.
+    fn live(&self) -> usize {
+        let mut live = std::collections::BTreeSet::new();
+        for answer in self.seen.lock().unwrap().iter() {
+            if answer.created && !answer.canceled {
+                live.insert(answer.watch_id);
+            } else if answer.canceled {
+                live.remove(&answer.watch_id);
+            }
+        }
+        live.len()
+    }
+
+    async fn send(&self, request: RequestUnion) {
+        let _ = self.requests.send(pb::WatchRequest { request_union: Some(request) }).await;
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn revision_of(answer: &pb::WatchResponse) -> i64 {
+    answer.header.as_ref().map_or(0, |h| h.revision)
+}
+
+fn said(text: &str) -> Answer {
+    Answer { text: text.to_owned(), revision: None, ok: true, died: false }
+}
+
+/// An answer as text, without what no two clusters share.
+fn answer<T: Debug>(
+    result: Result<Response<T>, Status>,
+    header: impl Fn(&mut T) -> &mut Option<pb::ResponseHeader>,
+    clean: impl Fn(&mut T),
+) -> Answer {
+    match result {
+        Ok(response) => {
+            let mut message = response.into_inner();
+            clean(&mut message);
+            let mut revision = None;
+            if let Some(header) = header(&mut message) {
+                revision = Some(header.revision);
+                (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
+            }
+            Answer { text: format!("{message:?}"), revision, ok: true, died: false }
+        }
+        Err(status) => {
+            let died = status.message() == "transport error" || status.code() == tonic::Code::Unavailable;
+            Answer { text: format!("{:?}: {}", status.code(), status.message()), revision: None, ok: false, died }
+        }
+    }
+}
