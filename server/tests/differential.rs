@@ -8,6 +8,9 @@
 //! `FERRETCD_SEQUENCES` sets how many sequences run (500 if unset), `FERRETCD_SEED` where they begin: a failure names
 //! the seed that shows it again.
 
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod differential {
     pub mod call;
     pub mod generate;
@@ -53,11 +56,6 @@ async fn run(pair: &mut Pair, calls: &[u64]) -> Result<(), Difference> {
         };
         let (etcd, ours) = tokio::join!(pair.etcd.call(&call), pair.ours.call(&call));
         trace.push(format!("{call:?}\n      -> {}", etcd.text));
-        // A transaction that deletes a key by an endless range and then keeps its value or lease ends etcd's process.
-        if etcd.died {
-            pair.died = true;
-            return Ok(());
-        }
         if etcd.text != ours.text {
             return Err(Difference { trace, etcd: etcd.text, ours: ours.text });
         }
@@ -148,7 +146,7 @@ async fn random_sequences_are_answered_as_by_etcd() {
                 if seed >= end {
                     return Ok(());
                 }
-                if pair.died || done > 0 && done % SEQUENCES_PER_PAIR == 0 {
+                if done > 0 && done % SEQUENCES_PER_PAIR == 0 {
                     pair = Pair::start().await;
                 }
                 if seed % 100 == 0 {

@@ -33,6 +33,4 @@ pub struct Answer {
     /// The store's revision, where the answer says it.
     pub revision: Option<i64>,
     pub ok: bool,
-    /// The process is gone.
-    pub died: bool,
 }

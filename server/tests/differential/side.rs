@@ -25,8 +25,6 @@ pub struct Pair {
     pub ours: Side,
     pub revision: i64,
     pub compacted: i64,
-    /// etcd's process is gone.
-    pub died: bool,
 }
 
 pub struct Side {
@@ -47,7 +45,7 @@ impl Pair {
     pub async fn start() -> Self {
         let (theirs, own) = (etcd_tool("etcd"), Path::new(env!("CARGO_BIN_EXE_ferretcd")));
         let (etcd, ours) = tokio::join!(Side::start(&theirs), Side::start(own));
-        Pair { etcd, ours, revision: 1, compacted: -1, died: false }
+        Pair { etcd, ours, revision: 1, compacted: -1 }
     }
 }
 
@@ -314,7 +312,7 @@ fn revision_of(answer: &pb::WatchResponse) -> i64 {
 }
 
 fn said(text: &str) -> Answer {
-    Answer { text: text.to_owned(), revision: None, ok: true, died: false }
+    Answer { text: text.to_owned(), revision: None, ok: true }
 }
 
 /// An answer as text, without what no two clusters share.
@@ -332,11 +330,8 @@ fn answer<T: Debug>(
                 revision = Some(header.revision);
                 (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
             }
-            Answer { text: format!("{message:?}"), revision, ok: true, died: false }
+            Answer { text: format!("{message:?}"), revision, ok: true }
         }
-        Err(status) => {
-            let died = status.message() == "transport error" || status.code() == tonic::Code::Unavailable;
-            Answer { text: format!("{:?}: {}", status.code(), status.message()), revision: None, ok: false, died }
-        }
+        Err(status) => Answer { text: format!("{:?}: {}", status.code(), status.message()), revision: None, ok: false },
     }
 }
