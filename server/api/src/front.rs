@@ -102,10 +102,19 @@ pub fn router(front: Front) -> Router {
     Router::new().fallback(pass).with_state(front)
 }
 
+/// All of it but gRPC.
+pub fn http_router(front: Front) -> Router {
+    Router::new().fallback(pass_http).with_state(front)
+}
+
 async fn pass(State(front): State<Front>, request: Request) -> Response {
     if is_grpc(&request) {
         return through(front.grpc, request).await;
     }
+    pass_http(State(front), request).await
+}
+
+async fn pass_http(State(front): State<Front>, request: Request) -> Response {
     if let Some(refusal) = front.access.refuses(request.uri(), request.headers()) {
         return refusal;
     }

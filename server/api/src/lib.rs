@@ -102,6 +102,20 @@ const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 ///
 /// The caller serves it with HTTP/1 and cleartext HTTP/2 on the same port.
 pub fn router(node: Node, options: &Options) -> Router {
+    front::router(front(node, options))
+}
+
+/// What the client listeners serve if HTTP has listeners of its own (`--listen-client-http-urls`): gRPC and nothing else.
+pub fn grpc_router(node: Node, options: &Options) -> Router {
+    front(node, options).grpc
+}
+
+/// What those listeners of their own serve: HTTP and nothing else.
+pub fn http_router(node: Node, options: &Options) -> Router {
+    front::http_router(front(node, options))
+}
+
+fn front(node: Node, options: &Options) -> Front {
     let message_bytes = node.limits().max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
     // A restore's pieces have a size of their own, whatever limit requests have.
     let restore_bytes = message_bytes.max(RESTORE_CHUNK_BYTES_MAX + GRPC_OVERHEAD_BYTES);
@@ -131,7 +145,7 @@ pub fn router(node: Node, options: &Options) -> Router {
     let grpc = grpc.fallback(unknown);
     let Web { gateway, gateway_calls_max, access } = options.web.clone();
     let gateway = gateway.then(|| Gateway::new(grpc.clone(), message_bytes, gateway_calls_max));
-    front::router(Front { grpc, http: http::router(options.door(node)), gateway, access })
+    Front { grpc, http: http::router(options.door(node)), gateway, access }
 }
 
 /// What the metrics listeners serve: `/metrics`, `/health`, `/livez`, `/readyz`.
