@@ -299,6 +299,9 @@ fn bodies() -> Vec<Row> {
     .collect();
     rows.push(Ask::new("POST", "/v3/kv/put", b"{\"key\":\"\xff\"}").into());
     rows.push(Ask::new("POST", "/v3/kv/put", b"{\"key\":\x80}").into());
+    // Found by changing good bodies at random.
+    rows.push(Ask::new("POST", "/v3/kv/put", b"{\"x\":\"\\ud83d\xff\\ude00\"}").into());
+    rows.push(post("/v3/kv/put", r#"{"key":"YQ==","lease":"1e}2"}"#));
     let deep = "[".repeat(10_001);
     rows.push(post("/v3/kv/put", &deep));
     let large =

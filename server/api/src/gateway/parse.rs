@@ -216,8 +216,7 @@ impl Parser<'_> {
                             let second = rest.get(6..12).ok_or("unexpected EOF")?;
                             let units = hex(second).filter(|_| second.starts_with(br"\u")).map(|low| [unit, low]);
                             let pair = units.and_then(|units| char::decode_utf16(units).next()?.ok());
-                            let escape: String = String::from_utf8_lossy(second).chars().map(escaped).collect();
-                            let told = format!("invalid escape code \"{escape}\" in string");
+                            let told = format!("invalid escape code \"{}\" in string", quoted(second));
                             at += 6;
                             pair.ok_or_else(|| wrong(self, &told))?
                         }
@@ -251,6 +250,16 @@ impl Parser<'_> {
     }
 }
 
+/// Bytes as Go's `%q` shows them, without the quotes.
+fn quoted(bytes: &[u8]) -> String {
+    let chunk = |chunk: std::str::Utf8Chunk<'_>| {
+        let valid: String = chunk.valid().chars().map(escaped).collect();
+        let invalid: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        valid + &invalid
+    };
+    bytes.utf8_chunks().map(chunk).collect()
+}
+
 /// The four digits of `\uXXXX`.
 fn hex(escape: &[u8]) -> Option<u16> {
     let digits = std::str::from_utf8(escape.get(2..6)?).ok()?;
@@ -264,8 +273,10 @@ fn integer(what: &What, raw: &str) -> Option<String> {
         What::Text(text) => {
             // protojson reads one token of the string and lets the rest be.
             let goes_on = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.' | '_');
-            let token = text.split(|c| !goes_on(c)).next().filter(|t| is_number(t))?;
-            if text.trim().len() == text.len() { integer_of(token) } else { None }
+            let token = text.split(|c| !goes_on(c)).next().unwrap_or_default();
+            // An exponent without digits is none, unless nothing follows: its look ahead wants one more byte.
+            let token = if token.len() < text.len() { token.strip_suffix(['e', 'E']).unwrap_or(token) } else { token };
+            if is_number(token) && text.trim().len() == text.len() { integer_of(token) } else { None }
         }
         _ => None,
     }
@@ -417,6 +428,8 @@ mod tests {
             "\" 1\"",
             "\"\"",
             "\"0x1\"",
+            "\"1e\"",
+            "\"1e+}\"",
             "true",
             "{}",
         ] {
@@ -436,6 +449,10 @@ mod tests {
             (r#"{"prevKv":"true"}"#, r#"(line 1:11): invalid value for bool field prevKv: "true""#),
             (r#"{"x":"\ud800"}"#, "unexpected EOF"),
             (r#"{"x":"\ud800\ud800"}"#, r#"syntax error (line 1:6): invalid escape code "\\ud800" in string"#),
+            (
+                "{\"x\":\"\\ud800é\u{85}aaaaaa\"}",
+                r#"syntax error (line 1:6): invalid escape code "é\u0085aa" in string"#,
+            ),
             (r#"{"x":"\ud800aaaaaaa"}"#, r#"syntax error (line 1:6): invalid escape code "aaaaaa" in string"#),
         ];
         for (json, told) in cases {
