@@ -684,6 +684,57 @@ async fn conversation(address: &str) -> Vec<String> {
     said
 }
 
+/// What a WebSocket hears that asks this and goes once it has heard so many messages, or the server goes.
+async fn over_a_websocket(address: &str, path: &str, messages: &[&str], count: usize) -> Vec<String> {
+    let ask = Ask::get(path)
+        .header("Upgrade", "websocket")
+        .header("Connection", "Upgrade")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==");
+    let mut connection = Connection::open(address, &ask, None).await.unwrap();
+    let head = connection.head().await.unwrap();
+    assert_eq!((head.status, head.header("sec-websocket-accept")), (101, Some("ICX+Yqv66kxgM0FcWaLWlFLwTAI=")));
+    for message in messages {
+        // One final text frame, masked with zeros.
+        let mut frame = vec![0x81, 0x80 | 126];
+        frame.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
+        frame.extend([0; 4]);
+        frame.extend(message.as_bytes());
+        connection.send(&frame).await.unwrap();
+    }
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        let Ok(head) = connection.exactly(2).await else { break };
+        let length = match head[1] {
+            126 => connection.exactly(2).await.unwrap().iter().fold(0, |n, b| n << 8 | usize::from(*b)),
+            short => usize::from(short),
+        };
+        assert_eq!(head[0], 0x81, "a final text frame");
+        let mut json = serde_json::from_slice(&connection.exactly(length).await.unwrap()).unwrap();
+        mask(&mut json, &[], "");
+        heard.push(json.to_string());
+    }
+    heard
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_are_answered_as_etcd_answers_them() {
+    let (etcd, cluster) = both().await;
+    let ours = &cluster.members[0].client;
+    let create = r#"{"create_request":{"key":"dw==","watch_id":"7"}}"#;
+    // Path, messages, how many answers to wait for, and how many come.
+    let cases: &[(&str, &[&str], usize, usize)] = &[
+        ("/v3/watch", &[create, r#"{"cancel_request":{"watch_id":7}}"#], 2, 2),
+        ("/v3/lease/keepalive", &[r#"{"ID":"#, r#""5"}"#, r#"{"ID":6}"#], 2, 2),
+        ("/v3/nothing", &["{}"], 9, 1),
+    ];
+    for (path, messages, wanted, heard) in cases {
+        let theirs = over_a_websocket(&etcd.client, path, messages, *wanted).await;
+        let own = over_a_websocket(ours, path, messages, *wanted).await;
+        assert_eq!((own.len(), own), (*heard, theirs), "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_and_answers_of_a_watch_pass_each_other() {
     let (etcd, cluster) = both().await;

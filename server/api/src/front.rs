@@ -18,7 +18,7 @@ use http::{
 use tower::ServiceExt;
 
 use crate::{
-    gateway::Gateway,
+    gateway::{Gateway, websocket},
     http::{not_found, text},
 };
 
@@ -165,6 +165,9 @@ impl Front {
             return redirect(request.method(), request.uri(), &clean);
         }
         match self.gateway {
+            Some(gateway) if path.starts_with("/v3/") && websocket::is_wanted(request.headers()) => {
+                websocket::upgrade(gateway, decoded(&path), request).await
+            }
             Some(gateway) if path.starts_with("/v3/") => gateway.answer(&decoded(&path), request).await,
             _ => through(self.http, request).await,
         }

@@ -7,6 +7,7 @@ mod parse;
 mod raw;
 mod routes;
 mod scan;
+pub mod websocket;
 mod write;
 
 use std::{collections::BTreeMap, convert::Infallible, future::Future, sync::Arc, time::Duration};

@@ -101,7 +101,10 @@ impl Connection {
     /// Sends the request's head; without a length its body comes in chunks.
     pub async fn open(address: &str, ask: &Ask, length: Option<usize>) -> Result<Self, String> {
         let mut stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
-        let mut head = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", ask.method, ask.path);
+        let mut head = format!("{} {} HTTP/1.1\r\n", ask.method, ask.path);
+        if !ask.headers.iter().any(|(name, _)| name == "Connection") {
+            head += "Connection: close\r\n";
+        }
         if !ask.headers.iter().any(|(name, _)| name == "Host") {
             head += &format!("Host: {address}\r\n");
         }
@@ -146,7 +149,8 @@ impl Connection {
         }
     }
 
-    async fn exactly(&mut self, length: usize) -> Result<Vec<u8>, String> {
+    /// So many bytes of what comes next, whatever the framing.
+    pub async fn exactly(&mut self, length: usize) -> Result<Vec<u8>, String> {
         while self.received.len() < length {
             if !self.receive().await? {
                 return Err("closed within the body".to_owned());
