@@ -402,7 +402,8 @@ async fn every_path_is_answered_as_etcd_answers_it() {
         post("/v3/cluster/member/promote", r#"{"ID":"5"}"#),
         post("/v3/cluster/member/promote", r#"{"ID":"{member}"}"#),
         post("/v3/cluster/member/update", r#"{"ID":"5","peerURLs":["http://127.0.0.1:1"]}"#),
-        post("/v3/cluster/member/update", r#"{"ID":"{member}","peerURLs":["x"]}"#),
+        post("/v3/cluster/member/update", r#"{"ID":"{member}","peerURLs":["x"]}"#)
+            .differs("etcd writes down whatever it is given; ferretcd refuses an address that no member has"),
         // Maintenance.
         post("/v3/maintenance/status", "{}").own(&["leader"]),
         post("/v3/maintenance/status", "").own(&["leader"]),
