@@ -1,6 +1,8 @@
 //! Compiles every .proto file of the `proto` folder: protox parses them (no protoc needed), tonic generates the code.
 
-use std::{error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // The folder itself, so that a new file is noticed as well.
@@ -11,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
 
     let descriptors = protox::compile(&files, ["proto"])?;
+    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Keys and values are shared with the decoded message instead of copied.
         .bytes(".")

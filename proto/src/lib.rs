@@ -19,3 +19,6 @@ pub use packages::leasepb;
 pub use packages::mvccpb;
 pub use packages::v3electionpb;
 pub use packages::v3lockpb;
+
+/// The .proto files themselves, as an encoded `FileDescriptorSet`: what the JSON gateway reads the fields' names from.
+pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

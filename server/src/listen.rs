@@ -82,7 +82,8 @@ async fn connection(stream: TcpStream, router: Router, streams_max: u32, stop: C
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     builder.http1().timer(TokioTimer::new());
     let service = TowerToHyperService::new(router);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
+    // Upgrades are the gateway's WebSockets.
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(served);
     let ended = tokio::select! {
         ended = served.as_mut() => ended,

@@ -80,7 +80,10 @@ async fn run(config: Config) -> ExitCode {
     let header = member.node.header();
     let registry = member.node.metrics().registry().clone();
     let options = match ferretcd_api::Options::new(registry, election) {
-        Ok(options) => options,
+        Ok(options) => options.with_web(ferretcd_api::Web {
+            gateway_calls_max: config.max_concurrent_streams,
+            ..ferretcd_api::Web::default()
+        }),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
     spawn(&clients, metrics, &ferretcd_api::metrics_router(member.node.clone(), &options), u32::MAX, &stop_clients);

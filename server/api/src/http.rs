@@ -1,8 +1,11 @@
 //! The plain HTTP doors: health, version, metrics. Paths and bodies are etcd's, which probes and scripts compare.
 
+mod metrics;
+mod vars;
+
 use axum::{
     Json, Router,
-    extract::{Path, Query, Request, State},
+    extract::{Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::any,
@@ -19,28 +22,36 @@ use http::{
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
 
-use crate::{member::Member, version};
+use crate::{front, member::Member, version};
+
+pub use metrics::ProbeMetrics;
 
 /// What the handlers work on.
 #[derive(Clone, Debug)]
-struct Door<M> {
-    member: M,
-    registry: Registry,
+pub struct Door<M> {
+    /// Whose health it is.
+    pub member: M,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// Where probes are counted.
+    pub probes: ProbeMetrics,
 }
 
 /// A query string's parts in order; a name may come several times.
 type Parameters = Query<Vec<(String, String)>>;
 
 /// What the client listeners serve beside gRPC.
-pub fn router<M: Member>(member: M, registry: Registry) -> Router {
-    let door = Door { member, registry };
-    let version = Router::new().route("/version", any(self::version)).layer(middleware::from_fn(only_get));
-    version.with_state(door.clone()).merge(probes(door))
+pub fn router<M: Member>(door: Door<M>) -> Router {
+    let own = Router::new()
+        .route("/version", any(version))
+        .route("/debug/vars", any(debug_vars))
+        .layer(middleware::from_fn(only_get));
+    own.with_state(door.clone()).merge(probes(door)).fallback(not_found)
 }
 
-/// What the metrics listeners serve: no `/version`, as etcd has it.
-pub fn metrics_router<M: Member>(member: M, registry: Registry) -> Router {
-    probes(Door { member, registry }).fallback(not_found)
+/// What the metrics listeners serve: probes and metrics only, as etcd has it.
+pub fn metrics_router<M: Member>(door: Door<M>) -> Router {
+    probes(door).fallback(front::elsewhere)
 }
 
 /// etcd's answer to any other path.
@@ -49,15 +60,20 @@ pub async fn not_found() -> Response {
 }
 
 fn probes<M: Member>(door: Door<M>) -> Router {
-    Router::new()
-        .route("/health", any(health))
-        .route("/livez", any(livez))
-        .route("/readyz", any(readyz))
-        .route("/livez/{check}", any(livez_one))
-        .route("/readyz/{check}", any(readyz_one))
-        .layer(middleware::from_fn(only_get))
-        .route("/metrics", any(metrics))
-        .with_state(door)
+    let mut router = Router::new().route("/health", any(health));
+    for page in [LIVEZ_PAGE, READYZ_PAGE] {
+        let all = any(move |State(door): State<Door<M>>, Query(query): Parameters| async move {
+            page.run(&door, &without(page.checks, &excluded(&query)), &query).await
+        });
+        router = router.route(&format!("/{}", page.name), all);
+        for check in page.checks {
+            let one = any(move |State(door): State<Door<M>>, Query(query): Parameters| async move {
+                page.run(&door, &[*check], &query).await
+            });
+            router = router.route(&format!("/{}/{}", page.name, check.name()), one);
+        }
+    }
+    router.layer(middleware::from_fn(only_get)).route("/metrics", any(metrics)).with_state(door)
 }
 
 async fn only_get(request: Request, next: Next) -> Response {
@@ -79,13 +95,16 @@ struct Health {
 async fn health<M: Member>(State(door): State<Door<M>>, Query(query): Parameters) -> Response {
     let serializable = query.iter().any(|(name, value)| name == "serializable" && value == "true");
     let reason = unhealthy(&door.member, &excluded(&query), serializable).await;
-    let (status, health, end) = match reason {
-        None => (StatusCode::OK, "true", ""),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false", "\n"),
-    };
-    let body = Health { health, reason: reason.unwrap_or_default() };
+    let healthy = reason.is_none();
+    door.probes.health(healthy);
+    let body = Health { health: if healthy { "true" } else { "false" }, reason: reason.unwrap_or_default() };
     // Two strings always encode.
-    text(status, serde_json::to_string(&body).unwrap_or_default() + end)
+    let body = serde_json::to_string(&body).unwrap_or_default();
+    match healthy {
+        // Not JSON by its header: etcd sets none, and Go takes the bytes for text.
+        true => ([(CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response(),
+        false => text(StatusCode::SERVICE_UNAVAILABLE, body + "\n"),
+    }
 }
 
 /// The first thing wrong, in etcd's order: alarms, the leader, a read.
@@ -104,32 +123,15 @@ async fn unhealthy<M: Member>(member: &M, excluded: &[&str], serializable: bool)
     member.check(read).await.err().map(|error| format!("RANGE ERROR:{error}"))
 }
 
-async fn livez<M: Member>(State(door): State<Door<M>>, Query(query): Parameters) -> Response {
-    checked(&door.member, &without(LIVEZ, &excluded(&query)), &query).await
+/// A page of checks, which each have a path below it as well.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    name: &'static str,
+    checks: &'static [Check],
 }
 
-async fn readyz<M: Member>(State(door): State<Door<M>>, Query(query): Parameters) -> Response {
-    checked(&door.member, &without(READYZ, &excluded(&query)), &query).await
-}
-
-async fn livez_one<M: Member>(State(door): State<Door<M>>, Path(name): Path<String>, Query(q): Parameters) -> Response {
-    one(&door.member, LIVEZ, &name, &q).await
-}
-
-async fn readyz_one<M: Member>(
-    State(door): State<Door<M>>,
-    Path(name): Path<String>,
-    Query(q): Parameters,
-) -> Response {
-    one(&door.member, READYZ, &name, &q).await
-}
-
-async fn one<M: Member>(member: &M, all: &[Check], name: &str, query: &[(String, String)]) -> Response {
-    match all.iter().find(|check| check.name() == name) {
-        Some(check) => checked(member, &[*check], query).await,
-        None => not_found().await,
-    }
-}
+const LIVEZ_PAGE: Page = Page { name: "livez", checks: LIVEZ };
+const READYZ_PAGE: Page = Page { name: "readyz", checks: READYZ };
 
 fn excluded(query: &[(String, String)]) -> Vec<&str> {
     query.iter().filter(|(name, _)| name == "exclude").map(|(_, value)| value.as_str()).collect()
@@ -140,25 +142,29 @@ fn without(checks: &[Check], excluded: &[&str]) -> Vec<Check> {
     checks.iter().copied().filter(|check| !excluded.contains(&check.name())).collect()
 }
 
-/// Runs the checks one after the other and reports. Details are shown on failure, and when asked for.
-async fn checked<M: Member>(member: &M, checks: &[Check], query: &[(String, String)]) -> Response {
-    let mut lines = String::new();
-    let mut failed = false;
-    for check in checks {
-        match member.check(*check).await {
-            Ok(()) => lines += &format!("[+]{} ok\n", check.name()),
-            Err(error) => {
-                failed = true;
-                lines += &format!("[-]{} failed: {}\n", check.name(), failure(*check, &error));
+impl Page {
+    /// Runs the checks one after the other and reports. Details are shown on failure, and when asked for.
+    async fn run<M: Member>(self, door: &Door<M>, checks: &[Check], query: &[(String, String)]) -> Response {
+        let mut lines = String::new();
+        let mut failed = false;
+        for check in checks {
+            let result = door.member.check(*check).await;
+            door.probes.check(self.name, *check, result.is_ok());
+            match result {
+                Ok(()) => lines += &format!("[+]{} ok\n", check.name()),
+                Err(error) => {
+                    failed = true;
+                    lines += &format!("[-]{} failed: {}\n", check.name(), failure(*check, &error));
+                }
             }
         }
+        if failed {
+            tracing::warn!(page = self.name, report = lines.trim_end(), "health check failed");
+            return text(StatusCode::SERVICE_UNAVAILABLE, lines + "\n");
+        }
+        let verbose = query.iter().any(|(name, _)| name == "verbose");
+        text(StatusCode::OK, if verbose { lines + "ok\n" } else { "ok\n".to_owned() })
     }
-    if failed {
-        tracing::warn!(report = lines.trim_end(), "health check failed");
-        return text(StatusCode::SERVICE_UNAVAILABLE, lines + "\n");
-    }
-    let verbose = query.iter().any(|(name, _)| name == "verbose");
-    text(StatusCode::OK, if verbose { lines + "ok\n" } else { "ok\n".to_owned() })
 }
 
 /// etcd's words for a failed check: fixed ones for a state, the read's own error for a read.
@@ -183,17 +189,24 @@ async fn version<M: Member>(State(door): State<Door<M>>) -> Response {
     Json(Versions { etcdserver: version::SERVER, etcdcluster, storage: version::STORAGE }).into_response()
 }
 
+async fn debug_vars<M: Member>(State(door): State<Door<M>>) -> Response {
+    vars::page(door.member.id(), &door.member.status())
+}
+
+/// The text format as Go's Prometheus client names it.
+const METRICS_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+
 async fn metrics<M: Member>(State(door): State<Door<M>>) -> Response {
     door.member.refresh_metrics();
     let encoder = TextEncoder::new();
     match encoder.encode_to_string(&door.registry.gather()) {
-        Ok(body) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], body).into_response(),
+        Ok(body) => ([(CONTENT_TYPE, METRICS_FORMAT)], body).into_response(),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be written: {error}\n")),
     }
 }
 
 /// A plain text answer with the headers that Go's http.Error gives it.
-fn text(status: StatusCode, body: impl Into<String>) -> Response {
+pub fn text(status: StatusCode, body: impl Into<String>) -> Response {
     let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (status, headers, body.into()).into_response()
 }
@@ -206,6 +219,10 @@ mod tests {
     use super::*;
     use crate::member::Fake;
 
+    fn door(member: &Fake, registry: Registry) -> Door<Fake> {
+        let probes = ProbeMetrics::register(&registry).unwrap();
+        Door { member: member.clone(), registry, probes }
+    }
     async fn send(router: Router, method: Method, path: &str) -> Response {
         let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         router.oneshot(request).await.unwrap()
@@ -216,8 +233,7 @@ mod tests {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
     async fn get(member: &Fake, path: &str) -> (u16, String) {
-        let router = router(member.clone(), Registry::new()).fallback(not_found);
-        read(send(router, Method::GET, path).await).await
+        read(send(router(door(member, Registry::new())), Method::GET, path).await).await
     }
     fn is(status: u16, body: &str) -> (u16, String) {
         (status, body.to_owned())
@@ -285,12 +301,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn probes_are_counted() {
+        let member = Fake::failing(Check::LinearizableRead, Error::Timeout);
+        let router = router(door(&member, Registry::new()));
+        for path in ["/health", "/health?serializable=true", "/livez", "/readyz/linearizable_read"] {
+            send(router.clone(), Method::GET, path).await;
+        }
+        let (_, text) = read(send(router, Method::GET, "/metrics").await).await;
+        for line in [
+            "etcd_server_health_success 1",
+            "etcd_server_health_failures 1",
+            r#"etcd_server_healthcheck{name="serializable_read",type="livez"} 1"#,
+            r#"etcd_server_healthcheck{name="linearizable_read",type="readyz"} 0"#,
+            r#"etcd_server_healthchecks_total{name="linearizable_read",status="error",type="readyz"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
+    }
+
+    #[tokio::test]
     async fn other_paths_and_verbs() {
         let member = Fake::healthy();
         assert_eq!(get(&member, "/nothing").await, is(404, "404 page not found\n"));
         assert_eq!(get(&member, "/livez/linearizable_read").await, is(404, "404 page not found\n"));
+        assert_eq!(get(&member, "/debug/vars").await.0, 200);
         for path in ["/health", "/livez", "/readyz", "/version"] {
-            let router = router(member.clone(), Registry::new());
+            let router = router(door(&member, Registry::new()));
             let response = send(router, Method::POST, path).await;
             assert_eq!(response.headers()[ALLOW], "GET");
             assert_eq!(read(response).await, is(405, "Method Not Allowed\n"));
@@ -303,9 +339,9 @@ mod tests {
         let counter = prometheus::IntCounter::new("etcd_test_total", "A counter.").unwrap();
         registry.register(Box::new(counter.clone())).unwrap();
         counter.inc_by(2);
-        let router = metrics_router(Fake::healthy(), registry);
+        let router = metrics_router(door(&Fake::healthy(), registry));
         let response = send(router.clone(), Method::GET, "/metrics").await;
-        assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; version=0.0.4");
+        assert_eq!(response.headers()[CONTENT_TYPE], METRICS_FORMAT);
         assert!(read(response).await.1.contains("\netcd_test_total 2\n"));
         let mut statuses = Vec::new();
         for path in ["/health", "/livez", "/readyz", "/version"] {

@@ -5,6 +5,8 @@
 
 mod call;
 mod convert;
+mod front;
+mod gateway;
 mod grpc;
 mod header;
 mod http;
@@ -17,7 +19,6 @@ pub mod version;
 
 use std::{convert::Infallible, time::Duration};
 
-use ::http::header::CONTENT_TYPE;
 use axum::{Router, extract::Request, middleware, response::Response};
 use ferretcd_node::Node;
 use ferretcd_proto::{
@@ -35,12 +36,17 @@ use tower::Service;
 
 use crate::{
     call::Gate,
+    front::Front,
+    gateway::Gateway,
     grpc::{
         cluster::ClusterService, ferretcd_maintenance::FerretcdMaintenanceService, health::HealthService,
         kv::KvService, lease::LeaseService, maintenance::MaintenanceService, watch::WatchService,
     },
+    http::{Door, ProbeMetrics},
     metrics::CallMetrics,
 };
+
+pub use front::Access;
 
 /// What the doors need beside the node.
 #[derive(Clone, Debug)]
@@ -48,15 +54,44 @@ pub struct Options {
     /// What `/metrics` shows. The doors' own counters are registered in it.
     registry: Registry,
     metrics: CallMetrics,
+    probes: ProbeMetrics,
     /// How often streams that require a leader look for one; the third time without one ends them.
     election_timeout: Duration,
+    web: Web,
+}
+
+/// How the client listeners serve HTTP beside gRPC.
+#[derive(Clone, Debug)]
+pub struct Web {
+    /// Serve etcd's JSON gateway below `/v3/` (`--enable-grpc-gateway`).
+    pub gateway: bool,
+    /// Calls that the gateway has under way at once (`--max-concurrent-streams`); one above it waits.
+    pub gateway_calls_max: u32,
+    /// Who may ask.
+    pub access: Access,
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Web { gateway: true, gateway_calls_max: u32::MAX, access: Access::default() }
+    }
 }
 
 impl Options {
     /// Registers the doors' counters. Fails when the registry has some of those names already, so make one per registry.
     pub fn new(registry: Registry, election_timeout: Duration) -> Result<Self, prometheus::Error> {
         let metrics = CallMetrics::register(&registry)?;
-        Ok(Options { registry, metrics, election_timeout })
+        let probes = ProbeMetrics::register(&registry)?;
+        Ok(Options { registry, metrics, probes, election_timeout, web: Web::default() })
+    }
+
+    /// The same with HTTP served so.
+    pub fn with_web(self, web: Web) -> Self {
+        Options { web, ..self }
+    }
+
+    fn door(&self, member: Node) -> Door<Node> {
+        Door { member, registry: self.registry.clone(), probes: self.probes.clone() }
     }
 }
 
@@ -67,6 +102,20 @@ const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 ///
 /// The caller serves it with HTTP/1 and cleartext HTTP/2 on the same port.
 pub fn router(node: Node, options: &Options) -> Router {
+    front::router(front(node, options))
+}
+
+/// What the client listeners serve if HTTP has listeners of its own (`--listen-client-http-urls`): gRPC and nothing else.
+pub fn grpc_router(node: Node, options: &Options) -> Router {
+    front(node, options).grpc
+}
+
+/// What those listeners of their own serve: HTTP and nothing else.
+pub fn http_router(node: Node, options: &Options) -> Router {
+    front::http_router(front(node, options))
+}
+
+fn front(node: Node, options: &Options) -> Front {
     let message_bytes = node.limits().max_request_bytes.saturating_add(GRPC_OVERHEAD_BYTES);
     // A restore's pieces have a size of their own, whatever limit requests have.
     let restore_bytes = message_bytes.max(RESTORE_CHUNK_BYTES_MAX + GRPC_OVERHEAD_BYTES);
@@ -93,12 +142,15 @@ pub fn router(node: Node, options: &Options) -> Router {
     .fold(Router::new(), Router::merge)
     .layer(middleware::from_fn_with_state(gate, call::pass));
 
-    grpc.merge(http::router(node, options.registry.clone())).fallback(unknown)
+    let grpc = grpc.fallback(unknown);
+    let Web { gateway, gateway_calls_max, access } = options.web.clone();
+    let gateway = gateway.then(|| Gateway::new(grpc.clone(), message_bytes, gateway_calls_max));
+    Front { grpc, http: http::router(options.door(node)), gateway, access }
 }
 
 /// What the metrics listeners serve: `/metrics`, `/health`, `/livez`, `/readyz`.
 pub fn metrics_router(node: Node, options: &Options) -> Router {
-    http::metrics_router(node, options.registry.clone())
+    http::metrics_router(options.door(node))
 }
 
 /// One gRPC service under its name. tonic's own `Routes` does the same, but has a fallback that does not merge.
@@ -115,11 +167,11 @@ where
     Router::new().route_service(&format!("/{}/{{*method}}", S::NAME), service)
 }
 
-/// A path that nobody serves: a gRPC client is told in its own way.
+/// A service that is not there.
 async fn unknown(request: Request) -> Response {
-    let grpc = request.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
     match method::find(request.uri().path()) {
-        Err(text) if grpc => Status::unimplemented(text).into_http(),
-        _ => http::not_found().await,
+        Err(text) => Status::unimplemented(text).into_http(),
+        // Every service of the table has its route; a request that nobody serves has a path that is not in it.
+        Ok(_) => Status::unimplemented("unknown service").into_http(),
     }
 }

@@ -2,11 +2,15 @@
 
 use std::future::Future;
 
-use ferretcd_node::{Check, Node};
-use ferretcd_types::{Alarm, Error};
+use ferretcd_node::{Check, Node, Status};
+use ferretcd_types::{Alarm, Error, MemberId};
 
 /// A member, as far as it decides which calls are let in and what health checks say.
 pub trait Member: Clone + Send + Sync + 'static {
+    /// Its ID.
+    fn id(&self) -> MemberId;
+    /// What it says of itself.
+    fn status(&self) -> Status;
     /// It knows a leader.
     fn has_leader(&self) -> bool;
     /// It has no vote.
@@ -22,6 +26,12 @@ pub trait Member: Clone + Send + Sync + 'static {
 }
 
 impl Member for Node {
+    fn id(&self) -> MemberId {
+        self.header().member_id
+    }
+    fn status(&self) -> Status {
+        Node::status(self)
+    }
     fn has_leader(&self) -> bool {
         Node::has_leader(self)
     }
@@ -52,7 +62,7 @@ mod fake {
         atomic::{AtomicBool, Ordering},
     };
 
-    use ferretcd_types::{AlarmKind, MemberId};
+    use ferretcd_types::AlarmKind;
 
     use super::*;
 
@@ -88,6 +98,12 @@ mod fake {
     }
 
     impl Member for Fake {
+        fn id(&self) -> MemberId {
+            MemberId(1)
+        }
+        fn status(&self) -> Status {
+            Status::default()
+        }
         fn has_leader(&self) -> bool {
             !self.leaderless.load(Ordering::SeqCst)
         }

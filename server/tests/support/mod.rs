@@ -2,6 +2,9 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod etcd;
+pub mod http;
+
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::{kv_client::KvClient, maintenance_client::MaintenanceClient};
 use std::fs::{self, File};
@@ -31,7 +34,7 @@ pub struct Cluster {
     pub tmp: tempfile::TempDir,
 }
 
-fn free_address() -> String {
+pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
@@ -127,6 +130,13 @@ impl Member {
         .await;
         self.child = None;
         status.code()
+    }
+
+    /// What the process holds in memory.
+    pub fn resident_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.as_ref().unwrap().id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
     }
 
     pub fn runs(&self) -> bool {

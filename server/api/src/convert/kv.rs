@@ -114,7 +114,7 @@ pub fn delete_range_response(reply: DeleteRangeReply, header: ResponseHeader) ->
     pb::DeleteRangeResponse { header: Some(header), deleted, prev_kvs: key_values(prev_kvs) }
 }
 
-/// What a transaction answers, under the given header; the answers inside carry their revision only.
+/// What a transaction answers, under the given header; the answers inside carry their revision only, or nothing.
 pub fn txn_response(reply: TxnReply, header: ResponseHeader) -> pb::TxnResponse {
     let TxnReply { revision: _, succeeded, responses } = reply;
     pb::TxnResponse { header: Some(header), succeeded, responses: responses.into_iter().map(op_response).collect() }
@@ -253,6 +253,7 @@ mod tests {
             responses: vec![
                 OpReply::Put(PutReply { revision: 12, prev_kv: Some(kv) }),
                 OpReply::Range(RangeReply { revision: 11, kvs: vec![], more: true, count: 8 }),
+                OpReply::Txn(TxnReply { revision: 12, succeeded: true, responses: vec![] }),
             ],
         };
         let full = ResponseHeader { cluster_id: 1, member_id: 2, revision: 12, raft_term: 3 };
@@ -267,5 +268,7 @@ mod tests {
         assert_eq!((prev.key.as_ref(), prev.value.as_ref()), (&b"k"[..], &b"v"[..]));
         let Some(Response::ResponseRange(range)) = &response.responses[1].response else { panic!("not a range") };
         assert_eq!((range.header, range.more, range.count), (inner(11), true, 8));
+        let Some(Response::ResponseTxn(txn)) = &response.responses[2].response else { panic!("not a txn") };
+        assert_eq!((txn.header, txn.succeeded), (inner(0), true));
     }
 }

@@ -1,0 +1,82 @@
+//! The messages in a request's body: the first one, or all of them one by one as they come.
+
+use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use prost::Message;
+use prost_reflect::MessageDescriptor;
+use tonic::Status;
+
+use super::{
+    parse,
+    scan::{Broken, Values},
+};
+
+/// Reads messages out of a body.
+#[derive(Debug)]
+pub struct Messages {
+    body: BodyDataStream,
+    values: Values,
+    kind: MessageDescriptor,
+    /// Longest JSON value in bytes.
+    limit: usize,
+}
+
+impl Messages {
+    /// The messages of this type in a body. A JSON value of more than `limit` bytes is refused.
+    pub fn new(body: Body, kind: MessageDescriptor, limit: usize) -> Self {
+        Messages { body: body.into_data_stream(), values: Values::new(limit), kind, limit }
+    }
+
+    /// The first message, encoded; the empty one if the body is empty. What follows it is read and forgotten, as etcd
+    /// does, so that the client is not cut off while it still sends. The error is for the client.
+    pub async fn only(mut self) -> Result<Bytes, Status> {
+        let message = match self.next().await {
+            Ok(message) => Ok(message.unwrap_or_default()),
+            Err(Broken::Syntax(text)) => Err(Status::invalid_argument(text)),
+            // The words of gRPC's own limit, which this one stands for.
+            Err(Broken::TooLarge) => Err(Status::resource_exhausted(format!(
+                "grpc: received message larger than max (more than {0} vs. {0})",
+                self.limit
+            ))),
+        };
+        let mut left = self.limit;
+        while let Some(Ok(bytes)) = self.body.next().await {
+            left = left.saturating_sub(bytes.len());
+            if left == 0 {
+                break;
+            }
+        }
+        message
+    }
+
+    /// All messages, encoded. The stream ends where the body does, or before the first value that is no message, as
+    /// etcd's does: its client is not told.
+    pub fn all(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |mut messages| async move {
+            match messages.next().await {
+                Ok(message) => message.map(|message| (message, messages)),
+                Err(why) => {
+                    tracing::debug!("a request stream of the gateway ends: {why:?}");
+                    None
+                }
+            }
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+        let json = loop {
+            if let Some(json) = self.values.next()? {
+                break Some(json);
+            }
+            match self.body.next().await {
+                Some(Ok(bytes)) => self.values.push(&bytes),
+                // A body that breaks off is a client that went; nobody reads what it is told.
+                Some(Err(_)) | None => break self.values.finish()?,
+            }
+        };
+        let Some(json) = json else { return Ok(None) };
+        let message = parse::message(&self.kind, &json).map_err(Broken::Syntax)?;
+        Ok(Some(message.encode_to_vec().into()))
+    }
+}

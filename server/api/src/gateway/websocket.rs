@@ -1,0 +1,149 @@
+//! The gateway over a WebSocket, for browsers, which cannot send a request's body piece by piece otherwise: every
+//! message is a piece of the body, and every line of the answer is a message.
+
+use std::convert::Infallible;
+
+use axum::{
+    body::{Body, BodyDataStream},
+    extract::{
+        FromRequestParts, Request,
+        ws::{Message, WebSocket, WebSocketUpgrade},
+    },
+    response::{IntoResponse, Response},
+};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{AUTHORIZATION, COOKIE, SEC_WEBSOCKET_PROTOCOL, UPGRADE},
+};
+use tokio::sync::mpsc;
+
+use super::Gateway;
+
+/// True for a request to go on as a WebSocket.
+pub fn is_wanted(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Answers the request and goes on as a WebSocket behind the answer. The call is a POST, whatever the request was.
+pub async fn upgrade(gateway: Gateway, path: String, request: Request) -> Response {
+    let (mut parts, _) = request.into_parts();
+    let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
+        Ok(upgrade) => upgrade.max_message_size(gateway.json_bytes).max_frame_size(gateway.json_bytes),
+        Err(refusal) => return refusal.into_response(),
+    };
+    let token = token(&parts.headers);
+    // etcd takes up the protocol that carries a token, and no other.
+    upgrade.protocols(["Bearer"]).on_upgrade(move |socket| serve(socket, gateway, path, token))
+}
+
+/// Browsers cannot set `Authorization`: the token comes as a protocol (`Bearer, <token>`) or as the cookie `token`.
+fn token(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(SEC_WEBSOCKET_PROTOCOL).and_then(|v| v.to_str().ok());
+    let protocol = protocol.and_then(|p| p.split_once("Bearer,")).map(|(_, token)| token.trim_matches(' '));
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+    let cookie = cookies.filter_map(|c| c.trim().split_once('=')).find_map(|(name, v)| (name == "token").then_some(v));
+    HeaderValue::from_str(&format!("Bearer {}", cookie.or(protocol)?)).ok()
+}
+
+async fn serve(mut socket: WebSocket, gateway: Gateway, path: String, token: Option<HeaderValue>) {
+    // One piece is being read by the call, and one waits in `piece`: a client that sends faster is not read.
+    let (pieces, received) = mpsc::channel::<Bytes>(1);
+    let body = stream::unfold(received, |mut received| async {
+        Some((Ok::<_, Infallible>(received.recv().await?), received))
+    });
+    let mut request = Request::new(Body::from_stream(body));
+    *request.method_mut() = Method::POST;
+    request.headers_mut().extend(token.map(|token| (AUTHORIZATION, token)));
+
+    let answer = async {
+        Lines { body: gateway.answer(&path, request).await.into_body().into_data_stream(), left: BytesMut::new() }
+    };
+    tokio::pin!(answer);
+    let mut lines = None;
+    let mut piece: Option<Bytes> = None;
+    loop {
+        let next = async {
+            match &mut lines {
+                Some(lines) => Next::Line(Lines::next(lines).await),
+                None => Next::Begun(answer.as_mut().await),
+            }
+        };
+        tokio::select! {
+            next = next => match next {
+                Next::Begun(begun) => lines = Some(begun),
+                Next::Line(Some(line)) => if socket.send(Message::Text(line)).await.is_err() { return },
+                Next::Line(None) => return,
+            },
+            message = socket.recv(), if piece.is_none() => match message {
+                Some(Ok(Message::Text(text))) => piece = Some(ended(text.as_bytes())),
+                Some(Ok(Message::Binary(bytes))) => piece = Some(ended(&bytes)),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+            },
+            place = pieces.reserve(), if piece.is_some() => match (place, piece.take()) {
+                (Ok(place), Some(piece)) => place.send(piece),
+                // The call does not read on; its answer says why.
+                _ => piece = None,
+            },
+        }
+    }
+}
+
+/// A message is a piece of the body with a line's end behind it.
+fn ended(message: &[u8]) -> Bytes {
+    [message, b"\n"].concat().into()
+}
+
+enum Next {
+    Begun(Lines),
+    Line(Option<axum::extract::ws::Utf8Bytes>),
+}
+
+/// The lines of an answer.
+struct Lines {
+    body: BodyDataStream,
+    left: BytesMut,
+}
+
+impl Lines {
+    /// The next line that is not empty, without its end.
+    async fn next(&mut self) -> Option<axum::extract::ws::Utf8Bytes> {
+        loop {
+            let line = match self.left.iter().position(|b| *b == b'\n') {
+                Some(end) => self.left.split_to(end + 1),
+                None => match self.body.next().await {
+                    Some(Ok(bytes)) => {
+                        self.left.extend_from_slice(&bytes);
+                        continue;
+                    }
+                    Some(Err(_)) | None if self.left.is_empty() => return None,
+                    Some(Err(_)) | None => self.left.split(),
+                },
+            };
+            let line = line.freeze();
+            let text = line.strip_suffix(b"\n").unwrap_or(&line);
+            if !text.is_empty() {
+                return String::from_utf8(text.to_vec()).ok().map(Into::into);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_as_a_protocol_or_a_cookie() {
+        let told = |name: http::HeaderName, value: &'static str| {
+            token(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]))
+        };
+        assert_eq!(told(SEC_WEBSOCKET_PROTOCOL, "Bearer, t.1").unwrap(), "Bearer t.1");
+        assert_eq!(told(SEC_WEBSOCKET_PROTOCOL, "Bearer,t.1").unwrap(), "Bearer t.1");
+        assert_eq!(told(COOKIE, "a=b; token=t.2").unwrap(), "Bearer t.2");
+        assert_eq!(told(COOKIE, "a=b"), None);
+        assert_eq!(told(SEC_WEBSOCKET_PROTOCOL, "other"), None);
+    }
+}

@@ -1,0 +1,50 @@
+//! Counters of health checks, under etcd's names.
+
+use ferretcd_node::Check;
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// Counters of the probes. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ProbeMetrics {
+    succeeded: IntCounter,
+    failed: IntCounter,
+    /// By type (`livez`) and name (`non_learner`): 1 if it last succeeded.
+    results: IntGaugeVec,
+    /// By type, name and status.
+    checks: IntCounterVec,
+}
+
+impl ProbeMetrics {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = ProbeMetrics {
+            succeeded: IntCounter::new("etcd_server_health_success", "The total number of successful health checks")?,
+            failed: IntCounter::new("etcd_server_health_failures", "The total number of failed health checks")?,
+            results: IntGaugeVec::new(
+                Opts::new("etcd_server_healthcheck", "The result of each kind of healthcheck."),
+                &["type", "name"],
+            )?,
+            checks: IntCounterVec::new(
+                Opts::new("etcd_server_healthchecks_total", "The total number of each kind of healthcheck."),
+                &["type", "name", "status"],
+            )?,
+        };
+        registry.register(Box::new(metrics.succeeded.clone()))?;
+        registry.register(Box::new(metrics.failed.clone()))?;
+        registry.register(Box::new(metrics.results.clone()))?;
+        registry.register(Box::new(metrics.checks.clone()))?;
+        Ok(metrics)
+    }
+
+    /// `/health` was asked.
+    pub fn health(&self, healthy: bool) {
+        if healthy { &self.succeeded } else { &self.failed }.inc();
+    }
+
+    /// A check of `/livez` or `/readyz` (`page`, without the slash) was run.
+    pub fn check(&self, page: &str, check: Check, passed: bool) {
+        let status = if passed { "success" } else { "error" };
+        self.results.with_label_values(&[page, check.name()]).set(passed.into());
+        self.checks.with_label_values(&[page, check.name(), status]).inc();
+    }
+}
