@@ -149,7 +149,7 @@ async fn random_sequences_are_answered_as_by_etcd() {
                 if done > 0 && done % SEQUENCES_PER_PAIR == 0 {
                     pair = Pair::start().await;
                 }
-                if seed % 100 == 0 {
+                if seed.is_multiple_of(100) {
                     eprintln!("sequence {seed} after {:?}", started.elapsed());
                 }
                 if let Err(difference) = run(&mut pair, &sequence(seed)).await {
