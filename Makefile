@@ -34,6 +34,18 @@ test-local: tools ## Unit tests, and the server as real processes on loopback
 test-kubernetes: tools ## The operator and the whole story on the local Kubernetes
 	$(E2E) test
 
+.PHONY: test-long
+test-long: tools ## Run 50,000 random sequences against real etcd, going on where it was stopped
+	@mkdir -p $(FERRETCD_CACHE)/long; \
+	done=$(FERRETCD_CACHE)/long/differential; commit=$$(git rev-parse HEAD); \
+	[ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done; \
+	for from in $$(seq 1 1000 49001); do \
+	  grep -qx "$$from" $$done && continue; \
+	  echo "sequences from $$from of 50000"; \
+	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 cargo test --quiet --package ferretcd --test differential; \
+	  echo "$$from" >> $$done; \
+	done; echo "50000 sequences answered as by etcd"
+
 .PHONY: tools
 tools: ## Build etcd, Kubernetes and the other tools into the cache
 	$(E2E) tools
