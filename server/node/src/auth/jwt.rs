@@ -102,6 +102,8 @@ impl Keys {
     fn new(algorithm: Algorithm, sign: Option<EncodingKey>, verify: DecodingKey, ttl: Duration) -> Keys {
         let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
+        // The second in which it ends is no longer its own.
+        validation.reject_tokens_expiring_in_less_than = 1;
         validation.validate_nbf = true;
         validation.validate_aud = false;
         // Others may sign tokens that do not end (etcd takes them).
@@ -178,6 +180,45 @@ mod tests {
     fn a_token_ends_with_its_time() {
         let jwt = Jwt::new("HS256", None, Some(b"secret"), Duration::ZERO).unwrap();
         assert_eq!(jwt.verify(&jwt.sign("alice", 7).unwrap()), None);
+    }
+
+    /// A private key and its public one.
+    fn rsa_pair() -> (String, String) {
+        use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
+        let private = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+        let public = private.to_public_key().to_public_key_pem(LineEnding::LF).unwrap();
+        (private.to_pkcs8_pem(LineEnding::LF).unwrap().to_string(), public)
+    }
+
+    #[test]
+    fn what_one_rsa_key_signs_its_public_key_verifies() {
+        let (private, public) = rsa_pair();
+        let (private, public) = (private.as_bytes(), public.as_bytes());
+        for method in ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"] {
+            let both = Jwt::new(method, Some(public), Some(private), HOUR).unwrap();
+            let alone = Jwt::new(method, None, Some(private), HOUR).unwrap();
+            let reader = Jwt::new(method, Some(public), None, HOUR).unwrap();
+            let bob = Some(Client { user: "bob".into(), auth_revision: 3 });
+            for token in [both.sign("bob", 3).unwrap(), alone.sign("bob", 3).unwrap()] {
+                for verifier in [&both, &alone, &reader] {
+                    assert_eq!(verifier.verify(&token), bob, "{method}");
+                }
+            }
+            assert_eq!(reader.sign("bob", 3), Err(Error::VerifyOnly));
+        }
+        let (_, other) = rsa_pair();
+        let refusal = Jwt::new("RS256", Some(other.as_bytes()), Some(private), HOUR).unwrap_err();
+        assert_eq!(refusal, "public and private keys don't match");
+    }
+
+    #[test]
+    fn an_ed25519_key_alone_signs_and_verifies() {
+        // A private key in PKCS#8, as openssl writes it, of 32 times 7.
+        let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH\n\
+                   -----END PRIVATE KEY-----\n";
+        let jwt = Jwt::new("EdDSA", None, Some(pem.as_bytes()), HOUR).unwrap();
+        let token = jwt.sign("eve", 2).unwrap();
+        assert_eq!(jwt.verify(&token), Some(Client { user: "eve".into(), auth_revision: 2 }));
     }
 
     #[test]
