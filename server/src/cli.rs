@@ -117,6 +117,9 @@ pub struct Flags {
     /// json or console.
     #[arg(long, default_value = "json")]
     pub log_format: String,
+    /// Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.
+    #[arg(long)]
+    pub turn_auth_off: bool,
     /// Not etcd's: what starting this member means when its data directory is empty (bootstrap, join or run).
     /// Without it etcd's own rules hold.
     #[arg(long)]

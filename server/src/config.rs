@@ -67,6 +67,7 @@ pub fn check(flags: &Flags) -> Result<Config, String> {
         auth_token,
         auth_token_ttl,
         bcrypt_cost,
+        turn_auth_off,
         log_level: _,
         log_format: _,
         member_intent,
@@ -143,6 +144,7 @@ pub fn check(flags: &Flags) -> Result<Config, String> {
             // 0 is the default, as in etcd.
             token_ttl: Duration::from_secs(if *auth_token_ttl == 0 { 300 } else { *auth_token_ttl }),
             bcrypt_cost: bcrypt_cost_of(*bcrypt_cost),
+            turn_off: *turn_auth_off,
         },
     };
     let boot = BootConfig {

@@ -22,6 +22,7 @@ use prometheus::IntCounter;
 use tonic::{Code, Status};
 
 use crate::{
+    cert::CertName,
     member::Member,
     method::{self, Asks, Kind, METHODS, Method},
     metrics::{Call, CallMetrics},
@@ -118,11 +119,6 @@ impl<M: Member> Gate<M> {
         })
     }
 }
-
-/// The common name of a client certificate that the listener has verified. It is in a request's extensions only when
-/// clients must have a certificate; then it says who asks, unless a token does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertName(pub String);
 
 /// Who asks, as far as the call says so: clientv3 sends `token`, others `authorization`.
 fn credential(headers: &HeaderMap, extensions: &Extensions) -> Credential {

@@ -26,6 +26,9 @@ pub struct AuthConfig {
     pub token_ttl: Duration,
     /// `--bcrypt-cost`, 4 to 31.
     pub bcrypt_cost: u32,
+    /// `--turn-auth-off`: the way back in for who has lost root's password. Who can start a member with it has the
+    /// member's data anyway.
+    pub turn_off: bool,
 }
 
 /// The kinds of token.
@@ -40,7 +43,7 @@ pub enum TokenKind {
 impl Default for AuthConfig {
     /// etcd's defaults.
     fn default() -> Self {
-        AuthConfig { tokens: TokenKind::Simple, token_ttl: Duration::from_secs(300), bcrypt_cost: 10 }
+        AuthConfig { tokens: TokenKind::Simple, token_ttl: Duration::from_secs(300), bcrypt_cost: 10, turn_off: false }
     }
 }
 
