@@ -186,7 +186,7 @@ impl Node {
     /// the user may is looked at when the command is applied.
     pub async fn user_add(&self, name: String, password: String, no_password: bool) -> Result<Revised, Error> {
         self.require(Standing::User).await?;
-        let hash = if no_password { Bytes::new() } else { self.hash(password).await? };
+        let hash = if no_password { Bytes::new() } else { self.hash_password(password).await? };
         self.propose(AuthChange::UserAdd { name, hash, no_password }).await
     }
 
@@ -194,7 +194,7 @@ impl Node {
     /// that of an empty one from the start).
     pub async fn user_change_password(&self, name: String, password: String) -> Result<Revised, Error> {
         self.require(Standing::User).await?;
-        let hash = if password.is_empty() { Bytes::new() } else { self.hash(password).await? };
+        let hash = if password.is_empty() { Bytes::new() } else { self.hash_password(password).await? };
         self.propose(AuthChange::UserChangePassword { name, hash }).await
     }
 
@@ -249,7 +249,7 @@ impl Node {
         Ok(())
     }
 
-    async fn hash(&self, password: String) -> Result<Bytes, Error> {
+    async fn hash_password(&self, password: String) -> Result<Bytes, Error> {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(Error::PasswordTooLong);
         }
