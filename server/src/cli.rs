@@ -102,12 +102,24 @@ pub struct Flags {
     /// How often an idle watcher that asked for it hears of progress.
     #[arg(long, default_value = "10m")]
     pub watch_progress_notify_interval: String,
+    /// How users are known: "simple", or "jwt,sign-method=RS256,pub-key=…,priv-key=…,ttl=5m".
+    #[arg(long, default_value = "simple")]
+    pub auth_token: String,
+    /// Seconds that a simple token stays good after its last use.
+    #[arg(long, default_value_t = 300)]
+    pub auth_token_ttl: u64,
+    /// Cost of hashing passwords, 4 to 31.
+    #[arg(long, default_value_t = 10)]
+    pub bcrypt_cost: u32,
     /// debug, info, warn, error, panic or fatal.
     #[arg(long, default_value = "info")]
     pub log_level: String,
     /// json or console.
     #[arg(long, default_value = "json")]
     pub log_format: String,
+    /// Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.
+    #[arg(long)]
+    pub turn_auth_off: bool,
     /// Not etcd's: what starting this member means when its data directory is empty (bootstrap, join or run).
     /// Without it etcd's own rules hold.
     #[arg(long)]

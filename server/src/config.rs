@@ -1,8 +1,9 @@
 //! From flags to what the member is started with: every value checked once, before anything is touched.
 
+use crate::auth_token;
 use crate::cli::Flags;
 use ferretcd_node::cluster::is_peer_url;
-use ferretcd_node::{AutoCompaction, BootConfig, ClusterState, Intent, NodeConfig};
+use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, Intent, NodeConfig};
 use ferretcd_raft::Timing;
 use ferretcd_types::Limits;
 use std::collections::BTreeMap;
@@ -63,6 +64,10 @@ pub fn check(flags: &Flags) -> Result<Config, String> {
         strict_reconfig_check,
         max_learners,
         watch_progress_notify_interval,
+        auth_token,
+        auth_token_ttl,
+        bcrypt_cost,
+        turn_auth_off,
         log_level: _,
         log_format: _,
         member_intent,
@@ -134,6 +139,13 @@ pub fn check(flags: &Flags) -> Result<Config, String> {
         max_learners: *max_learners,
         strict_reconfig_check: *strict_reconfig_check,
         spool_dir: data_dir.join("member").join("spool"),
+        auth: AuthConfig {
+            tokens: auth_token::check(auth_token, go_duration)?,
+            // 0 is the default, as in etcd.
+            token_ttl: Duration::from_secs(if *auth_token_ttl == 0 { 300 } else { *auth_token_ttl }),
+            bcrypt_cost: bcrypt_cost_of(*bcrypt_cost),
+            turn_off: *turn_auth_off,
+        },
     };
     let boot = BootConfig {
         data_dir,
@@ -146,6 +158,16 @@ pub fn check(flags: &Flags) -> Result<Config, String> {
         node,
     };
     Ok(Config { boot, listen, max_concurrent_streams: *max_concurrent_streams })
+}
+
+/// etcd takes its default instead of a cost that bcrypt does not have.
+fn bcrypt_cost_of(given: u32) -> u32 {
+    if (4..=31).contains(&given) {
+        return given;
+    }
+    let default = AuthConfig::default().bcrypt_cost;
+    tracing::warn!(given, default, "use default bcrypt cost instead of the invalid given cost: it is 4 to 31");
+    default
 }
 
 fn split(list: &str) -> impl Iterator<Item = &str> {
@@ -293,6 +315,7 @@ mod tests {
             (&["--member-intent=maybe"], &["maybe", "bootstrap, join or run"]),
             (&["--auto-compaction-retention=soon"], &["soon", "30m"]),
             (&["--auto-compaction-mode=never"], &["never", "periodic or revision"]),
+            (&["--auth-token=jwt,sign-method=NONE"], &["--auth-token", "NONE", "RS256"]),
         ] {
             let error = config(args).unwrap_err();
             for needle in needles {

@@ -1,5 +1,6 @@
 //! `ferretcd`: a member of an etcd-compatible cluster, and its offline verbs.
 
+mod auth_token;
 mod cli;
 mod commands;
 mod config;

@@ -11,8 +11,8 @@ use ferretcd_proto::ferretcd_v1::maintenance_client::MaintenanceClient as OwnMai
 use ferretcd_proto::ferretcd_v1::{RestoreOptions, RestoreRequest, RestoreResponse, restore_request::Request};
 use ferretcd_proto::peer::{ProbeRequest, ProposeRequest, peer_client::PeerClient};
 use ferretcd_types::{
-    Command, Proposal, RequestId, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals, Revision,
-    codec,
+    Caller, Command, Proposal, RequestId, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals,
+    Revision, codec,
 };
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -212,7 +212,8 @@ async fn propose(cluster: &Cluster, command: Command) {
         let endpoint = Endpoint::from_shared(leader.peer_url()).unwrap();
         let mut peer = PeerClient::new(endpoint.connect().await.map_err(|e| e.to_string())?);
         let who = peer.probe(ProbeRequest::default()).await.map_err(|e| e.to_string())?.into_inner();
-        let proposal = codec::encode_proposal(&Proposal { id: RequestId(1), command: command.clone() });
+        let proposal =
+            codec::encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command: command.clone() });
         let mut request = tonic::Request::new(ProposeRequest { proposal });
         for (key, value) in [
             ("ferretcd-cluster-id", who.cluster_id),

@@ -14,15 +14,17 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use ferretcd_node::{Credential, Standing};
 use ferretcd_types::Error;
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use http_body::{Body as HttpBody, Frame};
 use prometheus::IntCounter;
 use tonic::{Code, Status};
 
 use crate::{
+    cert::CertName,
     member::Member,
-    method::{self, Kind, METHODS, Method},
+    method::{self, Asks, Kind, METHODS, Method},
     metrics::{Call, CallMetrics},
     status::{from_error, from_receive},
 };
@@ -42,19 +44,27 @@ pub struct Gate<M> {
 const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
 
 /// Lets one call through the gate. Meant for [`axum::middleware::from_fn_with_state`].
-pub async fn pass<M: Member>(State(gate): State<Gate<M>>, request: Request, next: Next) -> Response {
+pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, next: Next) -> Response {
     let position = match method::find(request.uri().path()) {
         Ok(position) => position,
         Err(text) => return Status::unimplemented(text).into_http(),
     };
     let method = METHODS[position];
     let mut call = gate.metrics.start(position);
-    if let Err(error) = gate.admit(&method, request.headers()) {
+    let credential = credential(request.headers(), request.extensions());
+    let admitted = match gate.admit(&method, request.headers()) {
+        Ok(()) => gate.let_in(&method, &credential).await,
+        refused => refused,
+    };
+    if let Err(error) = admitted {
         let status = from_error(error);
         call.end(status.code());
         return status.into_http();
     }
 
+    if credential != Credential::None {
+        request.extensions_mut().insert(credential);
+    }
     let lost = (method.kind != Kind::Unary && wants_leader(request.headers())).then(|| gate.leader_lost());
     let received = gate.metrics.received_bytes();
     let request = request.map(|body| Body::new(Counted { body, bytes: received }));
@@ -87,6 +97,16 @@ impl<M: Member> Gate<M> {
         Ok(())
     }
 
+    /// Whether the caller is what the method asks for. (What depends on the request's content is looked at later.)
+    async fn let_in(&self, method: &Method, credential: &Credential) -> Result<(), Error> {
+        let standing = match method.asks {
+            Asks::Nothing | Asks::Below => return Ok(()),
+            Asks::User => Standing::User,
+            Asks::Root => Standing::Root,
+        };
+        self.member.require(credential.clone(), standing).await
+    }
+
     /// Ends when there has been no leader for a while.
     fn leader_lost(&self) -> LeaderLost {
         let (member, period) = (self.member.clone(), self.election_timeout);
@@ -97,6 +117,22 @@ impl<M: Member> Gate<M> {
                 missing = if member.has_leader() { 0 } else { missing + 1 };
             }
         })
+    }
+}
+
+/// Who asks, as far as the call says so: clientv3 sends `token`, others `authorization`.
+fn credential(headers: &HeaderMap, extensions: &Extensions) -> Credential {
+    if let Some(token) = headers.get("token").or_else(|| headers.get("authorization")) {
+        // What is no text is no token, and no reason to take the caller for nobody.
+        let token = token.to_str().unwrap_or_default();
+        return Credential::Token(token.strip_prefix("Bearer ").unwrap_or(token).into());
+    }
+    match extensions.get::<CertName>() {
+        // The gateway's own certificate says nothing about its clients.
+        Some(CertName(name)) if !headers.contains_key("grpcgateway-accept") => {
+            Credential::CertName(name.as_str().into())
+        }
+        _ => Credential::None,
     }
 }
 
@@ -257,6 +293,45 @@ mod tests {
         assert_eq!(door.check(request()).await.unwrap(), ServingStatus::Serving);
     }
 
+    #[test]
+    fn a_token_says_who_asks_before_a_certificate_does() {
+        let headers = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
+            pairs.iter().map(|(n, v)| (http::HeaderName::from_static(n), http::HeaderValue::from_static(v))).collect()
+        };
+        let mut certified = Extensions::new();
+        certified.insert(CertName("alice".into()));
+        let token = |text: &str| Credential::Token(text.into());
+        for (pairs, expected) in [
+            (&[("token", "a.1")][..], token("a.1")),
+            (&[("authorization", "Bearer a.1")], token("a.1")),
+            (&[("authorization", "a.1")], token("a.1")),
+            (&[("authorization", "bearer a.1")], token("bearer a.1")),
+            (&[("token", "a.1"), ("authorization", "b.2")], token("a.1")),
+            (&[("token", "")], token("")),
+            (&[("grpcgateway-accept", "*/*")], Credential::None),
+            (&[], Credential::CertName("alice".into())),
+        ] {
+            assert_eq!(credential(&headers(pairs), &certified), expected, "{pairs:?}");
+        }
+        assert_eq!(credential(&headers(&[]), &Extensions::new()), Credential::None);
+    }
+
+    #[tokio::test]
+    async fn the_gate_asks_for_root_before_the_request_is_read() {
+        let method = |path: &str| METHODS[method::find(path).unwrap()];
+        let metrics = CallMetrics::register(&Registry::new()).unwrap();
+        let door = Gate { member: Fake::healthy(), metrics, election_timeout: Duration::from_secs(1) };
+        let token = |name: &str| Credential::Token(name.into());
+        let snapshot = method("/etcdserverpb.Maintenance/Snapshot");
+        assert_eq!(door.let_in(&snapshot, &Credential::None).await, Err(Error::UserEmpty));
+        assert_eq!(door.let_in(&snapshot, &token("alice")).await, Err(Error::PermissionDenied));
+        assert_eq!(door.let_in(&snapshot, &token("root")).await, Ok(()));
+        let status = method("/etcdserverpb.Maintenance/Status");
+        assert_eq!(door.let_in(&status, &token("alice")).await, Ok(()));
+        assert_eq!(door.let_in(&status, &Credential::None).await, Err(Error::UserEmpty));
+        assert_eq!(door.let_in(&method("/etcdserverpb.Auth/Authenticate"), &Credential::None).await, Ok(()));
+    }
+
     #[tokio::test]
     async fn a_learner_refuses_other_calls() {
         let door = Door::of(&Fake::learner());
@@ -289,10 +364,10 @@ mod tests {
 
     #[tokio::test]
     async fn services_that_are_not_there() {
-        use ferretcd_proto::etcdserverpb::{AuthStatusRequest, auth_client::AuthClient};
+        use ferretcd_proto::peer::{ProbeRequest, peer_client::PeerClient};
         let door = Door::of(&Fake::healthy());
-        let status = AuthClient::new(door.router.clone()).auth_status(AuthStatusRequest {}).await.unwrap_err();
-        assert_eq!(told(status), (Code::Unimplemented, "unknown service etcdserverpb.Auth".into()));
+        let status = PeerClient::new(door.router.clone()).probe(ProbeRequest::default()).await.unwrap_err();
+        assert_eq!(told(status), (Code::Unimplemented, "unknown service ferretcd.peer.v1.Peer".into()));
     }
 
     #[tokio::test(start_paused = true)]

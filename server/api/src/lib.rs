@@ -4,6 +4,7 @@
 //! nothing about data, and the client API's protobuf types go no further down than here.
 
 mod call;
+mod cert;
 mod convert;
 mod front;
 mod gateway;
@@ -17,13 +18,15 @@ mod status;
 mod validate;
 pub mod version;
 
+pub use cert::CertName;
+
 use std::{convert::Infallible, time::Duration};
 
 use axum::{Router, extract::Request, middleware, response::Response};
 use ferretcd_node::Node;
 use ferretcd_proto::{
     etcdserverpb::{
-        cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
         maintenance_server::MaintenanceServer, watch_server::WatchServer,
     },
     ferretcd_v1::maintenance_server::MaintenanceServer as FerretcdMaintenanceServer,
@@ -39,8 +42,9 @@ use crate::{
     front::Front,
     gateway::Gateway,
     grpc::{
-        cluster::ClusterService, ferretcd_maintenance::FerretcdMaintenanceService, health::HealthService,
-        kv::KvService, lease::LeaseService, maintenance::MaintenanceService, watch::WatchService,
+        auth::AuthService, cluster::ClusterService, ferretcd_maintenance::FerretcdMaintenanceService,
+        health::HealthService, kv::KvService, lease::LeaseService, maintenance::MaintenanceService,
+        watch::WatchService,
     },
     http::{Door, ProbeMetrics},
     metrics::CallMetrics,
@@ -124,6 +128,7 @@ fn front(node: Node, options: &Options) -> Front {
     let watch = WatchService { node: node.clone(), fragment_bytes: message_bytes };
     let lease = LeaseService { node: node.clone() };
     let cluster = ClusterService { node: node.clone() };
+    let auth = AuthService { node: node.clone() };
     let maintenance = MaintenanceService { node: node.clone() };
     let restore = FerretcdMaintenanceService { node: node.clone() };
     let gate =
@@ -135,6 +140,7 @@ fn front(node: Node, options: &Options) -> Front {
         service(LeaseServer::new(lease).max_decoding_message_size(message_bytes)),
         service(ClusterServer::new(cluster).max_decoding_message_size(message_bytes)),
         service(MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes)),
+        service(AuthServer::new(auth).max_decoding_message_size(message_bytes)),
         service(HealthServer::new(HealthService).max_decoding_message_size(message_bytes)),
         service(FerretcdMaintenanceServer::new(restore).max_decoding_message_size(restore_bytes)),
     ]

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use ferretcd_node::{Check, Node, Status};
+use ferretcd_node::{Check, Credential, Node, Standing, Status};
 use ferretcd_types::{Alarm, Error, MemberId};
 
 /// A member, as far as it decides which calls are let in and what health checks say.
@@ -19,6 +19,8 @@ pub trait Member: Clone + Send + Sync + 'static {
     fn alarms(&self) -> Vec<Alarm>;
     /// The cluster version, once decided.
     fn cluster_version(&self) -> Option<String>;
+    /// Refuses a caller that is not what its call asks for.
+    fn require(&self, credential: Credential, standing: Standing) -> impl Future<Output = Result<(), Error>> + Send;
     /// Brings the gauges that are looked up, not counted, up to date: a scrape comes next.
     fn refresh_metrics(&self) {}
     /// Runs one health check. Ends within the member's request timeout.
@@ -43,6 +45,9 @@ impl Member for Node {
     }
     fn cluster_version(&self) -> Option<String> {
         Node::cluster_version(self)
+    }
+    async fn require(&self, credential: Credential, standing: Standing) -> Result<(), Error> {
+        self.on_behalf_of(credential).require(standing).await
     }
     fn refresh_metrics(&self) {
         Node::refresh_metrics(self);
@@ -115,6 +120,16 @@ mod fake {
         }
         fn cluster_version(&self) -> Option<String> {
             self.has_leader().then(|| "3.7.0".into())
+        }
+        /// Tokens are names here, and root is called root.
+        async fn require(&self, credential: Credential, standing: Standing) -> Result<(), Error> {
+            match (credential, standing) {
+                (Credential::None, _) => Err(Error::UserEmpty),
+                (Credential::Token(name) | Credential::CertName(name), Standing::Root) if *name != *"root" => {
+                    Err(Error::PermissionDenied)
+                }
+                _ => Ok(()),
+            }
         }
         async fn check(&self, check: Check) -> Result<(), Error> {
             self.failing.iter().find(|(failing, _)| *failing == check).map_or(Ok(()), |(_, e)| Err(e.clone()))

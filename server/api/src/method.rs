@@ -10,6 +10,22 @@ pub struct Method {
     pub name: &'static str,
     /// Which sides stream.
     pub kind: Kind,
+    /// Whom it asks to be let in for.
+    pub asks: Asks,
+}
+
+/// What a method asks of its caller while auth is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// Nothing.
+    Nothing,
+    /// What its request names decides: keys, leases, users or roles. Looked at below, when it is read or applied, in
+    /// the name that [`crate::grpc::asked_by`] gives the node's handle.
+    Below,
+    /// To be some user.
+    User,
+    /// To be root.
+    Root,
 }
 
 /// Which sides of a call stream.
@@ -37,8 +53,18 @@ impl Kind {
     }
 }
 
+const fn method(service: &'static str, name: &'static str, kind: Kind, asks: Asks) -> Method {
+    Method { service, name, kind, asks }
+}
+
+/// One that is checked by what its request names.
 const fn unary(service: &'static str, name: &'static str) -> Method {
-    Method { service, name, kind: Kind::Unary }
+    method(service, name, Kind::Unary, Asks::Below)
+}
+
+/// One for root alone.
+const fn for_root(service: &'static str, name: &'static str) -> Method {
+    method(service, name, Kind::Unary, Asks::Root)
 }
 
 const KV: &str = "etcdserverpb.KV";
@@ -46,40 +72,60 @@ const WATCH: &str = "etcdserverpb.Watch";
 const LEASE: &str = "etcdserverpb.Lease";
 const CLUSTER: &str = "etcdserverpb.Cluster";
 const MAINTENANCE: &str = "etcdserverpb.Maintenance";
+const AUTH: &str = "etcdserverpb.Auth";
 const HEALTH: &str = "grpc.health.v1.Health";
 const FERRETCD: &str = "ferretcd.v1.Maintenance";
 
 /// All of them.
 pub const METHODS: &[Method] = &[
     unary(KV, "Range"),
-    Method { service: KV, name: "RangeStream", kind: Kind::ServerStream },
+    method(KV, "RangeStream", Kind::ServerStream, Asks::Below),
     unary(KV, "Put"),
     unary(KV, "DeleteRange"),
     unary(KV, "Txn"),
     unary(KV, "Compact"),
-    Method { service: WATCH, name: "Watch", kind: Kind::BidiStream },
+    method(WATCH, "Watch", Kind::BidiStream, Asks::Below),
     unary(LEASE, "LeaseGrant"),
     unary(LEASE, "LeaseRevoke"),
-    Method { service: LEASE, name: "LeaseKeepAlive", kind: Kind::BidiStream },
+    method(LEASE, "LeaseKeepAlive", Kind::BidiStream, Asks::Below),
     unary(LEASE, "LeaseTimeToLive"),
     unary(LEASE, "LeaseLeases"),
+    // etcd looks at its URLs before it looks at the caller.
     unary(CLUSTER, "MemberAdd"),
-    unary(CLUSTER, "MemberRemove"),
-    unary(CLUSTER, "MemberUpdate"),
-    unary(CLUSTER, "MemberList"),
-    unary(CLUSTER, "MemberPromote"),
+    for_root(CLUSTER, "MemberRemove"),
+    for_root(CLUSTER, "MemberUpdate"),
+    method(CLUSTER, "MemberList", Kind::Unary, Asks::User),
+    for_root(CLUSTER, "MemberPromote"),
+    // To look is for every user, to raise and disarm for root.
     unary(MAINTENANCE, "Alarm"),
-    unary(MAINTENANCE, "Status"),
-    unary(MAINTENANCE, "Defragment"),
-    unary(MAINTENANCE, "Hash"),
-    unary(MAINTENANCE, "HashKV"),
-    Method { service: MAINTENANCE, name: "Snapshot", kind: Kind::ServerStream },
-    unary(MAINTENANCE, "MoveLeader"),
-    unary(MAINTENANCE, "Downgrade"),
-    unary(HEALTH, "Check"),
-    unary(HEALTH, "List"),
-    Method { service: HEALTH, name: "Watch", kind: Kind::ServerStream },
-    Method { service: FERRETCD, name: "Restore", kind: Kind::ClientStream },
+    method(MAINTENANCE, "Status", Kind::Unary, Asks::User),
+    for_root(MAINTENANCE, "Defragment"),
+    for_root(MAINTENANCE, "Hash"),
+    for_root(MAINTENANCE, "HashKV"),
+    method(MAINTENANCE, "Snapshot", Kind::ServerStream, Asks::Root),
+    for_root(MAINTENANCE, "MoveLeader"),
+    for_root(MAINTENANCE, "Downgrade"),
+    unary(AUTH, "AuthEnable"),
+    unary(AUTH, "AuthDisable"),
+    unary(AUTH, "AuthStatus"),
+    method(AUTH, "Authenticate", Kind::Unary, Asks::Nothing),
+    unary(AUTH, "UserAdd"),
+    unary(AUTH, "UserGet"),
+    unary(AUTH, "UserList"),
+    unary(AUTH, "UserDelete"),
+    unary(AUTH, "UserChangePassword"),
+    unary(AUTH, "UserGrantRole"),
+    unary(AUTH, "UserRevokeRole"),
+    unary(AUTH, "RoleAdd"),
+    unary(AUTH, "RoleGet"),
+    unary(AUTH, "RoleList"),
+    unary(AUTH, "RoleDelete"),
+    unary(AUTH, "RoleGrantPermission"),
+    unary(AUTH, "RoleRevokePermission"),
+    method(HEALTH, "Check", Kind::Unary, Asks::Nothing),
+    method(HEALTH, "List", Kind::Unary, Asks::Nothing),
+    method(HEALTH, "Watch", Kind::ServerStream, Asks::Nothing),
+    method(FERRETCD, "Restore", Kind::ClientStream, Asks::Root),
 ];
 
 /// The position in [`METHODS`] of the method that a request's path names. The error is grpc-go's text for one that
@@ -107,8 +153,18 @@ mod tests {
     fn methods_are_found_by_path() {
         assert_eq!(find("/etcdserverpb.KV/Put").map(|i| METHODS[i]), Ok(unary(KV, "Put")));
         assert_eq!(find("/etcdserverpb.KV/Pot"), Err("unknown method Pot for service etcdserverpb.KV".into()));
-        assert_eq!(find("/etcdserverpb.Auth/UserAdd"), Err("unknown service etcdserverpb.Auth".into()));
+        assert_eq!(find("/etcdserverpb.Gone/X"), Err("unknown service etcdserverpb.Gone".into()));
         assert_eq!(find("/nothing"), Err("malformed method name: \"/nothing\"".into()));
+    }
+
+    #[test]
+    fn what_is_about_the_whole_cluster_is_for_root() {
+        let asking = |asks| METHODS.iter().filter(move |m| m.asks == asks).map(|m| m.name).collect::<Vec<_>>();
+        let root = ["MemberRemove", "MemberUpdate", "MemberPromote", "Defragment", "Hash", "HashKV", "Snapshot"];
+        assert_eq!(asking(Asks::Root)[..7], root);
+        assert_eq!(asking(Asks::Root)[7..], ["MoveLeader", "Downgrade", "Restore"]);
+        assert_eq!(asking(Asks::User), ["MemberList", "Status"]);
+        assert_eq!(asking(Asks::Nothing), ["Authenticate", "Check", "List", "Watch"]);
     }
 
     #[test]

@@ -43,6 +43,12 @@ fn code(error: &Error) -> Code {
         | Error::InvalidSortOption
         | Error::BadMemberUrls
         | Error::RequestTooLarge
+        | Error::UserEmpty
+        | Error::RoleEmpty
+        | Error::AuthFailed
+        | Error::PermissionNotGiven
+        | Error::InvalidAuthManagement
+        | Error::AuthOldRevision
         | Error::BadSnapshot(_) => Code::InvalidArgument,
 
         Error::Compacted | Error::FutureRevision | Error::LeaseTtlTooLarge => Code::OutOfRange,
@@ -61,7 +67,20 @@ fn code(error: &Error) -> Code {
         | Error::NotLeader
         | Error::NotCapable
         | Error::NotSupportedForLearner
+        | Error::UserExists
+        | Error::RootUserNotExist
+        | Error::RootRoleNotExist
+        | Error::UserNotFound
+        | Error::RoleExists
+        | Error::RoleNotFound
+        | Error::RoleNotGranted
+        | Error::PermissionNotGranted
+        | Error::AuthNotEnabled
         | Error::BadLeaderTransferee => Code::FailedPrecondition,
+
+        Error::PermissionDenied => Code::PermissionDenied,
+
+        Error::InvalidAuthToken => Code::Unauthenticated,
 
         Error::WatchCanceled => Code::Cancelled,
 
@@ -88,6 +107,9 @@ fn code(error: &Error) -> Code {
         | Error::TooManyRequests
         | Error::TimeoutLeaderTransfer
         | Error::UnknownMethod
+        | Error::NoPasswordUser
+        | Error::VerifyOnly
+        | Error::PasswordTooLong
         | Error::Internal(_) => Code::Unknown,
     }
 }
@@ -139,6 +161,26 @@ mod tests {
         (Error::NotSupportedForLearner, 9, "etcdserver: rpc not supported for learner"),
         (Error::BadLeaderTransferee, 9, "etcdserver: bad leader transferee"),
         (Error::UnknownMethod, 2, "etcdserver: unknown method"),
+        (Error::RootUserNotExist, 9, "etcdserver: root user does not exist"),
+        (Error::RootRoleNotExist, 9, "etcdserver: root user does not have root role"),
+        (Error::UserExists, 9, "etcdserver: user name already exists"),
+        (Error::UserEmpty, 3, "etcdserver: user name is empty"),
+        (Error::UserNotFound, 9, "etcdserver: user name not found"),
+        (Error::RoleExists, 9, "etcdserver: role name already exists"),
+        (Error::RoleNotFound, 9, "etcdserver: role name not found"),
+        (Error::RoleEmpty, 3, "etcdserver: role name is empty"),
+        (Error::AuthFailed, 3, "etcdserver: authentication failed, invalid user ID or password"),
+        (Error::PermissionNotGiven, 3, "etcdserver: permission not given"),
+        (Error::PermissionDenied, 7, "etcdserver: permission denied"),
+        (Error::RoleNotGranted, 9, "etcdserver: role is not granted to the user"),
+        (Error::PermissionNotGranted, 9, "etcdserver: permission is not granted to the role"),
+        (Error::AuthNotEnabled, 9, "etcdserver: authentication is not enabled"),
+        (Error::InvalidAuthToken, 16, "etcdserver: invalid auth token"),
+        (Error::InvalidAuthManagement, 3, "etcdserver: invalid auth management"),
+        (Error::AuthOldRevision, 3, "etcdserver: revision of auth store is old"),
+        (Error::NoPasswordUser, 2, "auth: authentication failed, password was given for no password user"),
+        (Error::VerifyOnly, 2, "auth: token signing attempted with verify-only key"),
+        (Error::PasswordTooLong, 2, "bcrypt: password length exceeds 72 bytes"),
     ];
 
     #[test]

@@ -6,6 +6,7 @@
 //! And it takes a place in a cluster only when it has never run there ([`crate::admission`]).
 
 use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, write_durably};
+use crate::auth::SimpleTokens;
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
@@ -462,6 +463,7 @@ impl Boot {
             state: state.clone(),
             metrics: opened.metrics,
             members_changed: tokio::sync::Notify::new(),
+            tokens: Arc::new(SimpleTokens::new(self.config.node.auth.token_ttl)),
         });
         let raft = |e: ferretcd_raft::GroupError| BootError::Raft(e.to_string());
         let group = Group::open(GroupParts {

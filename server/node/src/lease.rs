@@ -4,7 +4,8 @@
 use crate::node::{Inner, Node};
 use bytes::Bytes;
 use ferretcd_raft::Role;
-use ferretcd_types::{Command, Error, LeaseId, LeaseRevoke};
+use ferretcd_state::{Access, Permits};
+use ferretcd_types::{Client, Command, Error, KeyRange, LeaseId, LeaseRevoke};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
@@ -126,6 +127,11 @@ impl LeaseClock {
 impl Node {
     /// Renews a lease: its granted seconds, or 0 when there is none.
     pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
+        if self.inner.state.auth_enabled() {
+            let (client, permits) = (self.client().await?, self.inner.state.permits());
+            permits.check_user(&client)?;
+            permits.check_lease(&client, &self.inner.lease_keys(id))?;
+        }
         let deadline = Instant::now() + self.inner.timing.request_timeout();
         loop {
             let leader = self.inner.leader_by(deadline).await?;
@@ -150,7 +156,12 @@ impl Node {
     /// How long a lease still lives.
     pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTtl, Error> {
         self.inner.linearize().await?;
-        let Some(view) = self.inner.state.lease(id) else {
+        let state = &self.inner.state;
+        let may = |permits: &Permits, client: &Client| match keys {
+            true => may_see(permits, client, &self.inner.lease_keys(id)),
+            false => permits.check_user(client),
+        };
+        let Some(view) = self.guarded(may, || Ok(state.lease(id))).await? else {
             return Ok(LeaseTtl { ttl: -1, granted: 0, keys: Vec::new() });
         };
         let deadline = Instant::now() + self.inner.timing.request_timeout();
@@ -180,11 +191,26 @@ impl Node {
     /// All leases, the next to expire first.
     pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
         self.inner.linearize().await?;
-        Ok(self.inner.lease_clock.in_order())
+        let may = |permits: &Permits, client: &Client| {
+            permits.check_user(client)?;
+            let leases = self.inner.state.leases();
+            leases.into_iter().try_for_each(|(id, _)| may_see(permits, client, &self.inner.lease_keys(id)))
+        };
+        self.guarded(may, || Ok(self.inner.lease_clock.in_order())).await
     }
 }
 
+/// Whether a client may see which keys hang on a lease: those that it may read.
+fn may_see(permits: &Permits, client: &Client, keys: &[Bytes]) -> Result<(), Error> {
+    permits.check_user(client)?;
+    keys.iter().try_for_each(|key| permits.check(client, Access::Read, &KeyRange::single(key.clone())))
+}
+
 impl Inner {
+    fn lease_keys(&self, id: LeaseId) -> Vec<Bytes> {
+        self.state.lease(id).map(|lease| lease.keys).unwrap_or_default()
+    }
+
     fn leads(&self) -> bool {
         let view = self.view();
         view.role == Role::Leader && view.leader == Some(self.identity.member)

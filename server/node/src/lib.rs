@@ -3,6 +3,7 @@
 //! Below this floor nothing reads a clock; above it nothing knows raft.
 
 mod admission;
+pub mod auth;
 pub mod boot;
 pub mod cluster;
 pub mod health;
@@ -18,6 +19,8 @@ mod waiters;
 pub mod watch;
 mod workers;
 
+pub use auth::jwt::Jwt;
+pub use auth::{AuthConfig, Credential, Standing, TokenKind};
 pub use boot::{Boot, BootConfig, BootError, ClusterState, Intent, Member};
 pub use health::Check;
 pub use lease::LeaseTtl;

@@ -1,6 +1,7 @@
 //! The handle that everything above holds, and what it is made of.
 
 use crate::admission::Arrivals;
+use crate::auth::{Auth, AuthConfig, Credential, SimpleTokens};
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::propose::PROPOSALS_MAX;
@@ -43,6 +44,8 @@ pub struct Header {
 #[derive(Clone)]
 pub struct Node {
     pub(crate) inner: Arc<Inner>,
+    /// Who asks through this handle; see [`Node::on_behalf_of`].
+    pub(crate) credential: Credential,
 }
 
 impl std::fmt::Debug for Node {
@@ -74,6 +77,8 @@ pub struct NodeConfig {
     pub strict_reconfig_check: bool,
     /// Where restores are spooled; inside the data directory.
     pub spool_dir: PathBuf,
+    /// How users are known.
+    pub auth: AuthConfig,
 }
 
 /// etcd's two modes of auto-compaction.
@@ -105,6 +110,7 @@ pub(crate) struct Inner {
     pub(crate) snapshots: Arc<Semaphore>,
     pub(crate) reads: mpsc::Sender<RoundWaiter>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) auth: Auth,
     /// Cancelled when the member begins to stop.
     pub(crate) stop: CancellationToken,
     /// Set when the member must end by itself: the reason, in words for its log.
@@ -121,6 +127,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) members_changed: tokio::sync::Notify,
+    pub(crate) tokens: Arc<SimpleTokens>,
 }
 
 impl Shared {
@@ -131,12 +138,22 @@ impl Shared {
                 self.hub.publish(revision, &events);
             }
             Effect::Compacted { .. } | Effect::AlarmsChanged => {}
-            Effect::Restored { revision } => self.hub.restored(revision),
+            Effect::Restored { revision } => {
+                self.hub.restored(revision);
+                // The users are others now.
+                self.tokens.drop_of(None);
+            }
             Effect::LeaseGranted { id, ttl } => self.lease_clock.granted(id, ttl),
             Effect::LeaseRevoked { id } => self.lease_clock.revoked(id),
             Effect::LeasesReset => self.lease_clock.reset(|| self.state.leases(), Duration::ZERO),
             Effect::MembersChanged => self.members_changed.notify_one(),
-            Effect::Installed { revision, .. } => self.hub.installed(revision),
+            Effect::Installed { revision, .. } => {
+                self.hub.installed(revision);
+                // A password may have been changed in what this member did not see.
+                self.tokens.drop_of(None);
+            }
+            Effect::TokenAssigned { token, user } => self.tokens.assign(token, user),
+            Effect::TokensDropped { user } => self.tokens.drop_of(user.as_deref()),
             Effect::EpochKnown => self.identity.learn_epoch(self.state.epoch()),
         }
     }
@@ -192,12 +209,13 @@ impl Node {
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
             reads,
             metrics: shared.metrics.clone(),
+            auth: Auth::new(parts.config.auth.clone(), shared.tokens.clone()),
             stop: CancellationToken::new(),
             ended: watch::channel(None).0,
             config: parts.config,
             shared,
         };
-        (Node { inner: Arc::new(inner) }, rounds)
+        (Node { inner: Arc::new(inner), credential: Credential::None }, rounds)
     }
 
     /// IDs, revision and term for a response.
@@ -223,12 +241,14 @@ impl Node {
     /// A new stream of watchers.
     pub fn watch_stream(&self) -> WatchStream {
         let inner = &self.inner;
-        WatchStream::new(
+        let stream = WatchStream::new(
             inner.hub.clone(),
             inner.state.clone(),
             inner.config.watch_progress_every,
             inner.stop.is_cancelled(),
-        )
+        );
+        let node = self.clone();
+        stream.guarded_by(Box::new(move |range| node.may_watch(range)))
     }
 
     /// CRC of the key space at a revision (0 is now): hash, compacted revision, the revision that was hashed.
@@ -297,8 +317,12 @@ impl Node {
                 }
                 Ok(())
             }
-            Check::SerializableRead => self.range(probe(true)).await.map(drop),
-            Check::LinearizableRead => self.range(probe(false)).await.map(drop),
+            // The member asks itself: no permission is needed, and the answer tells nobody anything.
+            Check::SerializableRead => self.inner.state.range(&probe(true)).map(drop),
+            Check::LinearizableRead => {
+                self.inner.linearize().await?;
+                self.inner.state.range(&probe(false)).map(drop)
+            }
             Check::NonLearner => {
                 if self.is_learner() {
                     return Err(Error::Internal("not supported for learner".to_owned()));

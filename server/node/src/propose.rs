@@ -3,9 +3,10 @@
 use crate::node::{Inner, Node};
 use bytes::Bytes;
 use ferretcd_raft::GroupError;
+use ferretcd_state::Permits;
 use ferretcd_types::{
-    Alarm, AlarmKind, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, Proposal, Revised, SetAlarm, Txn, TxnOp,
-    TxnReply, Verb, codec, limits,
+    Alarm, AlarmKind, Caller, Client, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, Proposal, Revised,
+    SetAlarm, Txn, TxnOp, TxnReply, Verb, codec, limits,
 };
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -26,7 +27,8 @@ impl Node {
         let command = verb.into();
         self.inner.founded().await?;
         self.inner.check_room(&command).await?;
-        V::reply(self.inner.propose(command).await?)
+        let caller = self.caller().await?;
+        V::reply(self.inner.propose_as(caller, command, self.inner.timing.request_timeout()).await?)
     }
 
     /// A transaction; one that only reads does not go through the log.
@@ -40,8 +42,9 @@ impl Node {
         if !serializable {
             self.inner.linearize().await?;
         }
-        let state = self.inner.state.clone();
-        tokio::task::block_in_place(|| state.read_txn(&request))
+        let state = &self.inner.state;
+        let may = |permits: &Permits, client: &Client| permits.check_read_txn(client, &request);
+        self.guarded(may, || tokio::task::block_in_place(|| state.read_txn(&request))).await
     }
 
     /// Drops history up to a revision; `physical` waits until the records are gone.
@@ -100,6 +103,15 @@ impl Inner {
         command: Command,
         time: Duration,
     ) -> Result<ferretcd_types::Reply, Error> {
+        self.propose_as(Caller::Member, command, time).await
+    }
+
+    async fn propose_as(
+        &self,
+        caller: Caller,
+        command: Command,
+        time: Duration,
+    ) -> Result<ferretcd_types::Reply, Error> {
         let Ok(_permit) = self.proposals.try_acquire() else { return Err(Error::TooManyRequests) };
         {
             let view = self.view();
@@ -107,7 +119,7 @@ impl Inner {
                 return Err(Error::TooManyRequests);
             }
         }
-        let proposal = Proposal { id: self.request_ids.next(), command };
+        let proposal = Proposal { id: self.request_ids.next(), caller, command };
         let bytes = codec::encode_proposal(&proposal);
         if bytes.len() > self.limits.max_request_bytes {
             return Err(Error::RequestTooLarge);

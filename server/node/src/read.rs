@@ -3,7 +3,8 @@
 
 use crate::node::{Inner, Node};
 use ferretcd_raft::GroupError;
-use ferretcd_types::{Epoch, Error, Range, RangeReply};
+use ferretcd_state::Permits;
+use ferretcd_types::{Client, Epoch, Error, Range, RangeReply};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -24,12 +25,16 @@ impl Node {
         if !request.serializable {
             self.inner.linearize().await?;
         }
-        // A read of many keys may wait for the disk; a few keys come from memory in microseconds.
         let state = &self.inner.state;
-        if request.range.is_single() || request.count_only || (1..=16).contains(&request.limit) {
-            return state.range(&request);
-        }
-        tokio::task::block_in_place(|| state.range(&request))
+        let may = |permits: &Permits, client: &Client| permits.check_range(client, &request);
+        let read = || {
+            // A read of many keys may wait for the disk; a few keys come from memory in microseconds.
+            if request.range.is_single() || request.count_only || (1..=16).contains(&request.limit) {
+                return state.range(&request);
+            }
+            tokio::task::block_in_place(|| state.range(&request))
+        };
+        self.guarded(may, read).await
     }
 }
 

@@ -12,7 +12,7 @@ mod tests;
 pub(crate) use hub::Hub;
 pub use stream::WatchStream;
 
-use ferretcd_types::{Event, KeyRange, KeyValue};
+use ferretcd_types::{Error, Event, KeyRange, KeyValue};
 
 /// Most watchers of one stream. etcd sets no number; this bounds what one client can make a member hold (about
 /// 350 bytes each), and is ten times what kube-apiserver opens in all.
@@ -51,6 +51,13 @@ pub enum WatchMessage {
     CreateFailed {
         /// etcd's text.
         reason: String,
+        /// The store's revision.
+        revision: i64,
+    },
+    /// The caller may not watch this (ID -1 on the wire, too).
+    Refused {
+        /// Why.
+        error: Error,
         /// The store's revision.
         revision: i64,
     },

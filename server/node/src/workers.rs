@@ -5,7 +5,7 @@ use crate::node::{AutoCompaction, Inner};
 use crate::{ids, lease, maintenance, read};
 use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::Role;
-use ferretcd_types::{Command, Compact, Epoch, Error, Genesis, MemberAttributes};
+use ferretcd_types::{AuthChange, Command, Compact, Epoch, Error, Genesis, MemberAttributes};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ pub(crate) fn start(inner: &Arc<Inner>, rounds: mpsc::Receiver<read::RoundWaiter
     tasks.spawn(take_snapshots(inner.clone()));
     tasks.spawn(auto_compact(inner.clone()));
     tasks.spawn(watch_for_the_end(inner.clone()));
+    tasks.spawn(turn_auth_off(inner.clone()));
 }
 
 async fn pause(inner: &Inner, time: Duration) -> bool {
@@ -150,6 +151,30 @@ async fn auto_compact(inner: Arc<Inner>) {
             Err(e) => tracing::warn!(revision = target, "cannot compact: {e}; trying again at the next turn"),
         }
     }
+}
+
+/// Turns auth off through the log, if this member was started for that: all members do so together, at one entry.
+async fn turn_auth_off(inner: Arc<Inner>) {
+    if !inner.config.auth.turn_off {
+        return;
+    }
+    loop {
+        let done = match inner.linearize().await {
+            Ok(()) if inner.state.auth_enabled() => inner.propose(Command::Auth(AuthChange::Disable)).await.map(drop),
+            other => other,
+        };
+        match done {
+            Ok(()) => break,
+            Err(e) => tracing::warn!("cannot turn authentication off: {e}; trying again"),
+        }
+        if !pause(&inner, Duration::from_secs(1)).await {
+            return;
+        }
+    }
+    tracing::warn!(
+        "authentication is off, and anyone may read and write: set root's password, enable authentication, and start \
+         this member without --turn-auth-off"
+    );
 }
 
 /// A member that was removed, or whose raft has stopped, ends.

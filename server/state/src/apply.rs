@@ -4,6 +4,7 @@
 //! A turn decides without changing anything a reader could see; what it decided is a batch for the store, changes of
 //! the key space, edits of the rooms and effects. Then the batch is written, and the rest published.
 
+use crate::auth::{Auth, Dropped};
 use crate::effect::{Applied, Effect};
 use crate::error::Fault;
 use crate::member::Members;
@@ -12,14 +13,15 @@ use crate::mvcc::view::View;
 use crate::restore::staging::{Chunk, Staging};
 use crate::rooms::{self, Rooms, encode_u64};
 use crate::state::{Applier, Inner, State};
-use crate::{StateError, alarm, lease, op, txn};
+use crate::{StateError, alarm, lease, op, permit, txn};
 use bytes::Bytes;
 use ferretcd_storage::{Batch, keyspace};
 use ferretcd_types::limits::LEASE_TTL_SECONDS_MAX;
 use ferretcd_types::{
-    Alarm, Command, Compact, DeleteRange, Epoch, Error, EventKind, Genesis, KeyRange, LeaseGrant, LeaseGrantReply,
-    LeaseId, LeaseRevoke, LogPos, MemberAttributes, MemberId, PeerNode, Proposal, Put, Reply, RestoreAbort,
-    RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply, RestoreTotals, Revised, SetAlarm, Txn,
+    Alarm, AuthChange, Authenticate, Authenticated, Caller, Command, Compact, DeleteRange, Epoch, Error, EventKind,
+    Genesis, KeyRange, LeaseGrant, LeaseGrantReply, LeaseId, LeaseRevoke, LogPos, MemberAttributes, MemberId, PeerNode,
+    Proposal, Put, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply, RestoreTotals,
+    Revised, SetAlarm, Txn,
 };
 use std::sync::Arc;
 
@@ -37,7 +39,7 @@ impl State {
         }
         let space = inner.mvcc.live();
         let mut turn = Turn::new(inner, &space);
-        let outcome = match turn.decide(&mut applier, &proposal.command) {
+        let outcome = match turn.decide(&mut applier, position, proposal) {
             Ok(outcome) => outcome,
             Err(Fault::Refused(err)) => {
                 turn = Turn::new(inner, &space);
@@ -108,6 +110,7 @@ enum Edit {
     DropStaged,
     /// The staged key space becomes the live one, at this revision.
     Swap(i64),
+    Auth(Box<Auth>),
 }
 
 /// Refuses what may not happen now: restore, alarms. (Quota is the proposer's to check; it only raises an alarm.)
@@ -116,7 +119,11 @@ fn admit(rooms: &Rooms, is_restoring: bool, command: &Command) -> Result<(), Err
         Command::Put(_) | Command::LeaseGrant(_) => (true, true),
         Command::Txn(txn) => (true, txn::has_puts(txn)),
         Command::DeleteRange(_) | Command::Compact(_) | Command::LeaseRevoke(_) => (true, false),
-        Command::Genesis(_)
+        // A restore replaces the users, too.
+        Command::Auth(_) if is_restoring => return Err(Error::RestoreInProgress),
+        Command::Auth(_)
+        | Command::Authenticate(_)
+        | Command::Genesis(_)
         | Command::MemberAttributes(_)
         | Command::SetAlarm(_)
         | Command::RestoreBegin(_)
@@ -147,11 +154,17 @@ impl<'a> Turn<'a> {
         Turn { inner, view, batch: Batch::new(), edits: Vec::new(), effects: Vec::new() }
     }
 
-    fn decide(&mut self, applier: &mut Applier, command: &Command) -> Decided {
+    fn decide(&mut self, applier: &mut Applier, position: LogPos, proposal: &Proposal) -> Decided {
+        let Proposal { id: _, caller, command } = proposal;
         let inner = self.inner;
         let rooms = inner.rooms.read();
         let staging = inner.staging.read();
         admit(&rooms, staging.is_some(), command)?;
+        if let Caller::Client(client) = caller
+            && rooms.auth.enabled
+        {
+            permit::permit(&inner.permits.read(), &rooms.leases, client, command)?;
+        }
         match command {
             Command::Put(put) => self.put(&rooms, put),
             Command::DeleteRange(delete) => self.delete_range(delete),
@@ -166,6 +179,8 @@ impl<'a> Turn<'a> {
             Command::RestoreChunk(chunk) => self.restore_chunk(staging.as_ref(), chunk),
             Command::RestoreCommit(commit) => self.restore_commit(&rooms, staging.as_ref(), commit),
             Command::RestoreAbort(abort) => self.restore_abort(staging.as_ref(), abort),
+            Command::Auth(change) => self.auth(&rooms, change),
+            Command::Authenticate(authenticate) => self.authenticate(&rooms, position, authenticate),
         }
     }
 
@@ -337,6 +352,41 @@ impl<'a> Turn<'a> {
         self.revised()
     }
 
+    fn auth(&mut self, rooms: &Rooms, change: &AuthChange) -> Decided {
+        if let Some(changed) = rooms.auth.change(change, &mut self.batch)? {
+            self.edits.push(Edit::Auth(Box::new(changed.auth)));
+            match changed.dropped {
+                Dropped::Nobodys => {}
+                Dropped::Of(user) => self.effects.push(Effect::TokensDropped { user: Some(user) }),
+                Dropped::All => self.effects.push(Effect::TokensDropped { user: None }),
+            }
+        }
+        self.revised()
+    }
+
+    /// The password was checked by the proposer, which compares the auth revision and starts again if it has changed.
+    /// A token ends with its entry's index: a member waits until it has applied that before it looks the token up.
+    fn authenticate(
+        &mut self,
+        rooms: &Rooms,
+        position: LogPos,
+        Authenticate { user, token }: &Authenticate,
+    ) -> Decided {
+        if !rooms.auth.enabled {
+            return Err(Error::AuthNotEnabled.into());
+        }
+        if rooms.auth.user_view(user)?.is_none_or(|user| user.no_password) {
+            return Err(Error::AuthFailed.into());
+        }
+        let mut reply =
+            Authenticated { revision: self.view.revision(), auth_revision: rooms.auth.revision, token: String::new() };
+        if !token.is_empty() {
+            reply.token = format!("{token}.{}", position.index);
+            self.effects.push(Effect::TokenAssigned { token: reply.token.clone(), user: user.clone() });
+        }
+        Ok(Ok(Reply::Authenticated(reply)))
+    }
+
     /// Writes the batch, then makes everything visible, the applied position last: who waits for it sees the rest.
     fn publish(self, position: LogPos) -> Result<Vec<Effect>, StateError> {
         let Turn { inner, view, mut batch, edits, mut effects } = self;
@@ -403,6 +453,10 @@ impl Inner {
             }
             Edit::DropStaged => self.replace_staging(None),
             Edit::Swap(revision) => self.swap_staged(rooms, revision),
+            Edit::Auth(auth) => {
+                self.refresh_permits(&auth);
+                rooms.auth = *auth;
+            }
         }
     }
 
@@ -415,6 +469,7 @@ impl Inner {
     fn swap_staged(&self, rooms: &mut Rooms, revision: i64) {
         let Some(staging) = self.staging.write().take() else { return };
         (rooms.leases, rooms.auth) = staging.rooms();
+        self.refresh_permits(&rooms.auth);
         {
             let mut index = staging.space.index.write();
             (index.revision, index.compacted) = (revision, revision);

@@ -57,4 +57,16 @@ pub enum Effect {
     AlarmsChanged,
     /// The epoch and the cluster version are known now.
     EpochKnown,
+    /// A user was let in: every member knows it by this simple token from now on.
+    TokenAssigned {
+        /// The token.
+        token: String,
+        /// Whose it is.
+        user: String,
+    },
+    /// Simple tokens are no longer good: one user's, or everybody's.
+    TokensDropped {
+        /// Whose.
+        user: Option<String>,
+    },
 }

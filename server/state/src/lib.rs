@@ -12,6 +12,7 @@ mod lease;
 mod member;
 mod mvcc;
 mod op;
+mod permit;
 mod restore;
 mod rooms;
 mod snapshot;
@@ -19,6 +20,8 @@ mod state;
 mod txn;
 mod worker;
 
+pub use auth::UserView;
+pub use auth::permits::{Access, Permits};
 pub use effect::{Applied, Effect};
 pub use error::StateError;
 pub use lease::LeaseView;

@@ -1,5 +1,7 @@
 //! The state machine as one value: opened from the store, written by one applier, read by many.
 
+use crate::auth::permits::Permits;
+use crate::auth::{Auth, UserView};
 use crate::lease::LeaseView;
 use crate::mvcc::hash::{self, KvHash};
 use crate::mvcc::history::EventBatch;
@@ -12,12 +14,14 @@ use crate::{StateError, txn};
 use bytes::Bytes;
 use ferretcd_storage::{Store, keyspace};
 use ferretcd_types::{
-    Alarm, Epoch, Error, Event, KeyValue, LeaseId, LogPos, Member, MemberId, Range, RangeReply, Revision, Txn, TxnReply,
+    Alarm, Epoch, Error, Event, KeyValue, LeaseId, LogPos, Member, MemberId, Permission, Range, RangeReply, Revision,
+    Txn, TxnReply,
 };
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 /// The replicated state of one member. Share it in an `Arc`: one thread applies, any number read.
@@ -36,6 +40,9 @@ pub(crate) struct Inner {
     pub rooms: RwLock<Rooms>,
     /// Written by the entries of a restore.
     pub staging: RwLock<Option<Staging>>,
+    pub permits: RwLock<Arc<Permits>>,
+    /// `permits` says that auth is on. Beside it, so that while it is off nobody takes a lock to learn that.
+    pub auth_enabled: AtomicBool,
     pub mvcc: Mvcc,
     pub work: Work,
 }
@@ -91,7 +98,10 @@ impl State {
             leftovers = retired.len(),
             "state opened"
         );
+        let permits = Arc::new(Permits::of(&rooms.auth));
         let inner = Arc::new(Inner {
+            auth_enabled: AtomicBool::new(permits.enabled()),
+            permits: RwLock::new(permits),
             applier: Mutex::new(Applier { next_generation: used.wrapping_add(1) }),
             rooms: RwLock::new(rooms),
             staging: RwLock::new(staging),
@@ -164,6 +174,36 @@ impl State {
     /// One lease: its granted seconds and its keys.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
         self.inner.rooms.read().leases.view(id)
+    }
+
+    /// Whether auth is on.
+    pub fn auth_enabled(&self) -> bool {
+        self.inner.auth_enabled.load(Ordering::Acquire)
+    }
+
+    /// Who may do what now.
+    pub fn permits(&self) -> Arc<Permits> {
+        self.inner.permits.read().clone()
+    }
+
+    /// The names of all users, in order.
+    pub fn auth_users(&self) -> Vec<String> {
+        names(self.inner.rooms.read().auth.users.keys())
+    }
+
+    /// The names of all roles, in order.
+    pub fn auth_roles(&self) -> Vec<String> {
+        names(self.inner.rooms.read().auth.roles.keys())
+    }
+
+    /// One user.
+    pub fn auth_user(&self, name: &str) -> Result<Option<UserView>, Error> {
+        self.inner.rooms.read().auth.user_view(name)
+    }
+
+    /// The permissions of one role.
+    pub fn auth_role(&self, name: &str) -> Result<Option<Vec<Permission>>, Error> {
+        self.inner.rooms.read().auth.permissions(name)
     }
 
     /// The restore that refuses other writes now, if there is one.
@@ -258,7 +298,19 @@ impl Drop for State {
     }
 }
 
+fn names<'a>(names: impl Iterator<Item = &'a Bytes>) -> Vec<String> {
+    names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+}
+
 impl Inner {
+    /// Works out anew who may do what: the auth store was replaced.
+    pub fn refresh_permits(&self, auth: &Auth) {
+        let permits = Arc::new(Permits::of(auth));
+        let enabled = permits.enabled();
+        *self.permits.write() = permits;
+        self.auth_enabled.store(enabled, Ordering::Release);
+    }
+
     /// True for an entry that is in already.
     pub fn has_applied(&self, position: LogPos) -> bool {
         self.rooms.read().applied.is_some_and(|applied| position.index <= applied.index)

@@ -108,6 +108,15 @@ impl Member {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Holds it still until [`Member::resume`].
+    pub fn pause(&mut self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub fn resume(&mut self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     /// kill -9: what was acknowledged must survive it.
     pub fn kill(&mut self) {
         self.signal(rustix::process::Signal::KILL);

@@ -4,10 +4,12 @@
 //! that it does not know; a command kind that it does not know is an error, so a new kind is proposed only when the
 //! cluster version allows it. `KeyValue` has etcd's own numbers (mvccpb.KeyValue).
 
+mod auth;
+
 use crate::wire::{DecodeError, Reader, Writer};
 use crate::{
-    Alarm, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, Epoch, Genesis, KeyRange,
-    KeyValue, LeaseGrant, LeaseId, LeaseRevoke, MemberAttributes, MemberId, Proposal, Put, Range, RequestId,
+    Alarm, AlarmKind, Caller, Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, Epoch, Genesis,
+    KeyRange, KeyValue, LeaseGrant, LeaseId, LeaseRevoke, MemberAttributes, MemberId, Proposal, Put, Range, RequestId,
     RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals, Revision, SetAlarm,
     SortOrder, SortTarget, Txn, TxnOp,
 };
@@ -53,6 +55,9 @@ pub fn encode_proposal(p: &Proposal) -> Bytes {
     let (kind, body) = encode_command(&p.command);
     let mut w = Writer::with_capacity(body.len() + 24);
     w.uint(1, p.id.0);
+    if let Caller::Client(client) = &p.caller {
+        w.message(2, &auth::encode_client(client));
+    }
     w.message(kind, &body);
     w.finish()
 }
@@ -62,17 +67,19 @@ pub fn decode_proposal(bytes: Bytes) -> Result<Proposal, DecodeError> {
     const WHAT: &str = "proposal";
     let mut r = Reader::new(WHAT, bytes);
     let mut id = RequestId::default();
+    let mut caller = Caller::Member;
     let mut command = None;
     while let Some((n, v)) = r.field()? {
         match n {
             1 => id = RequestId(v.uint(WHAT)?),
-            // Numbers 2 to 9 are kept for what may go beside a command (who asked, with which auth revision).
-            2..=9 => {}
+            2 => caller = Caller::Client(auth::decode_client(v.bytes(WHAT)?)?),
+            // Numbers 3 to 9 are kept for what else may go beside a command.
+            3..=9 => {}
             kind => command = Some(decode_command(kind, v.bytes(WHAT)?)?),
         }
     }
     let command = command.ok_or(DecodeError { what: WHAT, why: "it holds no command" })?;
-    Ok(Proposal { id, command })
+    Ok(Proposal { id, caller, command })
 }
 
 mod kind {
@@ -89,6 +96,8 @@ mod kind {
     pub const RESTORE_CHUNK: u32 = 20;
     pub const RESTORE_COMMIT: u32 = 21;
     pub const RESTORE_ABORT: u32 = 22;
+    pub const AUTH: u32 = 40;
+    pub const AUTHENTICATE: u32 = 41;
 }
 
 fn encode_command(command: &Command) -> (u32, Bytes) {
@@ -155,6 +164,14 @@ fn encode_command(command: &Command) -> (u32, Bytes) {
         Command::RestoreAbort(c) => {
             w.uint(1, c.id);
             kind::RESTORE_ABORT
+        }
+        Command::Auth(c) => {
+            auth::change(&mut w, c);
+            kind::AUTH
+        }
+        Command::Authenticate(c) => {
+            auth::authenticate(&mut w, c);
+            kind::AUTHENTICATE
         }
     };
     (kind, w.finish())
@@ -264,6 +281,8 @@ fn decode_command(kind: u32, bytes: Bytes) -> Result<Command, DecodeError> {
             Command::RestoreCommit(c)
         }
         kind::RESTORE_ABORT => Command::RestoreAbort(RestoreAbort { id: one_uint(1)? }),
+        kind::AUTH => Command::Auth(auth::decode_change(bytes)?),
+        kind::AUTHENTICATE => Command::Authenticate(auth::decode_authenticate(bytes)?),
         _ => return Err(DecodeError { what: WHAT, why: "its kind is newer than this server; upgrade the server" }),
     })
 }
@@ -649,6 +668,7 @@ pub fn decode_restore_records(bytes: Bytes) -> Result<Vec<RestoreRecord>, Decode
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Authenticate, Client};
 
     fn all_commands() -> Vec<Command> {
         let put = Put { key: "k".into(), value: "v".into(), lease: LeaseId(7), prev_kv: true, ..Put::default() };
@@ -682,7 +702,7 @@ mod tests {
         };
         let totals = RestoreTotals { chunks: 1, keys: 2, leases: 3, users: 4, roles: 5, checksum: "sum".into() };
         let alarm = Alarm { member: MemberId(3), kind: AlarmKind::Corrupt };
-        vec![
+        let mut all = vec![
             Command::Genesis(Genesis { epoch: Epoch(u64::MAX), cluster_version: "3.7.0".into() }),
             Command::Put(put),
             Command::DeleteRange(delete),
@@ -700,21 +720,27 @@ mod tests {
             Command::RestoreChunk(RestoreChunk { id: 4, sequence: 1, records: "x".into() }),
             Command::RestoreCommit(RestoreCommit { id: 4, totals, revision_bump: 10 }),
             Command::RestoreAbort(RestoreAbort { id: 4 }),
-        ]
+            Command::Authenticate(Authenticate { user: "u".into(), token: "t".into() }),
+        ];
+        all.extend(auth::all_changes().into_iter().map(Command::Auth));
+        all
     }
 
     #[test]
     fn every_command_comes_back_as_it_went() {
         for command in all_commands() {
-            let proposal = Proposal { id: RequestId(77), command };
-            assert_eq!(decode_proposal(encode_proposal(&proposal)).unwrap(), proposal);
+            let known = Client { user: "alice".into(), auth_revision: 7 };
+            for caller in [Caller::Member, Caller::Client(Client::default()), Caller::Client(known)] {
+                let proposal = Proposal { id: RequestId(77), caller, command: command.clone() };
+                assert_eq!(decode_proposal(encode_proposal(&proposal)).unwrap(), proposal);
+            }
         }
     }
 
     #[test]
     fn damaged_commands_never_panic() {
         for command in all_commands() {
-            let bytes = encode_proposal(&Proposal { id: RequestId(1), command });
+            let bytes = encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command });
             for cut in 0..bytes.len() {
                 let _ = decode_proposal(bytes.slice(..cut));
             }
@@ -760,7 +786,7 @@ mod tests {
         for _ in 0..200 {
             txn = Txn { success: vec![TxnOp::Txn(txn)], ..Txn::default() };
         }
-        let bytes = encode_proposal(&Proposal { id: RequestId(1), command: Command::Txn(txn) });
+        let bytes = encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command: Command::Txn(txn) });
         assert!(decode_proposal(bytes).is_err());
     }
 }

@@ -5,13 +5,18 @@
 
 use bytes::Bytes;
 
-use crate::{Alarm, Epoch, Error, KeyRange, KeyValue, LeaseId, MemberId, RequestId, Revision};
+use crate::{
+    Alarm, AuthChange, Authenticate, Authenticated, Caller, Epoch, Error, KeyRange, KeyValue, LeaseId, MemberId,
+    RequestId, Revision,
+};
 
 /// A command with the name that its proposer waits by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
     /// Unique among all proposals that are under way.
     pub id: RequestId,
+    /// In whose name.
+    pub caller: Caller,
     /// What to do.
     pub command: Command,
 }
@@ -328,6 +333,8 @@ pub enum Command {
     RestoreChunk(RestoreChunk),
     RestoreCommit(RestoreCommit),
     RestoreAbort(RestoreAbort),
+    Auth(AuthChange),
+    Authenticate(Authenticate),
 }
 
 /// What a put answers.
@@ -423,6 +430,7 @@ pub enum Reply {
     LeaseGrant(LeaseGrantReply),
     Revised(Revised),
     Restored(RestoreReply),
+    Authenticated(Authenticated),
 }
 
 /// A command together with the type of its answer, so that a handler never meets another command's reply.
@@ -435,9 +443,12 @@ pub trait Verb: Into<Command> + Send + 'static {
 
 macro_rules! verb {
     ($verb:ident => $variant:ident($reply:ty)) => {
+        verb!($verb as $verb => $variant($reply));
+    };
+    ($verb:ident as $command:ident => $variant:ident($reply:ty)) => {
         impl From<$verb> for Command {
             fn from(verb: $verb) -> Command {
-                Command::$verb(verb)
+                Command::$command(verb)
             }
         }
         impl Verb for $verb {
@@ -465,3 +476,5 @@ verb!(RestoreBegin => Revised(Revised));
 verb!(RestoreChunk => Revised(Revised));
 verb!(RestoreCommit => Restored(RestoreReply));
 verb!(RestoreAbort => Revised(Revised));
+verb!(AuthChange as Auth => Revised(Revised));
+verb!(Authenticate => Authenticated(Authenticated));

@@ -56,6 +56,46 @@ pub enum Error {
     RequestTooLarge,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
+    #[error("etcdserver: root user does not exist")]
+    RootUserNotExist,
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleNotExist,
+    #[error("etcdserver: user name already exists")]
+    UserExists,
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    #[error("etcdserver: role name already exists")]
+    RoleExists,
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthManagement,
+    #[error("etcdserver: revision of auth store is old")]
+    AuthOldRevision,
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
+    #[error("auth: token signing attempted with verify-only key")]
+    VerifyOnly,
+    #[error("bcrypt: password length exceeds 72 bytes")]
+    PasswordTooLong,
     #[error("etcdserver: no leader")]
     NoLeader,
     #[error("etcdserver: not leader")]
@@ -138,6 +178,26 @@ impl Error {
         Error::ClusterIdMismatch,
         Error::RequestTooLarge,
         Error::TooManyRequests,
+        Error::RootUserNotExist,
+        Error::RootRoleNotExist,
+        Error::UserExists,
+        Error::UserEmpty,
+        Error::UserNotFound,
+        Error::RoleExists,
+        Error::RoleNotFound,
+        Error::RoleEmpty,
+        Error::AuthFailed,
+        Error::PermissionNotGiven,
+        Error::PermissionDenied,
+        Error::RoleNotGranted,
+        Error::PermissionNotGranted,
+        Error::AuthNotEnabled,
+        Error::InvalidAuthToken,
+        Error::InvalidAuthManagement,
+        Error::AuthOldRevision,
+        Error::NoPasswordUser,
+        Error::VerifyOnly,
+        Error::PasswordTooLong,
         Error::NoLeader,
         Error::NotLeader,
         Error::LeaderChanged,

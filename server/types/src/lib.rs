@@ -2,6 +2,7 @@
 //!
 //! Plain values only. This crate performs no I/O, reads no clock, awaits nothing and knows neither gRPC nor sled.
 
+pub mod auth;
 pub mod codec;
 pub mod command;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod member;
 pub mod revision;
 pub mod wire;
 
+pub use auth::{AuthChange, Authenticate, Authenticated, Caller, Client, Permission};
 pub use command::{
     Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Genesis, LeaseGrant,
     LeaseGrantReply, LeaseRevoke, MemberAttributes, OpReply, Proposal, Put, PutReply, Range, RangeReply, Reply,

@@ -1,6 +1,6 @@
 //! etcdserverpb.Cluster: who the members are.
 
-use ferretcd_node::Node;
+use ferretcd_node::{Node, Standing};
 use ferretcd_proto::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
     MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
@@ -9,6 +9,7 @@ use ferretcd_proto::etcdserverpb::{
 use ferretcd_types::MemberId;
 use tonic::{Request, Response, Status};
 
+use super::asked_by;
 use crate::{
     convert::cluster::{member, members},
     header,
@@ -26,8 +27,10 @@ pub struct ClusterService {
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         validate::peer_urls(&peer_ur_ls).map_err(from_error)?;
+        node.require(Standing::Root).await.map_err(from_error)?;
         let (added, all) = self.node.member_add(peer_ur_ls, is_learner).await.map_err(from_error)?;
         let header = Some(header::without_revision(&self.node));
         Ok(Response::new(MemberAddResponse { header, member: Some(member(added)), members: members(all) }))

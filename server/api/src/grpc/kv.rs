@@ -8,7 +8,7 @@ use ferretcd_proto::etcdserverpb::{
 use ferretcd_types::Error;
 use tonic::{Request, Response, Status};
 
-use super::Answers;
+use super::{Answers, asked_by};
 use crate::{
     convert::kv as convert,
     header,
@@ -26,13 +26,14 @@ pub struct KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
         // Whatever else a learner refuses is refused before the body is read (`call.rs`); this one depends on it.
         if self.node.is_learner() && !request.serializable {
             return Err(from_error(Error::NotSupportedForLearner));
         }
         validate::range(&request).map_err(from_error)?;
-        let reply = self.node.range(convert::range(request)).await.map_err(from_error)?;
+        let reply = node.range(convert::range(request)).await.map_err(from_error)?;
         let header = header::at(&self.node, reply.revision);
         Ok(Response::new(convert::range_response(reply, header)))
     }
@@ -45,9 +46,10 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
         validate::put(&request).map_err(from_error)?;
-        let reply = self.node.propose(convert::put(request)).await.map_err(from_error)?;
+        let reply = node.propose(convert::put(request)).await.map_err(from_error)?;
         let header = header::at(&self.node, reply.revision);
         Ok(Response::new(convert::put_response(reply, header)))
     }
@@ -56,25 +58,28 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
         validate::delete_range(&request).map_err(from_error)?;
-        let reply = self.node.propose(convert::delete_range(request)).await.map_err(from_error)?;
+        let reply = node.propose(convert::delete_range(request)).await.map_err(from_error)?;
         let header = header::at(&self.node, reply.revision);
         Ok(Response::new(convert::delete_range_response(reply, header)))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
         validate::txn(&request, self.node.limits().max_txn_ops).map_err(from_error)?;
         let txn = convert::txn(request).map_err(from_error)?;
-        let reply = self.node.txn(txn).await.map_err(from_error)?;
+        let reply = node.txn(txn).await.map_err(from_error)?;
         let header = header::at(&self.node, reply.revision);
         Ok(Response::new(convert::txn_response(reply, header)))
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let CompactionRequest { revision, physical } = request.into_inner();
-        let reply = self.node.compact(revision, physical).await.map_err(from_error)?;
+        let reply = node.compact(revision, physical).await.map_err(from_error)?;
         Ok(Response::new(CompactionResponse { header: Some(header::at(&self.node, reply.revision)) }))
     }
 }

@@ -10,7 +10,7 @@ use ferretcd_types::{Error, LeaseId, LeaseRevoke};
 use futures::stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Answers;
+use super::{Answers, asked_by};
 use crate::{
     header,
     status::{from_error, from_receive},
@@ -27,9 +27,10 @@ pub struct LeaseService {
 #[tonic::async_trait]
 impl Lease for LeaseService {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
         validate::lease_grant(&request).map_err(from_error)?;
-        let reply = self.node.lease_grant(LeaseId(request.id), request.ttl).await.map_err(from_error)?;
+        let reply = node.lease_grant(LeaseId(request.id), request.ttl).await.map_err(from_error)?;
         let header = Some(header::at(&self.node, reply.revision));
         Ok(Response::new(LeaseGrantResponse { header, id: reply.id.0, ttl: reply.ttl, error: String::new() }))
     }
@@ -38,8 +39,9 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let id = LeaseId(request.into_inner().id);
-        let reply = self.node.propose(LeaseRevoke { id }).await.map_err(from_error)?;
+        let reply = node.propose(LeaseRevoke { id }).await.map_err(from_error)?;
         Ok(Response::new(LeaseRevokeResponse { header: Some(header::at(&self.node, reply.revision)) }))
     }
 
@@ -50,7 +52,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let (node, requests) = (self.node.clone(), request.into_inner());
+        let (node, requests) = (asked_by(&self.node, &request), request.into_inner());
         let answers = stream::try_unfold((node, requests), |(node, mut requests)| async move {
             let Some(request) = requests.message().await.map_err(from_receive)? else { return Ok(None) };
             let answer = keep_alive(&node, request).await?;
@@ -63,8 +65,9 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let lease = self.node.lease_time_to_live(LeaseId(id), keys).await.map_err(from_error)?;
+        let lease = node.lease_time_to_live(LeaseId(id), keys).await.map_err(from_error)?;
         let LeaseTtl { ttl, granted, keys } = lease;
         let header = Some(header::now(&self.node));
         Ok(Response::new(LeaseTimeToLiveResponse { header, id, ttl, granted_ttl: granted, keys }))
@@ -72,9 +75,9 @@ impl Lease for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let leases = self.node.leases().await.map_err(from_error)?;
+        let leases = asked_by(&self.node, &request).leases().await.map_err(from_error)?;
         let leases = leases.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: Some(header::now(&self.node)), leases }))
     }

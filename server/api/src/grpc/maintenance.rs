@@ -1,7 +1,7 @@
 //! etcdserverpb.Maintenance: status, alarms, hashes, snapshots, leadership.
 
 use bytes::Bytes;
-use ferretcd_node::{Node, SnapshotStream};
+use ferretcd_node::{Node, SnapshotStream, Standing};
 use ferretcd_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest, DowngradeResponse,
     HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
@@ -11,7 +11,7 @@ use ferretcd_types::{Alarm, AlarmKind, Error, MemberId, SetAlarm};
 use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::Answers;
+use super::{Answers, asked_by};
 use crate::{
     convert::cluster as convert,
     header,
@@ -29,14 +29,18 @@ pub struct MaintenanceService {
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        let node = asked_by(&self.node, &request);
         let request = request.into_inner();
+        let looks = request.action == i32::from(AlarmAction::Get);
+        let standing = if looks { Standing::User } else { Standing::Root };
+        node.require(standing).await.map_err(from_error)?;
         let member = MemberId(request.member_id);
         let kind = convert::alarm_kind(request.alarm).map_err(from_error)?;
         let action = AlarmAction::try_from(request.action).map_err(|_| from_error(Error::UnknownMethod))?;
         let alarms = match action {
             AlarmAction::Get => matching(self.node.alarms(), member, kind),
-            AlarmAction::Activate => self.set_alarm(member, kind, true).await.map_err(from_error)?,
-            AlarmAction::Deactivate => self.set_alarm(member, kind, false).await.map_err(from_error)?,
+            AlarmAction::Activate => set_alarm(&node, member, kind, true).await.map_err(from_error)?,
+            AlarmAction::Deactivate => set_alarm(&node, member, kind, false).await.map_err(from_error)?,
         };
         let alarms = alarms.into_iter().map(convert::alarm).collect();
         Ok(Response::new(AlarmResponse { header: Some(header::now(&self.node)), alarms }))
@@ -91,15 +95,13 @@ impl Maintenance for MaintenanceService {
     }
 }
 
-impl MaintenanceService {
-    /// Raises or disarms one alarm. The answer names it, except that disarming what is not raised names nothing.
-    async fn set_alarm(&self, member: MemberId, kind: Option<AlarmKind>, raised: bool) -> Result<Vec<Alarm>, Error> {
-        let Some(kind) = kind else { return Ok(Vec::new()) };
-        let alarm = Alarm { member, kind };
-        let changes_something = raised || self.node.alarms().contains(&alarm);
-        self.node.propose(SetAlarm { alarm, raised }).await?;
-        Ok(if changes_something { vec![alarm] } else { Vec::new() })
-    }
+/// Raises or disarms one alarm. The answer names it, except that disarming what is not raised names nothing.
+async fn set_alarm(node: &Node, member: MemberId, kind: Option<AlarmKind>, raised: bool) -> Result<Vec<Alarm>, Error> {
+    let Some(kind) = kind else { return Ok(Vec::new()) };
+    let alarm = Alarm { member, kind };
+    let changes_something = raised || node.alarms().contains(&alarm);
+    node.propose(SetAlarm { alarm, raised }).await?;
+    Ok(if changes_something { vec![alarm] } else { Vec::new() })
 }
 
 /// Alarms of one member (0: of all) and one kind (none: of all).

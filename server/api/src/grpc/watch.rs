@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::asked_by;
 use crate::{
     convert::watch as convert,
     header,
@@ -67,7 +68,10 @@ impl Watch for WatchService {
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let (answers, receiver) = mpsc::channel(ANSWERS_IN_FLIGHT);
-        let (stream, outbox) = (self.node.watch_stream(), Outbox::new(self.fragment_bytes));
+        let asked = asked_by(&self.node, &request);
+        // A token from another member is waited for here, once; whether it is good is each watcher's question.
+        let _ = asked.client().await;
+        let (stream, outbox) = (asked.watch_stream(), Outbox::new(self.fragment_bytes));
         let node = self.node.clone();
         tokio::spawn(serve(stream, request.into_inner(), outbox, answers, move || header::now(&node)));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -208,7 +212,7 @@ impl Outbox {
                     self.fragmenting.insert(*id);
                 }
             }
-            WatchMessage::CreateFailed { .. } => {
+            WatchMessage::CreateFailed { .. } | WatchMessage::Refused { .. } => {
                 self.expected.pop_front();
             }
             // Its last events may still wait unsplit: only a client that cancels sees that, and it drops them.
@@ -250,6 +254,12 @@ fn response(message: WatchMessage, now: ResponseHeader) -> WatchResponse {
             cancel_reason: reason,
             ..WatchResponse::default()
         },
+        WatchMessage::Refused { error, revision } => {
+            // Go's text of a status: etcd puts the whole of it here.
+            let status = from_error(error);
+            let reason = format!("rpc error: code = {:?} desc = {}", status.code(), status.message());
+            response(WatchMessage::CreateFailed { reason, revision }, now)
+        }
         WatchMessage::Events { id, revision, events } => WatchResponse {
             header: at(revision),
             watch_id: id,
@@ -374,6 +384,10 @@ mod tests {
         assert_eq!(header_revision(&created), 9);
         let failed = say(WatchMessage::CreateFailed { reason: "why".into(), revision: 9 });
         assert_eq!((failed.watch_id, failed.created, failed.canceled), (-1, true, true));
+        let refused = say(WatchMessage::Refused { error: Error::PermissionDenied, revision: 9 });
+        let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+        assert_eq!((refused.watch_id, refused.created, refused.canceled), (-1, true, true));
+        assert_eq!((refused.cancel_reason.as_str(), header_revision(&refused)), (reason, 9));
         assert_eq!(failed.cancel_reason, "why");
         let cancelled = say(WatchMessage::Cancelled { id: 4, compact_revision: None });
         assert_eq!((cancelled.canceled, cancelled.compact_revision, header_revision(&cancelled)), (true, 0, 50));

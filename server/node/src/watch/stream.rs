@@ -31,7 +31,11 @@ pub struct WatchStream {
     progress_asked: bool,
     progress_every: Duration,
     next_progress: Instant,
+    guard: Option<Guard>,
 }
+
+/// Says whether a range may be watched, as of now.
+pub(crate) type Guard = Box<dyn Fn(&KeyRange) -> Result<(), Error> + Send + Sync>;
 
 impl std::fmt::Debug for WatchStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -72,7 +76,14 @@ impl WatchStream {
             progress_asked: false,
             progress_every,
             next_progress: Instant::now() + progress_every,
+            guard: None,
         }
+    }
+
+    /// Has each new watcher's range looked at. Watchers that are there already stay, as in etcd.
+    pub(crate) fn guarded_by(mut self, guard: Guard) -> Self {
+        self.guard = Some(guard);
+        self
     }
 
     /// Adds a watcher; the answer comes out of [`WatchStream::next`] as `Created`, `CreateFailed` or, for a start
@@ -86,6 +97,8 @@ impl WatchStream {
         }
         let refusal = if request.start_revision < 0 {
             Some(refuse(&Error::Compacted.to_string()))
+        } else if let Some(Err(error)) = self.guard.as_ref().map(|guard| guard(&request.range)) {
+            Some(WatchMessage::Refused { error, revision })
         } else if request.range.is_empty() {
             Some(refuse("mvcc: watcher range is empty"))
         } else if request.id != 0 && self.watchers.contains_key(&request.id) {

@@ -4,7 +4,7 @@ use crate::watch::{Hub, WatchCreate, WatchMessage, WatchStream};
 use ferretcd_state::{Effect, State};
 use ferretcd_storage::{MemoryEngine, Options, Store};
 use ferretcd_types::{
-    Command, Compact, DeleteRange, EventKind, KeyRange, LogPos, MemberId, Proposal, Put, RequestId, Txn, TxnOp,
+    Caller, Command, Compact, DeleteRange, EventKind, KeyRange, LogPos, MemberId, Proposal, Put, RequestId, Txn, TxnOp,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl World {
 
     fn apply(&mut self, command: impl Into<Command>) -> i64 {
         self.index += 1;
-        let proposal = Proposal { id: RequestId(self.index), command: command.into() };
+        let proposal = Proposal { id: RequestId(self.index), caller: Caller::Member, command: command.into() };
         let applied = self.state.apply(LogPos { term: 1, index: self.index }, &proposal).unwrap();
         applied.outcome.unwrap();
         for effect in applied.effects {

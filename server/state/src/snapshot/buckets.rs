@@ -226,7 +226,8 @@ pub(crate) fn read_small<R: ReadAt, E>(
                 return Err(refuse(&format!("its name is longer than {NAME_BYTES_MAX} bytes")));
             }
             let value = Bytes::copy_from_slice(value);
-            let name = auth::name_of(value.clone()).map_err(|err| refuse(&err.to_string()))?;
+            let name = if is_user { auth::user_name(value.clone()) } else { auth::role_name(value.clone()) };
+            let name = name.map_err(|err| refuse(&err.to_string()))?;
             if name != key {
                 return Err(refuse("its name is not its key"));
             }

@@ -184,6 +184,7 @@ impl Inner {
         let mut current_staging = self.staging.write();
         let old = self.mvcc.swap(live);
         let old_staging = std::mem::replace(&mut *current_staging, staging);
+        self.refresh_permits(&rooms.auth);
         *current = rooms;
         drop((current, current_staging));
         self.work.start_over(compacted);

@@ -5,8 +5,8 @@ use ferretcd_bolt::{Layout, Writer};
 use ferretcd_state::{Applied, Effect, Pinned, SnapshotKind, State, StateError};
 use ferretcd_storage::{Engine as _, MemoryEngine, Options, Store, keyspace};
 use ferretcd_types::{
-    Command, Error, KeyRange, KeyValue, LeaseId, LogPos, MemberId, PeerNode, Proposal, Put, PutReply, Range,
-    RangeReply, RequestId, Verb,
+    Caller, Client, Command, Error, KeyRange, KeyValue, LeaseId, LogPos, MemberId, PeerNode, Proposal, Put, PutReply,
+    Range, RangeReply, RequestId, Verb,
 };
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub enum Entry {
     Blank,
     Command(Command),
+    /// A command in a client's name.
+    Asked(Client, Command),
     Membership(Bytes, Vec<(MemberId, PeerNode, bool)>),
 }
 
@@ -91,7 +93,13 @@ impl Member {
                 Applied { outcome: Err(Error::internal("blank")), effects: Vec::new() }
             }
             Entry::Command(command) => {
-                let proposal = Proposal { id: RequestId(position.index), command: command.clone() };
+                let caller = Caller::Member;
+                let proposal = Proposal { id: RequestId(position.index), caller, command: command.clone() };
+                self.state.apply(position, &proposal).unwrap()
+            }
+            Entry::Asked(client, command) => {
+                let caller = Caller::Client(client.clone());
+                let proposal = Proposal { id: RequestId(position.index), caller, command: command.clone() };
                 self.state.apply(position, &proposal).unwrap()
             }
             Entry::Membership(blob, group) => {
@@ -115,6 +123,11 @@ impl Member {
     pub fn ask_all<V: Verb>(&mut self, verb: V) -> (Result<V::Reply, Error>, Vec<Effect>) {
         let Applied { outcome, effects } = self.enter(Entry::Command(verb.into()));
         (outcome.and_then(V::reply), effects)
+    }
+
+    /// Proposes a verb in a client's name.
+    pub fn ask_as<V: Verb>(&mut self, client: &Client, verb: V) -> Result<V::Reply, Error> {
+        self.enter(Entry::Asked(client.clone(), verb.into())).outcome.and_then(V::reply)
     }
 
     pub fn put(&mut self, key: &'static str, value: &'static str) -> PutReply {

@@ -2,12 +2,12 @@
 
 use crate::member::{Member, put};
 use ferretcd_state::{SnapshotKind, State};
-use ferretcd_types::{Command, Compact, Error, KeyRange, LogPos, Proposal, Put, Range, RequestId, Txn, TxnOp};
+use ferretcd_types::{Caller, Command, Compact, Error, KeyRange, LogPos, Proposal, Put, Range, RequestId, Txn, TxnOp};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn apply(state: &State, index: &mut u64, command: impl Into<Command>) {
     *index += 1;
-    let proposal = Proposal { id: RequestId(*index), command: command.into() };
+    let proposal = Proposal { id: RequestId(*index), caller: Caller::Member, command: command.into() };
     state.apply(LogPos { term: 1, index: *index }, &proposal).unwrap().outcome.unwrap();
 }
 

@@ -3,7 +3,7 @@
 use crate::member::{Entry, Member, put};
 use crate::model::{Random, entries};
 use ferretcd_state::SnapshotKind;
-use ferretcd_types::{LogPos, MemberId, Proposal, RequestId};
+use ferretcd_types::{Caller, LogPos, MemberId, Proposal, RequestId};
 
 #[test]
 fn a_power_cut_at_any_point_and_a_replay_give_the_same_state() {
@@ -33,7 +33,7 @@ fn entries_that_are_in_already_change_nothing() {
     let mut member = Member::new();
     member.put("a", "1");
     member.put("a", "2");
-    let again = Proposal { id: RequestId(1), command: put("a", "9").into() };
+    let again = Proposal { id: RequestId(1), caller: Caller::Member, command: put("a", "9").into() };
     let applied = member.state.apply(LogPos { term: 1, index: 2 }, &again).unwrap();
     assert!(applied.outcome.is_err() && applied.effects.is_empty());
     assert_eq!(member.state.apply_membership(LogPos { term: 1, index: 1 }, "x".into(), &[]).unwrap(), []);
