@@ -4,6 +4,7 @@
 //! nothing about data, and the client API's protobuf types go no further down than here.
 
 mod call;
+mod cert;
 mod convert;
 mod front;
 mod gateway;
@@ -16,6 +17,8 @@ mod metrics;
 mod status;
 mod validate;
 pub mod version;
+
+pub use cert::CertName;
 
 use std::{convert::Infallible, time::Duration};
 
