@@ -117,7 +117,11 @@ pub fn parse(
     args: impl Iterator<Item = OsString>,
     env: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Action, Refusal> {
-    let args: Vec<OsString> = args.collect();
+    let mut args: Vec<OsString> = args.collect();
+    // Our image has an entry point, which etcd's has not: compose files and pods name the program as the first word.
+    if args.first().is_some_and(|word| word == "etcd" || word == "/usr/local/bin/etcd") {
+        args.remove(0);
+    }
     if args.first().is_some_and(|a| a == "snapshot") {
         return verb(&args);
     }
@@ -385,6 +389,12 @@ mod tests {
         assert_eq!(s.flags.data_dir, "/tmp/x");
         assert_eq!(s.notices, [Notice::Used("ETCD_DATA_DIR".into())]);
         assert!(s.given.contains("name") && s.given.contains("data-dir"));
+    }
+
+    #[test]
+    fn a_compose_file_may_name_the_program() {
+        assert_eq!(settings(&["etcd", "--name", "etcd1"], &[]).flags.name, "etcd1");
+        assert_eq!(refused(&["--name=a", "etcd"], &[]), (1, "\"etcd\" is not a valid flag".to_owned()));
     }
 
     #[test]

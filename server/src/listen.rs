@@ -29,9 +29,12 @@ use tower::ServiceExt;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
-/// Connections at once on one listener; beyond, new ones wait in the kernel's queue. etcd's bound is the number of
-/// file descriptors less 150; this stays below the usual 65536 of a unit file with room for the store.
+/// Connections at once on one listener; beyond, new ones wait in the kernel's queue. It stays below the usual 65536 file
+/// descriptors of a unit file, and what one connection may hold, times this, below what a machine has.
 const CONNECTIONS_MAX: usize = 32_768;
+
+/// File descriptors that are kept for the store, the log and other members (etcd's number).
+const DESCRIPTORS_KEPT: u64 = 150;
 
 /// Connections that the kernel keeps until they are taken (its own bound is often lower).
 const BACKLOG: u32 = 1024;
@@ -96,8 +99,29 @@ pub struct Service {
     pub tls: Option<Arc<Material>>,
     /// Streams that one connection may have open.
     pub streams_max: u32,
+    /// Connections at once on one listener.
+    pub connections_max: usize,
     /// When a silent connection is asked whether it lives, and how long it may take to say so.
     pub keep_alive: (Option<Duration>, Duration),
+}
+
+/// How many connections a listener may have by this process's limit of file descriptors. Too low a limit is an error:
+/// the first clients would leave nothing for the store.
+pub fn connections_max() -> Result<usize, String> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    places_for(limit).ok_or_else(|| {
+        let limit = limit.unwrap_or_default();
+        format!(
+            "file descriptor limit of etcd process is too low; please set higher: it is {limit}, and more than \
+             {DESCRIPTORS_KEPT} are needed (LimitNOFILE=65536 in a unit, ulimit -n in a shell)"
+        )
+    })
+}
+
+/// Places for connections under a limit of file descriptors, if there are any.
+fn places_for(limit: Option<u64>) -> Option<usize> {
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_KEPT));
+    Some(usize::try_from(left).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)).filter(|places| *places > 0)
 }
 
 /// Binds, with an error that names the flag and the address.
@@ -153,7 +177,7 @@ impl Listener {
 pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
     let Socket { place, listener } = socket;
     let door = Arc::new(Door { place, service, handshakes: Semaphore::new(HANDSHAKES_MAX) });
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(door.service.connections_max));
     let connections = TaskTracker::new();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -381,6 +405,7 @@ mod tests {
             traffic: Traffic::Http,
             tls: Some(material),
             streams_max: 10,
+            connections_max: 10,
             keep_alive: (None, Duration::from_secs(20)),
         };
         let place = Place { address: Address::Unix("x".into()), plain: false, secure: true };
@@ -407,6 +432,14 @@ mod tests {
         let _ = stream.read_to_string(&mut text).await;
         serving.await.unwrap();
         text.lines().last().unwrap().to_owned()
+    }
+
+    #[test]
+    fn places_follow_the_limit_of_descriptors() {
+        assert_eq!(places_for(Some(1024)), Some(874));
+        assert_eq!(places_for(Some(65_536)), Some(CONNECTIONS_MAX));
+        assert_eq!(places_for(None), Some(CONNECTIONS_MAX));
+        assert_eq!(places_for(Some(150)), None);
     }
 
     #[tokio::test]

@@ -76,6 +76,10 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return fail("cannot listen for signals", 1);
     };
+    let connections_max = match listen::connections_max() {
+        Ok(connections_max) => connections_max,
+        Err(e) => return fail(&e, 1),
+    };
     // Ports before files: a wrong URL changes nothing on disk.
     let bind = |flag: &str, places: &[Place]| listen::bind(flag, places, config.reuse_port);
     let bound = || {
@@ -114,6 +118,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         traffic: Traffic::All,
         tls: Some(peer_tls),
         streams_max: PEER_STREAMS_MAX,
+        connections_max,
         keep_alive: PEER_KEEP_ALIVE,
     };
     spawn(&peers, peer, &peer_service, &stop_peers);
@@ -141,6 +146,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         traffic,
         tls: Some(client_tls.clone()),
         streams_max: config.max_concurrent_streams,
+        connections_max,
         keep_alive: config.keep_alive,
     };
     let door = ferretcd_api::router(member.node.clone(), &options);
