@@ -190,6 +190,40 @@ async fn a_member_whose_name_is_not_allowed_or_whose_address_is_not_its_own_is_r
 }
 
 #[tokio::test]
+async fn a_member_is_called_only_if_its_name_is_allowed() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    let pki = Pki::new(cluster.tmp.path());
+    // b shows a good certificate when it calls, and another name when it is called.
+    secure(&mut cluster, &pki.ca, |name| pki.issue(name, if name == "a" { "member" } else { "stranger" }));
+    let good = pki.issue("good", "member");
+    for member in &mut cluster.members {
+        member.flags.push("--peer-cert-allowed-cn=member".to_owned());
+    }
+    let b = &mut cluster.members[1];
+    b.flags.push(format!("--peer-client-cert-file={}", good.cert.display()));
+    b.flags.push(format!("--peer-client-key-file={}", good.key.display()));
+    cluster.members.iter_mut().for_each(Member::start);
+    let b = format!("https://{}", cluster.members[1].peer);
+    eventually("a says why it does not call b", async || {
+        let log = cluster.members[0].log();
+        let said = |l: &str| l.contains(&b) && l.contains("client certificate authentication failed");
+        if log.lines().any(said) { Ok(()) } else { Err(log) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_self_signed_certificate_may_be_everything() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    let everything = Pki::self_signed(cluster.tmp.path());
+    secure(&mut cluster, &everything.cert, |_| everything.clone());
+    cluster.members.iter_mut().for_each(Member::start);
+    for member in &cluster.members {
+        answers(member, &everything.cert, Some(&everything)).await;
+    }
+}
+
+#[tokio::test]
 async fn made_certificates_serve_without_any_file() {
     let mut cluster = Cluster::new(&["a", "b"]);
     let members: Vec<String> = cluster.members.iter().map(|m| format!("{}=https://{}", m.name, m.peer)).collect();

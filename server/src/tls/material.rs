@@ -2,7 +2,7 @@
 //! any of them, the authorities and revocations too, holds for the next connection. Files that do not fit together, as
 //! half of a new pair does, leave what was in use.
 
-use crate::tls::verify::{Anyone, Called, Callers};
+use crate::tls::verify::{Anyone, Called, Callers, Pinned};
 use crate::tls::{Files, Params};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
@@ -138,7 +138,10 @@ fn build(files: &Files, params: &Params, self_signed: bool, contents: &Contents)
     };
     let (shown, own) = (pair(cert, key, 0)?, pair(own_cert, own_key, 4)?);
     let roots = match trusted_ca {
-        Some(bytes) => Some(Arc::new(authorities(bytes).map_err(|why| at(2, why))?)),
+        Some(bytes) => {
+            let (roots, pinned) = authorities(bytes).map_err(|why| at(2, why))?;
+            Some((Arc::new(roots), pinned))
+        }
         None => None,
     };
 
@@ -148,11 +151,12 @@ fn build(files: &Files, params: &Params, self_signed: bool, contents: &Contents)
                 .with_protocol_versions(&params.versions)
                 .map_err(|e| format!("TLS versions and cipher suites do not fit: {e}"))?;
             let builder = if files.asks_client {
-                let roots = roots.clone().map_or_else(system_authorities, Ok)?;
+                let (roots, pinned) = roots.clone().unwrap_or_else(system_authorities);
                 let chain = WebPkiClientVerifier::builder_with_provider(roots, params.provider.clone())
                     .build()
                     .map_err(|e| at(2, e.to_string()))?;
-                let callers = Callers::new(chain, crl.as_deref(), files.allowed.clone()).map_err(|why| at(3, why))?;
+                let callers =
+                    Callers::new(chain, pinned, crl.as_deref(), files.allowed.clone()).map_err(|why| at(3, why))?;
                 builder.with_client_cert_verifier(Arc::new(callers))
             } else {
                 builder.with_no_client_auth()
@@ -178,7 +182,7 @@ fn caller(
     files: &Files,
     params: &Params,
     self_signed: bool,
-    roots: Option<Arc<RootCertStore>>,
+    roots: Option<(Arc<RootCertStore>, Pinned)>,
     own: Option<Pair>,
 ) -> Result<Option<Arc<ClientConfig>>, String> {
     let builder = ClientConfig::builder_with_provider(params.provider.clone())
@@ -188,13 +192,13 @@ fn caller(
     let builder = if self_signed {
         builder.with_custom_certificate_verifier(Arc::new(Anyone(params.provider.clone())))
     } else {
-        let roots = roots.map_or_else(system_authorities, Ok)?;
+        let (roots, pinned) = roots.unwrap_or_else(system_authorities);
         if roots.is_empty() {
             return Ok(None);
         }
         let chain = WebPkiServerVerifier::builder_with_provider(roots, params.provider.clone()).build();
         let chain = chain.map_err(|e| format!("{}: {e}", files.flags[2]))?;
-        builder.with_custom_certificate_verifier(Arc::new(Called::new(chain, files.allowed.clone())))
+        builder.with_custom_certificate_verifier(Arc::new(Called::new(chain, pinned, files.allowed.clone())))
     };
     let mut client = match own {
         Some((chain, key)) => builder
@@ -207,23 +211,26 @@ fn caller(
     Ok(Some(Arc::new(client)))
 }
 
-fn authorities(pem: &[u8]) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for cert in CertificateDer::pem_slice_iter(pem) {
-        let cert = cert.map_err(|e| format!("not a certificate in PEM: {e}"))?;
-        roots.add(cert).map_err(|e| format!("not a usable authority: {e}"))?;
-    }
-    if roots.is_empty() {
+fn authorities(pem: &[u8]) -> Result<(RootCertStore, Pinned), String> {
+    let certs: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|e| format!("not a certificate in PEM: {e}"))?;
+    if certs.is_empty() {
         return Err("it holds no certificate in PEM".to_owned());
     }
-    Ok(roots)
+    let pinned = Pinned::new(certs.iter());
+    let mut roots = RootCertStore::empty();
+    for cert in certs {
+        roots.add(cert).map_err(|e| format!("not a usable authority: {e}"))?;
+    }
+    Ok((roots, pinned))
 }
 
 /// Without a file of authorities those of the system hold, as in etcd. A system may have none; then nobody passes.
-fn system_authorities() -> Result<Arc<RootCertStore>, String> {
+fn system_authorities() -> (Arc<RootCertStore>, Pinned) {
     let mut roots = RootCertStore::empty();
     let (_, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    Ok(Arc::new(roots))
+    (Arc::new(roots), Pinned::default())
 }
 
 #[cfg(test)]

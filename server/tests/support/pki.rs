@@ -17,6 +17,7 @@ pub struct Pki {
 }
 
 /// A certificate in its files.
+#[derive(Clone)]
 pub struct Cert {
     pub cert: PathBuf,
     pub key: PathBuf,
@@ -39,6 +40,17 @@ impl Pki {
         let ca = dir.join(format!("{name}.pem"));
         fs::write(&ca, &ca_pem).unwrap();
         Pki { dir: dir.to_owned(), ca, ca_pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate of an authority that is also a server's and a client's, as `openssl req -x509` makes it.
+    pub fn self_signed(dir: &Path) -> Cert {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let cert = Cert { cert: dir.join("all.pem"), key: dir.join("all-key.pem") };
+        fs::write(&cert.key, key.serialize_pem()).unwrap();
+        fs::write(&cert.cert, params.self_signed(&key).unwrap().pem()).unwrap();
+        cert
     }
 
     /// A certificate for this machine, for servers and clients, with this common name.
