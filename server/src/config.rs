@@ -156,7 +156,11 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         );
     }
     if flags.compact_hash_check_time <= GoDuration(0) {
-        return Err(format!("--compact-hash-check-time must be >0 (set to {}ns)", flags.compact_hash_check_time.0));
+        let set = match flags.compact_hash_check_time.0 {
+            0 => "0s".to_owned(),
+            nanos => format!("{nanos}ns"),
+        };
+        return Err(format!("--compact-hash-check-time must be >0 (set to {set})"));
     }
     if flags.name == "default" {
         notices.push(remark(
@@ -543,6 +547,7 @@ mod tests {
                 &["--tls-min-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
                 "cipher suites cannot be configured when only TLS1.3 is enabled",
             ),
+            (&["--compact-hash-check-time=0"], "--compact-hash-check-time must be >0 (set to 0s)"),
             (&["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
             (
                 &["--discovery-srv=x", "--initial-cluster=a=http://b:1"],

@@ -10,10 +10,20 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use support::pki::{Cert, Pki};
 use support::{Cluster, Member, etcd_tool, eventually, finished};
+
+/// A client that runs beside the test and ends with it, however that ends.
+struct Beside(Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Makes a cluster speak TLS everywhere, with these files.
 fn secure(cluster: &mut Cluster, ca: &Path, cert: impl Fn(&str) -> Cert) {
@@ -89,16 +99,16 @@ async fn three_members_and_their_clients_know_each_other_and_change_their_certif
     assert!(a.log().contains("rejected connection on client endpoint"), "{}", a.log());
 
     // Clients at work, while authority and certificates are replaced in the usual three steps.
-    let watch =
-        tool("etcdctl", &[b], &pki.ca, Some(&client), &["watch", "end"]).stdout(Stdio::piped()).spawn().unwrap();
-    let load = tool(
+    let mut watch = tool("etcdctl", &[b], &pki.ca, Some(&client), &["watch", "end"]);
+    let mut watch = Beside(watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut load = tool(
         "benchmark",
         &[a, b, c],
         &pki.ca,
         Some(&client),
         &["put", "--conns=3", "--clients=6", "--total=1500", "--rate=300", "--val-size=16"],
     );
-    let load = { load }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let load = load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let old_ca = dir.join("old-ca.pem");
     fs::write(&old_ca, &pki.ca_pem).unwrap();
     let next = Pki::named(&dir, "next");
@@ -121,12 +131,9 @@ async fn three_members_and_their_clients_know_each_other_and_change_their_certif
 
     let load = finished(load.wait_with_output().unwrap()).unwrap();
     assert!(load.contains("Requests/sec") && !load.contains("Error distribution"), "{load}");
-    let mut watch = watch;
     let mut seen = [0; 3];
-    watch.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
+    watch.0.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
     assert_eq!(&seen, b"PUT");
-    watch.kill().unwrap();
-    watch.wait().unwrap();
 
     // A member that comes back meets the others by the new authority alone.
     let c = &mut cluster.members[2];
