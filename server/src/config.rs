@@ -6,6 +6,7 @@ use crate::flags::Flags;
 use crate::flags::url::{Scheme, Url};
 use crate::flags::value::{GoDuration, List, Urls, go_duration};
 use crate::tls::{Allowed, Files, Params};
+use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
 use ferretcd_node::{AutoCompaction, BootConfig, ClusterState, Intent, NodeConfig};
 use ferretcd_raft::Timing;
@@ -44,6 +45,8 @@ pub struct Config {
     pub keep_alive: (Option<Duration>, Duration),
     /// Share ports with another process.
     pub reuse_port: bool,
+    /// HTTP beside gRPC, and who may ask by it.
+    pub web: Web,
     /// What the log is to say.
     pub notices: Vec<Notice>,
 }
@@ -244,6 +247,14 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         max_concurrent_streams: flags.max_concurrent_streams,
         keep_alive: (Some(interval).filter(|i| !i.is_zero()), flags.grpc_keepalive_timeout.length()),
         reuse_port: flags.socket_reuse_port,
+        web: Web {
+            gateway: flags.enable_grpc_gateway,
+            gateway_calls_max: flags.max_concurrent_streams,
+            access: Access {
+                origins: flags.cors.0.iter().cloned().collect(),
+                hosts: flags.host_whitelist.0.iter().filter(|h| !h.is_empty()).cloned().collect(),
+            },
+        },
         notices,
     })
 }

@@ -6,7 +6,6 @@ use crate::tls::material::Material;
 use crate::tls::{certificate, verify};
 use axum::Router;
 use ferretcd_api::CertName;
-use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -75,26 +74,15 @@ impl Drop for Listener {
     }
 }
 
-/// What a listener lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Traffic {
-    /// gRPC and HTTP.
-    All,
-    /// gRPC alone.
-    Grpc,
-    /// HTTP alone.
-    Http,
-}
-
 /// How connections are served, the same on all listeners of a kind.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// "client" or "peer", for the log.
     pub kind: &'static str,
-    /// What is served.
+    /// What is served without TLS.
     pub router: Router,
-    /// What is let through.
-    pub traffic: Traffic,
+    /// What is served over TLS: etcd looks less closely there at who asks.
+    pub secure_router: Router,
     /// The certificates, where TLS is spoken.
     pub tls: Option<Arc<Material>>,
     /// Streams that one connection may have open.
@@ -219,12 +207,12 @@ impl Door {
                 let _ = stream.set_nodelay(true);
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
-                    Some(false) => self.connection(stream, None, stop).await,
+                    Some(false) => self.connection(stream, &self.service.router, None, stop).await,
                     None => {}
                 }
             }
             Accepted::Unix(stream) if self.place.secure => self.enter_secure(stream, None, stop).await,
-            Accepted::Unix(stream) => self.connection(stream, None, stop).await,
+            Accepted::Unix(stream) => self.connection(stream, &self.service.router, None, stop).await,
         }
     }
 
@@ -250,7 +238,7 @@ impl Door {
             () = stop.cancelled() => return,
         };
         match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
-            Ok((stream, name)) => self.connection(stream, name, stop).await,
+            Ok((stream, name)) => self.connection(stream, &self.service.secure_router, name, stop).await,
             Err(error) => {
                 let remote = from.map_or_else(|| "@".to_owned(), |f| f.to_string());
                 // Probes of load balancers come and go without a word.
@@ -297,7 +285,7 @@ impl Door {
         Ok((stream, name))
     }
 
-    async fn connection<S>(&self, stream: S, name: Option<CertName>, stop: CancellationToken)
+    async fn connection<S>(&self, stream: S, router: &Router, name: Option<CertName>, stop: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -312,14 +300,14 @@ impl Door {
             .keep_alive_interval(interval)
             .keep_alive_timeout(timeout);
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let (router, traffic) = (self.service.router.clone(), self.service.traffic);
+        let router = router.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             if let Some(name) = &name {
                 request.extensions_mut().insert(name.clone());
             }
-            let (router, passes) = (router.clone(), traffic.passes(&request));
-            async move { if passes { router.oneshot(request).await } else { Ok(not_here()) } }
+            router.clone().oneshot(request)
         });
+        // Upgrades are the gateway's WebSockets.
         let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(served);
         let ended = tokio::select! {
@@ -333,25 +321,6 @@ impl Door {
             tracing::debug!("a connection ended with {e}");
         }
     }
-}
-
-impl Traffic {
-    fn passes(self, request: &hyper::Request<Incoming>) -> bool {
-        let is_grpc =
-            request.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
-        match self {
-            Traffic::All => true,
-            Traffic::Grpc => is_grpc,
-            Traffic::Http => !is_grpc,
-        }
-    }
-}
-
-/// The answer to what another listener serves.
-fn not_here() -> axum::response::Response {
-    let mut response = axum::response::Response::new("404 page not found\n".into());
-    *response.status_mut() = http::StatusCode::NOT_FOUND;
-    response
 }
 
 #[cfg(test)]
@@ -401,8 +370,8 @@ mod tests {
         let material = Material::open(files, Params::new("", "", &[]).unwrap(), false).unwrap();
         let service = Service {
             kind: "client",
-            router: Router::new().route("/who", axum::routing::get(who)),
-            traffic: Traffic::Http,
+            router: Router::new(),
+            secure_router: Router::new().route("/who", axum::routing::get(who)),
             tls: Some(material),
             streams_max: 10,
             connections_max: 10,

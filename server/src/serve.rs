@@ -2,10 +2,11 @@
 
 use crate::cli::{ETCD_VERSION, Notice, Settings};
 use crate::config::{self, Address, Config, Place};
-use crate::listen::{self, Service, Socket, Traffic};
+use crate::listen::{self, Service, Socket};
 use crate::tls::material::Material;
 use crate::tls::{Files, Params, self_signed};
 use crate::{notify, telemetry};
+use ferretcd_api::Options;
 use ferretcd_node::{Boot, BootError, Member, Node};
 use ferretcd_raft::transport::dial::Dialer;
 use std::path::Path;
@@ -112,10 +113,11 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
 
     let election = config.boot.node.timing.election;
     let boot = Boot::new(config.boot);
+    let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
     let peer_service = Service {
         kind: "peer",
-        router: tonic::service::Routes::new(boot.door().service()).into_axum_router(),
-        traffic: Traffic::All,
+        router: peer_router.clone(),
+        secure_router: peer_router,
         tls: Some(peer_tls),
         streams_max: PEER_STREAMS_MAX,
         connections_max,
@@ -133,28 +135,27 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         _ = int.recv() => return ExitCode::SUCCESS,
     };
     let registry = member.node.metrics().registry().clone();
-    let options = match ferretcd_api::Options::new(registry, election) {
-        Ok(options) => options.with_web(ferretcd_api::Web {
-            gateway_calls_max: config.max_concurrent_streams,
-            ..ferretcd_api::Web::default()
-        }),
+    let options = match Options::new(registry, election) {
+        Ok(options) => options.with_web(config.web.clone()),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
-    let service = |router, traffic| Service {
+    // Only requests without TLS must call this server by one of the names that it has.
+    let mut secure_web = config.web;
+    secure_web.access.hosts.clear();
+    let secure_options = options.clone().with_web(secure_web);
+    let service = |serve: fn(Node, &Options) -> axum::Router| Service {
         kind: "client",
-        router,
-        traffic,
+        router: serve(member.node.clone(), &options),
+        secure_router: serve(member.node.clone(), &secure_options),
         tls: Some(client_tls.clone()),
         streams_max: config.max_concurrent_streams,
         connections_max,
         keep_alive: config.keep_alive,
     };
-    let door = ferretcd_api::router(member.node.clone(), &options);
-    let traffic = if client_http.is_empty() { Traffic::All } else { Traffic::Grpc };
-    let metrics_door = ferretcd_api::metrics_router(member.node.clone(), &options);
-    spawn(&clients, metrics, &service(metrics_door, Traffic::All), &stop_clients);
-    spawn(&clients, client_http, &service(door.clone(), Traffic::Http), &stop_clients);
-    spawn(&clients, client, &service(door, traffic), &stop_clients);
+    let main_door = if client_http.is_empty() { ferretcd_api::router } else { ferretcd_api::grpc_router };
+    spawn(&clients, metrics, &service(ferretcd_api::metrics_router), &stop_clients);
+    spawn(&clients, client_http, &service(ferretcd_api::http_router), &stop_clients);
+    spawn(&clients, client, &service(main_door), &stop_clients);
     tokio::spawn(tell_ready(member.node.clone(), config.listen.client, stop_clients.clone()));
 
     let ended = tokio::select! {
