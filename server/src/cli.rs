@@ -1,9 +1,12 @@
-//! Flags and `ETCD_*` variables, with etcd's names, defaults and precedence: a flag and its variable together are an
-//! error, an unknown flag ends with code 2, an unknown variable is only a warning.
+//! The command line and the environment, read as etcd reads them: Go's flag syntax, a flag and its variable together
+//! refused, and a configuration file in place of both.
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use crate::config_file;
+use crate::flags::{self, Flags, IGNORED, SPECS, Spec, USAGE, value::Kind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use ferretcd_api::version::SERVER as ETCD_VERSION;
 
@@ -13,9 +16,54 @@ pub enum Action {
     /// Print and end.
     Print(String),
     /// Run a member.
-    Serve(Box<Flags>),
+    Serve(Box<Settings>),
     /// An offline verb on a snapshot file.
     Snapshot(SnapshotCommand),
+}
+
+/// A member's flags, and how they came about.
+#[derive(Debug)]
+pub struct Settings {
+    /// The flags.
+    pub flags: Flags,
+    /// Names of the flags that were set, to whatever value, by flag, variable or file.
+    pub given: BTreeSet<String>,
+    /// The file that they came from.
+    pub file: Option<PathBuf>,
+    /// What the log is to say about them.
+    pub notices: Vec<Notice>,
+}
+
+/// A remark for the log, made before there is one. The words are etcd's where it makes the remark, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A variable was used.
+    Used(String),
+    /// A variable that looks like one of ours and is none. Its value is not repeated: it may be a secret.
+    Unrecognized(String),
+    /// `ETCD_VERSION`, which images set.
+    Special(String),
+    /// A flag that does nothing any more.
+    Ignored(String),
+    /// Something else to know.
+    Other(String),
+}
+
+impl Notice {
+    /// Writes it to the log.
+    pub fn log(&self) {
+        match self {
+            Notice::Used(name) => {
+                tracing::info!("variable-name" = name, "recognized and used environment variable");
+            }
+            Notice::Unrecognized(name) => {
+                tracing::warn!("environment-variable" = name, "unrecognized environment variable");
+            }
+            Notice::Special(name) => tracing::warn!(key = name, "cannot set special environment variable"),
+            Notice::Ignored(name) => tracing::warn!("flag-name" = name, "flag is no longer supported - ignoring"),
+            Notice::Other(text) => tracing::warn!("{text}"),
+        }
+    }
 }
 
 /// A command line that cannot be followed.
@@ -23,119 +71,25 @@ pub enum Action {
 pub struct Refusal {
     /// What is wrong and what to do.
     pub text: String,
-    /// Exit code: 2 for an unknown flag, 1 otherwise (etcd's).
+    /// Exit code: 2 for what cannot be read at all, 1 otherwise (etcd's).
     pub code: u8,
 }
 
-/// A member's flags. Names, defaults and meaning are etcd's, unless the help says otherwise.
-#[derive(Args, Clone, Debug)]
-pub struct Flags {
-    /// Human-readable name for this member.
-    #[arg(long, default_value = "default")]
-    pub name: String,
-    /// Path to the data directory [default: <name>.etcd].
-    #[arg(long)]
-    pub data_dir: Option<PathBuf>,
-    /// Path to the dedicated directory of the write-ahead log.
-    #[arg(long)]
-    pub wal_dir: Option<PathBuf>,
-    /// Comma-separated URLs to listen on for peer traffic.
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub listen_peer_urls: String,
-    /// Comma-separated URLs to listen on for clients: gRPC and HTTP.
-    #[arg(long, default_value = "http://localhost:2379")]
-    pub listen_client_urls: String,
-    /// Comma-separated URLs to listen on for /metrics and the health endpoints.
-    #[arg(long, default_value = "")]
-    pub listen_metrics_urls: String,
-    /// Comma-separated peer URLs to tell the other members.
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub initial_advertise_peer_urls: String,
-    /// Comma-separated client URLs to tell the cluster.
-    #[arg(long)]
-    pub advertise_client_urls: Option<String>,
-    /// The members at the beginning, as name=peer-url,... [default: <name>=<initial-advertise-peer-urls>]
-    #[arg(long)]
-    pub initial_cluster: Option<String>,
-    /// "new" to found a cluster, "existing" to join one.
-    #[arg(long, default_value = "new")]
-    pub initial_cluster_state: String,
-    /// Goes into the IDs of a new cluster and its members.
-    #[arg(long, default_value = "etcd-cluster")]
-    pub initial_cluster_token: String,
-    /// Heartbeat interval in milliseconds.
-    #[arg(long, default_value_t = 100)]
-    pub heartbeat_interval: u64,
-    /// Election time-out in milliseconds; at least five heartbeats.
-    #[arg(long, default_value_t = 1000)]
-    pub election_timeout: u64,
-    /// Committed entries between snapshots.
-    #[arg(long, default_value_t = 10_000)]
-    pub snapshot_count: u64,
-    /// Log entries kept after a snapshot for followers that are behind.
-    #[arg(long, default_value_t = 5000)]
-    pub snapshot_catchup_entries: u64,
-    /// Storage quota in bytes; 0 is 2 GiB, below 0 is none.
-    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
-    pub quota_backend_bytes: i64,
-    /// Largest client request in bytes.
-    #[arg(long, default_value_t = 1_572_864)]
-    pub max_request_bytes: usize,
-    /// Most operations in a transaction.
-    #[arg(long, default_value_t = 128)]
-    pub max_txn_ops: usize,
-    /// Most streams that one client connection may have open at once.
-    #[arg(long, default_value_t = u32::MAX)]
-    pub max_concurrent_streams: u32,
-    /// "periodic" or "revision".
-    #[arg(long, default_value = "periodic")]
-    pub auto_compaction_mode: String,
-    /// What auto-compaction keeps: a duration (5m; a bare number is hours) or a number of revisions. 0 is off.
-    #[arg(long, default_value = "0")]
-    pub auto_compaction_retention: String,
-    /// Refuse changes of members that would endanger the quorum.
-    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub strict_reconfig_check: bool,
-    /// Learners allowed at once.
-    #[arg(long, default_value_t = 1)]
-    pub max_learners: usize,
-    /// How often an idle watcher that asked for it hears of progress.
-    #[arg(long, default_value = "10m")]
-    pub watch_progress_notify_interval: String,
-    /// How users are known: "simple", or "jwt,sign-method=RS256,pub-key=…,priv-key=…,ttl=5m".
-    #[arg(long, default_value = "simple")]
-    pub auth_token: String,
-    /// Seconds that a simple token stays good after its last use.
-    #[arg(long, default_value_t = 300)]
-    pub auth_token_ttl: u64,
-    /// Cost of hashing passwords, 4 to 31.
-    #[arg(long, default_value_t = 10)]
-    pub bcrypt_cost: u32,
-    /// debug, info, warn, error, panic or fatal.
-    #[arg(long, default_value = "info")]
-    pub log_level: String,
-    /// json or console.
-    #[arg(long, default_value = "json")]
-    pub log_format: String,
-    /// Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.
-    #[arg(long)]
-    pub turn_auth_off: bool,
-    /// Not etcd's: what starting this member means when its data directory is empty (bootstrap, join or run).
-    /// Without it etcd's own rules hold.
-    #[arg(long)]
-    pub member_intent: Option<String>,
+impl Refusal {
+    fn unreadable(text: String) -> Self {
+        Refusal { text: format!("{text}\n{USAGE}"), code: 2 }
+    }
+
+    fn wrong(text: String) -> Self {
+        Refusal { text, code: 1 }
+    }
 }
 
 #[derive(Parser, Debug)]
-#[command(name = "ferretcd", disable_version_flag = true, about = "An etcd-compatible key-value store")]
-struct Cli {
-    #[command(flatten)]
-    flags: Flags,
-    /// Print the version and exit.
-    #[arg(long)]
-    version: bool,
+#[command(name = "ferretcd", disable_version_flag = true)]
+struct Verbs {
     #[command(subcommand)]
-    verb: Option<VerbCommand>,
+    verb: VerbCommand,
 }
 
 #[derive(Subcommand, Debug)]
@@ -163,23 +117,68 @@ pub fn parse(
     args: impl Iterator<Item = OsString>,
     env: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Action, Refusal> {
-    let args: Vec<OsString> = args.map(two_dashes).collect();
-    let is_verb = args.first().is_some_and(|a| a == "snapshot" || a == "help");
-    let (args, warnings) = if is_verb { (args, Vec::new()) } else { with_environment(args, env)? };
-    let matches = match Cli::command().no_binary_name(true).try_get_matches_from(&args) {
+    let mut args: Vec<OsString> = args.collect();
+    // Our image has an entry point, which etcd's has not: compose files and pods name the program as the first word.
+    if args.first().is_some_and(|word| word == "etcd" || word == "/usr/local/bin/etcd") {
+        args.remove(0);
+    }
+    if args.first().is_some_and(|a| a == "snapshot") {
+        return verb(&args);
+    }
+    let args = args.into_iter().map(|a| {
+        a.into_string().map_err(|a| Refusal::unreadable(format!("an argument is not UTF-8: {}", a.display())))
+    });
+    let mut line = CommandLine::default();
+    match line.read(args.collect::<Result<_, _>>()?)? {
+        Wish::Help => return Ok(Action::Print(flags::help().trim_end().to_owned())),
+        Wish::Version => return Ok(Action::Print(version())),
+        Wish::Serve => {}
+    }
+    // Variables are text; one that is not cannot be one of ours.
+    let mut env: Vec<(String, String)> =
+        env.filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?))).collect();
+    env.sort_unstable();
+    let file = line.file.take().or_else(|| {
+        env.iter().find(|(key, value)| key == "ETCD_CONFIG_FILE" && !value.is_empty()).map(|(_, path)| path.clone())
+    });
+    let settings = match file {
+        Some(path) => from_file(Path::new(&path), line.given)?,
+        None => line.with_environment(&env)?,
+    };
+    Ok(Action::Serve(Box::new(settings)))
+}
+
+fn verb(args: &[OsString]) -> Result<Action, Refusal> {
+    let matches = match Verbs::command().no_binary_name(true).try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(e) if !e.use_stderr() => return Ok(Action::Print(e.to_string().trim_end().to_owned())),
-        Err(e) => return Err(refusal(&e, &args)),
+        Err(e) => return Err(Refusal { text: e.to_string().trim_end().to_owned(), code: 2 }),
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|e| refusal(&e, &args))?;
-    warnings.into_iter().for_each(|w| eprintln!("ferretcd: {w}"));
-    if cli.version {
-        return Ok(Action::Print(version()));
-    }
-    match cli.verb {
-        Some(VerbCommand::Snapshot(command)) => Ok(Action::Snapshot(command)),
-        None => Ok(Action::Serve(Box::new(cli.flags))),
-    }
+    let verbs = Verbs::from_arg_matches(&matches).map_err(|e| Refusal::wrong(e.to_string()))?;
+    let VerbCommand::Snapshot(command) = verbs.verb;
+    Ok(Action::Snapshot(command))
+}
+
+fn from_file(path: &Path, shadowed: BTreeSet<String>) -> Result<Settings, Refusal> {
+    let mut settings = Settings {
+        flags: Flags::default(),
+        given: BTreeSet::new(),
+        file: Some(path.to_owned()),
+        notices: shadowed
+            .into_iter()
+            .map(|name| Notice::Other(format!("--{name} is ignored: {} is in its place", path.display())))
+            .collect(),
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let why = match e.kind() {
+            std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+            _ => e.to_string(),
+        };
+        Refusal::wrong(format!("open {}: {why}", path.display()))
+    })?;
+    config_file::read(&text, &mut settings).map_err(Refusal::wrong)?;
+    settings.notices.extend(deprecated(&settings.given));
+    Ok(settings)
 }
 
 /// etcd's four lines (tools parse the first), and ours.
@@ -196,63 +195,170 @@ fn version() -> String {
     )
 }
 
-/// Go's flag package takes one dash or two.
-fn two_dashes(arg: OsString) -> OsString {
-    match arg.to_str() {
-        Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => format!("-{text}").into(),
-        _ => arg,
-    }
+/// etcd's remarks on flags that will go.
+fn deprecated(given: &BTreeSet<String>) -> impl Iterator<Item = Notice> {
+    const TEXTS: [(&str, &str); 2] = [
+        ("max-snapshots", "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8."),
+        (
+            "v2-deprecation",
+            "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input.",
+        ),
+    ];
+    TEXTS.iter().filter(|(name, _)| given.contains(*name)).map(|(_, text)| Notice::Other((*text).to_owned()))
 }
 
-fn flag_names() -> Vec<String> {
-    let command = Cli::command();
-    command.get_arguments().filter_map(|a| a.get_long()).filter(|n| *n != "version").map(str::to_owned).collect()
+enum Wish {
+    Serve,
+    Help,
+    Version,
 }
 
-/// Variables become flags. Both at once are an error, as in etcd.
-fn with_environment(
-    mut args: Vec<OsString>,
-    env: impl Iterator<Item = (OsString, OsString)>,
-) -> Result<(Vec<OsString>, Vec<String>), Refusal> {
-    let names = flag_names();
-    let mut warnings = Vec::new();
-    for (key, value) in env {
-        let Some(key) = key.to_str() else { continue };
-        let Some(name) = key.strip_prefix("ETCD_") else { continue };
-        let name = name.to_lowercase().replace('_', "-");
-        if !names.contains(&name) {
-            if !matches!(key, "ETCD_VERSION" | "ETCD_UNSUPPORTED_ARCH") {
-                warnings.push(format!("unrecognized environment variable {key}"));
+/// What a command line says.
+#[derive(Default)]
+struct CommandLine {
+    flags: Flags,
+    given: BTreeSet<String>,
+    file: Option<String>,
+    notices: Vec<Notice>,
+}
+
+/// Flags of etcd 3.6 that old charts still give, with their names of today.
+const RENAMED: [(&str, &str); 2] = [
+    ("experimental-initial-corrupt-check", "feature-gates"),
+    ("experimental-watch-progress-notify-interval", "watch-progress-notify-interval"),
+];
+
+impl CommandLine {
+    /// Go's flag syntax: one dash or two, `-flag=value` or `-flag value`, and a boolean's value only after a `=`.
+    fn read(&mut self, args: Vec<String>) -> Result<Wish, Refusal> {
+        let mut wish = Wish::Serve;
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let Some(text) = arg.strip_prefix('-').filter(|rest| !rest.is_empty()) else {
+                return Err(Refusal::wrong(format!("{arg:?} is not a valid flag")));
+            };
+            let text = text.strip_prefix('-').unwrap_or(text);
+            if text.is_empty() {
+                // Two dashes end the flags.
+                return match args.next() {
+                    Some(stray) => Err(Refusal::wrong(format!("{stray:?} is not a valid flag"))),
+                    None => Ok(wish),
+                };
             }
-            continue;
+            if text.starts_with(['-', '=']) {
+                return Err(Refusal::unreadable(format!("bad flag syntax: {arg}")));
+            }
+            let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v.to_owned())));
+            let is_boolean = matches!(name, "version" | "experimental-initial-corrupt-check")
+                || IGNORED.contains(&name)
+                || flags::find(name).is_some_and(|spec| spec.kind == Kind::Bool);
+            let is_known = is_boolean
+                || name == "config-file"
+                || flags::find(name).is_some()
+                || RENAMED.iter().any(|(old, _)| *old == name);
+            if !is_known {
+                return match name {
+                    "help" | "h" => Ok(Wish::Help),
+                    _ => Err(Refusal::unreadable(unknown(name))),
+                };
+            }
+            let value = match value {
+                Some(value) => value,
+                None if is_boolean => "true".to_owned(),
+                None => args.next().ok_or_else(|| Refusal::unreadable(format!("flag needs an argument: -{name}")))?,
+            };
+            let set = match name {
+                "version" => self.asks_version(&value, &mut wish),
+                _ => self.set(name, &value),
+            };
+            set.map_err(|why| {
+                Refusal::unreadable(match is_boolean {
+                    true => format!("invalid boolean value {value:?} for -{name}: {why}"),
+                    false => format!("invalid value {value:?} for flag -{name}: {why}"),
+                })
+            })?;
         }
-        let flag = format!("--{name}");
-        let given = args.iter().any(|a| a.to_str().is_some_and(|a| a == flag || a.starts_with(&format!("{flag}="))));
-        if given {
-            return Err(Refusal {
-                text: format!(
+        Ok(wish)
+    }
+
+    fn asks_version(&self, value: &str, wish: &mut Wish) -> Result<(), String> {
+        use crate::flags::value::Value;
+        if bool::read(value)? {
+            *wish = Wish::Version;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        if name == "config-file" {
+            self.file = Some(value.to_owned()).filter(|path| !path.is_empty());
+            return Ok(());
+        }
+        if IGNORED.contains(&name) {
+            self.notices.push(Notice::Ignored(name.to_owned()));
+            return Ok(());
+        }
+        if let Some((old, new)) = RENAMED.iter().find(|(old, _)| *old == name) {
+            self.notices.push(Notice::Other(format!("--{old} is gone since etcd 3.6; taken for --{new}")));
+            return match *new {
+                "feature-gates" => self.set(new, &format!("InitialCorruptCheck={value}")),
+                _ => self.set(new, value),
+            };
+        }
+        let Some(spec) = flags::find(name) else { return Ok(()) };
+        self.flags.set(spec, value)?;
+        self.given.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Variables fill in what no flag has set. Both at once are an error, even where the variable is empty.
+    fn with_environment(mut self, env: &[(String, String)]) -> Result<Settings, Refusal> {
+        let by_flag = self.given.clone();
+        let mut failed = None;
+        for (key, value) in env {
+            let Some(rest) = key.strip_prefix("ETCD_") else { continue };
+            if key == "ETCD_VERSION" {
+                self.notices.push(Notice::Special(key.clone()));
+                continue;
+            }
+            let spec = SPECS.iter().find(|spec| spec.variable() == *key);
+            let ignored = IGNORED.iter().find(|name| name.to_ascii_uppercase().replace('-', "_") == rest);
+            if spec.is_some_and(|spec| by_flag.contains(&spec.name())) {
+                return Err(Refusal::wrong(format!(
                     "conflicting environment variable is shadowed by corresponding command-line flag \
                      (either unset environment variable or disable flag)): {key}"
-                ),
-                code: 1,
-            });
+                )));
+            }
+            match (spec.map(Spec::name), ignored) {
+                // etcd takes an empty variable for one that is not there, and then does not know it.
+                (Some(name), _) if !value.is_empty() => match self.set(&name, value) {
+                    Ok(()) => self.notices.push(Notice::Used(key.clone())),
+                    Err(why) => failed = Some(format!("invalid value {value:?} for {key}: {why}")),
+                },
+                (None, Some(name)) => self.notices.push(Notice::Ignored((*name).to_owned())),
+                _ if key == "ETCD_UNSUPPORTED_ARCH" => {}
+                _ => self.notices.push(Notice::Unrecognized(key.clone())),
+            }
         }
-        let mut arg = OsString::from(format!("{flag}="));
-        arg.push(&value);
-        args.push(arg);
+        if let Some(text) = failed {
+            return Err(Refusal::wrong(text));
+        }
+        if self.flags.discovery_fallback.0 == "proxy" {
+            return Err(Refusal::wrong(
+                "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"".to_owned(),
+            ));
+        }
+        self.notices.extend(deprecated(&self.given));
+        Ok(Settings { flags: self.flags, given: self.given, file: None, notices: self.notices })
     }
-    Ok((args, warnings))
 }
 
-fn refusal(e: &clap::Error, args: &[OsString]) -> Refusal {
-    use clap::error::ErrorKind;
-    let stray = args.iter().filter_map(|a| a.to_str()).find(|a| !a.starts_with('-'));
-    match (e.kind(), stray) {
-        (ErrorKind::InvalidSubcommand, Some(stray)) => {
-            Refusal { text: format!("{stray:?} is not a valid flag"), code: 1 }
-        }
-        (ErrorKind::UnknownArgument, _) => Refusal { text: e.to_string().trim_end().to_owned(), code: 2 },
-        _ => Refusal { text: e.to_string().trim_end().to_owned(), code: 1 },
+fn unknown(name: &str) -> String {
+    let text = format!("flag provided but not defined: -{name}");
+    match name.strip_prefix("experimental-").filter(|rest| flags::find(rest).is_some()) {
+        Some(today) => format!("{text}; since etcd 3.6 it is --{today}"),
+        None if name.starts_with("experimental-") => format!("{text}; see --feature-gates"),
+        None => text,
     }
 }
 
@@ -264,43 +370,135 @@ mod tests {
         parse(args.iter().map(OsString::from), env.iter().map(|(k, v)| ((*k).into(), (*v).into())))
     }
 
-    fn flags(args: &[&str], env: &[(&str, &str)]) -> Flags {
+    fn settings(args: &[&str], env: &[(&str, &str)]) -> Settings {
         match run(args, env) {
-            Ok(Action::Serve(flags)) => *flags,
+            Ok(Action::Serve(settings)) => *settings,
             other => panic!("{other:?}"),
         }
     }
 
+    fn refused(args: &[&str], env: &[(&str, &str)]) -> (u8, String) {
+        let refusal = run(args, env).unwrap_err();
+        (refusal.code, refusal.text.lines().next().unwrap().to_owned())
+    }
+
     #[test]
     fn flags_come_with_one_dash_or_two_and_from_variables() {
-        let f = flags(&["-name", "a", "--election-timeout=500"], &[("ETCD_DATA_DIR", "/tmp/x"), ("PATH", "/bin")]);
-        assert_eq!((f.name.as_str(), f.election_timeout), ("a", 500));
-        assert_eq!(f.data_dir.unwrap().to_str(), Some("/tmp/x"));
+        let s = settings(&["-name", "a", "--election-timeout=500"], &[("ETCD_DATA_DIR", "/tmp/x"), ("PATH", "/bin")]);
+        assert_eq!((s.flags.name.as_str(), s.flags.election_timeout), ("a", 500));
+        assert_eq!(s.flags.data_dir, "/tmp/x");
+        assert_eq!(s.notices, [Notice::Used("ETCD_DATA_DIR".into())]);
+        assert!(s.given.contains("name") && s.given.contains("data-dir"));
+    }
+
+    #[test]
+    fn a_compose_file_may_name_the_program() {
+        assert_eq!(settings(&["etcd", "--name", "etcd1"], &[]).flags.name, "etcd1");
+        assert_eq!(refused(&["--name=a", "etcd"], &[]), (1, "\"etcd\" is not a valid flag".to_owned()));
+    }
+
+    #[test]
+    fn the_last_of_a_flag_given_twice_counts() {
+        assert_eq!(settings(&["--name=a", "--name=b"], &[]).flags.name, "b");
     }
 
     #[test]
     fn a_flag_and_its_variable_together_are_refused_by_name() {
-        let refusal = run(&["--name=a"], &[("ETCD_NAME", "b")]).unwrap_err();
-        assert!(refusal.text.contains("ETCD_NAME") && refusal.code == 1, "{}", refusal.text);
+        for value in ["b", ""] {
+            let (code, text) = refused(&["--name=a"], &[("ETCD_NAME", value)]);
+            assert!(text.ends_with("disable flag)): ETCD_NAME") && code == 1, "{text}");
+        }
     }
 
     #[test]
-    fn an_unknown_flag_ends_with_two_and_a_stray_word_with_one() {
-        let unknown = run(&["--no-such-flag=1"], &[]).unwrap_err();
-        assert!(unknown.code == 2 && unknown.text.contains("--no-such-flag"), "{}", unknown.text);
-        let stray = run(&["start"], &[]).unwrap_err();
-        assert!(stray.code == 1 && stray.text.contains("\"start\" is not a valid flag"), "{}", stray.text);
+    fn what_cannot_be_read_is_refused_in_etcds_words() {
+        for (args, code, text) in [
+            (&["--nope=1"][..], 2, "flag provided but not defined: -nope"),
+            (&["---x"], 2, "bad flag syntax: ---x"),
+            (&["--name"], 2, "flag needs an argument: -name"),
+            (&["--pre-vote=maybe"], 2, "invalid boolean value \"maybe\" for -pre-vote: parse error"),
+            (&["--pre-vote", "false"], 1, "\"false\" is not a valid flag"),
+            (&["start"], 1, "\"start\" is not a valid flag"),
+            (&["--heartbeat-interval=x"], 2, "invalid value \"x\" for flag -heartbeat-interval: parse error"),
+            (&["--grpc-keepalive-timeout=5"], 2, "invalid value \"5\" for flag -grpc-keepalive-timeout: parse error"),
+            (
+                &["--initial-cluster-state=old"],
+                2,
+                "invalid value \"old\" for flag -initial-cluster-state: invalid value",
+            ),
+            (&["--feature-gates=Foo"], 2, "invalid value \"Foo\" for flag -feature-gates: missing bool value for Foo"),
+            (
+                &["--listen-client-urls=http://a:1/x"],
+                2,
+                "invalid value \"http://a:1/x\" for flag -listen-client-urls: URL must not contain a path: http://a:1/x",
+            ),
+            (
+                &["--discovery-fallback=proxy"],
+                1,
+                "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
+            ),
+        ] {
+            assert_eq!(refused(args, &[]), (code, text.to_owned()), "{args:?}");
+        }
+        let bad = refused(&[], &[("ETCD_HEARTBEAT_INTERVAL", "x")]);
+        assert_eq!(bad, (1, "invalid value \"x\" for ETCD_HEARTBEAT_INTERVAL: parse error".to_owned()));
+    }
+
+    #[test]
+    fn old_names_are_taken_or_say_what_they_are_today() {
+        let s = settings(
+            &["--experimental-initial-corrupt-check=true", "--experimental-watch-progress-notify-interval=5s"],
+            &[],
+        );
+        assert!(s.flags.feature_gates.enabled("InitialCorruptCheck"));
+        assert_eq!(s.flags.watch_progress_notify_interval.length().as_secs(), 5);
+        let (code, text) = refused(&["--experimental-compaction-batch-limit=5"], &[]);
+        assert!(code == 2 && text.ends_with("since etcd 3.6 it is --compaction-batch-limit"), "{text}");
+    }
+
+    #[test]
+    fn remarks_are_etcds() {
+        let env = [("ETCD_FOO", "secret"), ("ETCD_VERSION", "v3"), ("ETCD_NAME", "")];
+        let s = settings(&["--snapshot", "--max-snapshots=3"], &env);
+        assert_eq!(
+            s.notices,
+            [
+                Notice::Ignored("snapshot".into()),
+                Notice::Unrecognized("ETCD_FOO".into()),
+                Notice::Unrecognized("ETCD_NAME".into()),
+                Notice::Special("ETCD_VERSION".into()),
+                Notice::Other("--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.".into()),
+            ]
+        );
     }
 
     #[test]
     fn booleans_may_stand_alone() {
-        assert!(flags(&["--strict-reconfig-check"], &[]).strict_reconfig_check);
-        assert!(!flags(&["--strict-reconfig-check=false"], &[]).strict_reconfig_check);
+        assert!(settings(&["--client-cert-auth"], &[]).flags.client_cert_auth);
+        assert!(!settings(&["-strict-reconfig-check=F"], &[]).flags.strict_reconfig_check);
+    }
+
+    #[test]
+    fn a_file_replaces_flags_and_variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("etcd.yaml");
+        std::fs::write(&path, "name: from-file\n").unwrap();
+        let path = path.to_str().unwrap();
+        let flag = format!("--config-file={path}");
+        let by_flag = settings(&["--name=a", &flag], &[("ETCD_NAME", "b"), ("ETCD_DATA_DIR", "/x")]);
+        let by_variable = settings(&["--data-dir=/x"], &[("ETCD_CONFIG_FILE", path)]);
+        for s in [by_flag, by_variable] {
+            assert_eq!((s.flags.name.as_str(), s.flags.data_dir.as_str()), ("from-file", ""));
+        }
+        let missing = refused(&["--config-file=/nope"], &[]);
+        assert_eq!(missing, (1, "open /nope: no such file or directory".to_owned()));
     }
 
     #[test]
     fn the_version_is_etcds_in_the_first_line() {
         let Ok(Action::Print(text)) = run(&["--version"], &[]) else { panic!() };
         assert_eq!(text.lines().next(), Some("etcd Version: 3.7.1"));
+        let Ok(Action::Print(help)) = run(&["-h"], &[]) else { panic!() };
+        assert!(help.contains("--listen-client-urls"));
     }
 }

@@ -1,19 +1,31 @@
-//! From flags to what the member is started with: every value checked once, before anything is touched.
+//! From flags to what the member is started with: every value checked once, before anything is touched, in etcd's order
+//! and with its words.
 
 use crate::auth_token;
-use crate::cli::Flags;
+use crate::cli::{Notice, Settings};
+use crate::flags::Flags;
+use crate::flags::url::{Scheme, Url};
+use crate::flags::value::{GoDuration, List, Urls, go_duration};
+use crate::tls::{Allowed, Files, Params};
+use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
 use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, Intent, NodeConfig};
 use ferretcd_raft::Timing;
+use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_types::Limits;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// etcd's ceiling of the election time-out, in milliseconds.
-const ELECTION_MAX_MS: u64 = 50_000;
+const ELECTION_MAX_MS: usize = 50_000;
 const QUOTA_DEFAULT: u64 = 2 << 30;
+/// Sizes from which etcd warns.
+const QUOTA_USUAL_MAX: i64 = 8 << 30;
+const REQUEST_USUAL_MAX: usize = 10 << 20;
+/// etcd's default, which a zero in a file stands for as well.
+const PROGRESS_DEFAULT: Duration = Duration::from_secs(600);
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -22,209 +34,452 @@ pub struct Config {
     pub boot: BootConfig,
     /// Where it listens.
     pub listen: Listen,
+    /// Certificates of the client and metrics listeners.
+    pub client_tls: Files,
+    /// Certificates for other members.
+    pub peer_tls: Files,
+    /// Protocol versions and cipher suites.
+    pub tls: Params,
     /// Streams that one client connection may open.
     pub max_concurrent_streams: u32,
+    /// How often a silent client connection is pinged, and how long it may take to answer.
+    pub keep_alive: (Option<Duration>, Duration),
+    /// Share ports with another process.
+    pub reuse_port: bool,
+    /// HTTP beside gRPC, and who may ask by it.
+    pub web: Web,
+    /// What the log is to say.
+    pub notices: Vec<Notice>,
 }
 
-/// Addresses to listen on.
+/// Where to listen, by what is served there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// For clients.
-    pub client: Vec<SocketAddr>,
+    pub client: Vec<Place>,
+    /// For clients that speak plain HTTP; then the others get gRPC alone.
+    pub http: Vec<Place>,
     /// For members.
-    pub peer: Vec<SocketAddr>,
+    pub peer: Vec<Place>,
     /// For metrics and probes.
-    pub metrics: Vec<SocketAddr>,
+    pub metrics: Vec<Place>,
 }
 
-/// Checks the flags.
-pub fn check(flags: &Flags) -> Result<Config, String> {
-    let Flags {
-        name,
-        data_dir,
-        wal_dir,
-        listen_peer_urls,
-        listen_client_urls,
-        listen_metrics_urls,
-        initial_advertise_peer_urls,
-        advertise_client_urls,
-        initial_cluster,
-        initial_cluster_state,
-        initial_cluster_token,
-        heartbeat_interval,
-        election_timeout,
-        snapshot_count,
-        snapshot_catchup_entries,
-        quota_backend_bytes,
-        max_request_bytes,
-        max_txn_ops,
-        max_concurrent_streams,
-        auto_compaction_mode,
-        auto_compaction_retention,
-        strict_reconfig_check,
-        max_learners,
-        watch_progress_notify_interval,
-        auth_token,
-        auth_token_ttl,
-        bcrypt_cost,
-        turn_auth_off,
-        log_level: _,
-        log_format: _,
-        member_intent,
-    } = flags;
-    if *heartbeat_interval == 0 || *election_timeout < 5 * heartbeat_interval {
-        return Err(format!(
-            "--election-timeout[{election_timeout}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat_interval}ms]"
-        ));
+/// One place to listen at; the same one may be named for plain and for TLS connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The address.
+    pub address: Address,
+    /// Accept connections without TLS.
+    pub plain: bool,
+    /// Accept TLS.
+    pub secure: bool,
+}
+
+/// An address to bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => path.display().fmt(f),
+        }
     }
-    if *election_timeout > ELECTION_MAX_MS {
-        return Err(format!(
-            "--election-timeout[{election_timeout}ms] is too long, and should be set less than {ELECTION_MAX_MS}ms"
-        ));
+}
+
+/// Checks the settings.
+pub fn check(settings: &Settings) -> Result<Config, String> {
+    let flags = &settings.flags;
+    let mut notices = Vec::new();
+    let remark = |text: &str| Notice::Other(text.to_owned());
+    if flags.logger != "zap" {
+        return Err(match flags.logger.as_str() {
+            "capnslog" => "--logger=capnslog is removed in v3.5".to_owned(),
+            other => format!("unknown logger option {other:?}"),
+        });
     }
     let listen = Listen {
-        client: listen_addresses("--listen-client-urls", listen_client_urls)?,
-        peer: listen_addresses("--listen-peer-urls", listen_peer_urls)?,
-        metrics: listen_addresses("--listen-metrics-urls", listen_metrics_urls)?,
+        peer: places(&flags.listen_peer_urls.0)?,
+        client: places(&flags.listen_client_urls.0)?,
+        http: places(&flags.listen_client_http_urls.0)?,
+        metrics: places(&flags.listen_metrics_urls.0)?,
     };
-    if listen.client.is_empty() || listen.peer.is_empty() {
-        return Err("--listen-client-urls and --listen-peer-urls must each name at least one URL".to_owned());
+    if let Some(url) = flags.listen_peer_urls.0.iter().find(|u| u.scheme.is_unix()) {
+        return Err(format!("--listen-peer-urls: {url}: members reach each other by http:// and https:// only"));
     }
-    let custom_listen = listen_client_urls != "http://localhost:2379";
-    let client_urls = match advertise_client_urls {
-        Some(urls) => advertised("--advertise-client-urls", urls)?,
-        None if custom_listen => {
-            return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
-        }
-        None => vec!["http://localhost:2379".to_owned()],
+    if let Some(both) = listen.http.iter().find(|h| listen.client.iter().any(|c| c.address == h.address)) {
+        return Err(format!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {}",
+            both.address
+        ));
+    }
+    if listen.http.is_empty() {
+        notices.push(remark("Running http and grpc server on single port. This is not recommended for production."));
+    }
+    let peer_urls = advertised(&flags.initial_advertise_peer_urls, |urls, why| {
+        format!("--initial-advertise-peer-urls {urls:?} must be \"host:port\" ({why})")
+    })?;
+    let client_urls = advertised(&flags.advertise_client_urls, |urls, why| {
+        format!(
+            "--advertise-client-urls {urls:?} must be in the format \"host:port\", \"unix:/path/to/socket\" or \
+             \"unixs:/path/to/socket\" ({why})"
+        )
+    })?;
+    no_discovery(flags)?;
+    let (heartbeat, election) = (flags.heartbeat_interval, flags.election_timeout);
+    if heartbeat == 0 || election == 0 {
+        let name = if heartbeat == 0 { "heartbeat-interval" } else { "election-timeout" };
+        return Err(format!("--{name} must be >0 (set to 0ms)"));
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return Err(format!(
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+        ));
+    }
+    if election > ELECTION_MAX_MS {
+        return Err(format!(
+            "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_MAX_MS}ms"
+        ));
+    }
+    let was_set = |name: &str| settings.given.contains(name);
+    if settings.file.is_none() && was_set("listen-client-urls") && !was_set("advertise-client-urls") {
+        return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
+    }
+    let auto_compaction = auto_compaction(&flags.auto_compaction_mode, &flags.auto_compaction_retention)?;
+    let gates = &flags.feature_gates;
+    if gates.enabled("LeaseCheckpointPersist") && !gates.enabled("LeaseCheckpoint") {
+        return Err(
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint".to_owned()
+        );
+    }
+    if flags.compact_hash_check_time <= GoDuration(0) {
+        let set = match flags.compact_hash_check_time.0 {
+            0 => "0s".to_owned(),
+            nanos => format!("{nanos}ns"),
+        };
+        return Err(format!("--compact-hash-check-time must be >0 (set to {set})"));
+    }
+    if flags.name == "default" {
+        notices.push(remark(
+            "it isn't recommended to use default name, please set a value for --name. Note that etcd might run into \
+             issue when multiple members have the same default name",
+        ));
+    }
+    let tls = Params::new(&flags.tls_min_version, &flags.tls_max_version, &flags.cipher_suites.0)?;
+    let client_tls = client_tls(flags, &mut notices)?;
+    let peer_tls = peer_tls(flags, &mut notices)?;
+    if flags.force_new_cluster {
+        return Err(
+            "--force-new-cluster is not supported: save a snapshot of a member that is left, and restore it into a \
+             new cluster"
+                .to_owned(),
+        );
+    }
+    unusual(flags, &mut notices);
+
+    let name = &flags.name;
+    if let Some(url) = peer_urls.iter().find(|u| !is_peer_url(u)) {
+        return Err(format!(
+            "--initial-advertise-peer-urls: {url}: must be scheme, host and port, e.g. http://10.0.0.1:2380"
+        ));
+    }
+    let initial_cluster = match flags.initial_cluster.as_str() {
+        "" => BTreeMap::from([(name.clone(), peer_urls.clone())]),
+        text => members(text)?,
     };
-    let peer_urls = advertised("--initial-advertise-peer-urls", initial_advertise_peer_urls)?;
-    let initial_cluster = match initial_cluster {
-        Some(text) => members(text)?,
-        None => BTreeMap::from([(name.clone(), peer_urls.clone())]),
+    let data_dir = match flags.data_dir.as_str() {
+        "" => PathBuf::from(format!("{name}.etcd")),
+        dir => PathBuf::from(dir),
     };
-    let state = match initial_cluster_state.as_str() {
-        "new" => ClusterState::New,
-        "existing" => ClusterState::Existing,
-        other => return Err(format!("invalid value {other:?} for --initial-cluster-state: use new or existing")),
-    };
-    let intent = match member_intent.as_deref() {
-        None => None,
-        Some("bootstrap") => Some(Intent::Bootstrap),
-        Some("join") => Some(Intent::Join),
-        Some("run") => Some(Intent::Run),
-        Some(other) => {
-            return Err(format!("invalid value {other:?} for --member-intent: use bootstrap, join or run"));
-        }
-    };
-    let quota_bytes = match *quota_backend_bytes {
-        0 => Some(QUOTA_DEFAULT),
-        n => u64::try_from(n).ok(),
-    };
-    let data_dir = data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.etcd")));
     let node = NodeConfig {
         name: name.clone(),
         client_urls,
-        limits: Limits { max_request_bytes: *max_request_bytes, max_txn_ops: *max_txn_ops, quota_bytes },
-        timing: Timing {
-            heartbeat: Duration::from_millis(*heartbeat_interval),
-            election: Duration::from_millis(*election_timeout),
-            catch_up_entries: *snapshot_catchup_entries,
+        limits: Limits {
+            max_request_bytes: flags.max_request_bytes,
+            max_txn_ops: flags.max_txn_ops,
+            quota_bytes: match flags.quota_backend_bytes {
+                0 => Some(QUOTA_DEFAULT),
+                n => u64::try_from(n).ok(),
+            },
         },
-        snapshot_count: (*snapshot_count).max(1),
-        auto_compaction: auto_compaction(auto_compaction_mode, auto_compaction_retention)?,
-        watch_progress_every: go_duration(watch_progress_notify_interval)
-            .filter(|d| *d >= Duration::from_millis(100))
-            .ok_or_else(|| format!("invalid --watch-progress-notify-interval {watch_progress_notify_interval:?}: a duration of at least 100ms, e.g. 10m"))?,
-        max_learners: *max_learners,
-        strict_reconfig_check: *strict_reconfig_check,
+        timing: Timing {
+            heartbeat: Duration::from_millis(heartbeat as u64),
+            election: Duration::from_millis(election as u64),
+            catch_up_entries: flags.snapshot_catchup_entries,
+        },
+        snapshot_count: flags.snapshot_count.max(1),
+        auto_compaction,
+        watch_progress_every: match flags.watch_progress_notify_interval.length() {
+            Duration::ZERO => PROGRESS_DEFAULT,
+            often if often < Duration::from_millis(100) => {
+                return Err(format!("--watch-progress-notify-interval must be at least 100ms (set to {often:?})"));
+            }
+            other => other,
+        },
+        max_learners: usize::try_from(flags.max_learners).unwrap_or(0),
+        strict_reconfig_check: flags.strict_reconfig_check,
         spool_dir: data_dir.join("member").join("spool"),
         auth: AuthConfig {
-            tokens: auth_token::check(auth_token, go_duration)?,
+            tokens: auth_token::check(&flags.auth_token, |text| go_duration(text).map(|d| d.length()))?,
             // 0 is the default, as in etcd.
-            token_ttl: Duration::from_secs(if *auth_token_ttl == 0 { 300 } else { *auth_token_ttl }),
-            bcrypt_cost: bcrypt_cost_of(*bcrypt_cost),
-            turn_off: *turn_auth_off,
+            token_ttl: Duration::from_secs(if flags.auth_token_ttl == 0 { 300 } else { flags.auth_token_ttl as u64 }),
+            bcrypt_cost: bcrypt_cost(flags.bcrypt_cost, &mut notices),
+            turn_off: flags.turn_auth_off,
         },
     };
     let boot = BootConfig {
         data_dir,
-        wal_dir: wal_dir.clone(),
+        wal_dir: Some(PathBuf::from(&flags.wal_dir)).filter(|d| !d.as_os_str().is_empty()),
         initial_cluster,
-        state,
-        token: initial_cluster_token.clone(),
+        state: if flags.initial_cluster_state.0 == "existing" { ClusterState::Existing } else { ClusterState::New },
+        token: flags.initial_cluster_token.clone(),
         advertise_peer_urls: peer_urls,
-        intent,
+        intent: intent(&flags.member_intent)?,
+        dialer: Dialer::default(),
         node,
     };
-    Ok(Config { boot, listen, max_concurrent_streams: *max_concurrent_streams })
+    let interval = flags.grpc_keepalive_interval.length();
+    Ok(Config {
+        boot,
+        listen,
+        client_tls,
+        peer_tls,
+        tls,
+        max_concurrent_streams: flags.max_concurrent_streams,
+        keep_alive: (Some(interval).filter(|i| !i.is_zero()), flags.grpc_keepalive_timeout.length()),
+        reuse_port: flags.socket_reuse_port,
+        web: Web {
+            gateway: flags.enable_grpc_gateway,
+            gateway_calls_max: flags.max_concurrent_streams,
+            access: Access {
+                origins: flags.cors.0.iter().cloned().collect(),
+                hosts: flags.host_whitelist.0.iter().filter(|h| !h.is_empty()).cloned().collect(),
+            },
+        },
+        notices,
+    })
 }
 
 /// etcd takes its default instead of a cost that bcrypt does not have.
-fn bcrypt_cost_of(given: u32) -> u32 {
-    if (4..=31).contains(&given) {
-        return given;
+fn bcrypt_cost(given: usize, notices: &mut Vec<Notice>) -> u32 {
+    if let Some(cost) = u32::try_from(given).ok().filter(|cost| (4..=31).contains(cost)) {
+        return cost;
     }
     let default = AuthConfig::default().bcrypt_cost;
-    tracing::warn!(given, default, "use default bcrypt cost instead of the invalid given cost: it is 4 to 31");
+    notices.push(Notice::Other(format!(
+        "use default bcrypt cost {default} instead of the invalid given cost {given}: it is 4 to 31"
+    )));
     default
 }
 
-fn split(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',').map(str::trim).filter(|u| !u.is_empty())
+/// Remarks on values that are odd, or that have no effect here. A flag without effect is one whose help says so.
+fn unusual(flags: &Flags, notices: &mut Vec<Notice>) {
+    let mut remark = |text: String| notices.push(Notice::Other(text));
+    if flags.quota_backend_bytes > QUOTA_USUAL_MAX {
+        remark(format!("--quota-backend-bytes {} exceeds the maximum recommended value", flags.quota_backend_bytes));
+    }
+    if flags.max_request_bytes > REQUEST_USUAL_MAX {
+        remark(format!("--max-request-bytes {} exceeds the maximum recommended size", flags.max_request_bytes));
+    }
+    for spec in flags.changed().filter(|spec| spec.help.starts_with("Accepted")) {
+        remark(format!("--{} is accepted without effect in this server", spec.name()));
+    }
+    if !flags.pre_vote {
+        remark("--pre-vote=false has no effect: this server always asks before it calls an election".to_owned());
+    }
+    if flags.metrics != "basic" {
+        remark(format!("--metrics={} has no effect: this server exports what \"basic\" does", flags.metrics));
+    }
+    for gate in flags.feature_gates.without_effect() {
+        remark(format!("feature gate {gate} has no effect in this server"));
+    }
 }
 
-fn no_tls_yet(flag: &str, url: &str) -> Option<String> {
-    let scheme = url.split("://").next().unwrap_or_default();
-    matches!(scheme, "https" | "unix" | "unixs")
-        .then(|| format!("{flag}: {url}: {scheme}:// is not supported by this version; use http://"))
+fn no_discovery(flags: &Flags) -> Result<(), String> {
+    let (endpoints, srv) = (!flags.discovery_endpoints.0.is_empty(), !flags.discovery_srv.is_empty());
+    if [!flags.initial_cluster.is_empty(), endpoints, srv].iter().filter(|set| **set).count() > 1 {
+        return Err("multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \
+                    \"discovery-endpoints\" or \"discovery-srv\""
+            .to_owned());
+    }
+    if endpoints == flags.discovery_token.is_empty() {
+        return Err("both --discovery-token and --discovery-endpoints must be set".to_owned());
+    }
+    if endpoints || srv {
+        return Err("discovery is not supported by this server: name the members in --initial-cluster".to_owned());
+    }
+    Ok(())
+}
+
+fn intent(text: &str) -> Result<Option<Intent>, String> {
+    Ok(Some(match text {
+        "" => return Ok(None),
+        "bootstrap" => Intent::Bootstrap,
+        "join" => Intent::Join,
+        "run" => Intent::Run,
+        other => return Err(format!("invalid value {other:?} for --member-intent: use bootstrap, join or run")),
+    }))
+}
+
+/// What is in the way of `http://` beside certificates, or of `https://` without.
+fn client_tls(flags: &Flags, notices: &mut Vec<Notice>) -> Result<Files, String> {
+    let files = Files {
+        flags: ["--cert-file", "--key-file", "--trusted-ca-file", "--client-crl-file", "", ""],
+        cert: path(&flags.cert_file),
+        key: path(&flags.key_file),
+        trusted_ca: path(&flags.trusted_ca_file),
+        crl: path(&flags.client_crl_file),
+        own_cert: None,
+        own_key: None,
+        asks_client: flags.client_cert_auth || !flags.trusted_ca_file.is_empty(),
+        names_client: flags.client_cert_auth,
+        allowed: allowed(&flags.client_cert_allowed_cn, &flags.client_cert_allowed_hostname)?,
+        compares_address: false,
+        auto: flags.auto_tls,
+        calls: false,
+    };
+    let urls = || flags.listen_client_urls.0.iter().chain(&flags.listen_client_http_urls.0);
+    for url in urls().filter(|u| !u.scheme.is_secure()) {
+        if files.is_given() {
+            notices.push(Notice::Other(format!(
+                "scheme is http or unix while key and cert files are present; ignoring key and cert files: {url}"
+            )));
+        }
+        if flags.client_cert_auth {
+            notices.push(Notice::Other(format!(
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL: {url}"
+            )));
+        }
+    }
+    if let Some(url) = urls().find(|u| u.scheme.is_secure() && !files.is_given() && !files.auto) {
+        return Err(format!(
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
+        ));
+    }
+    if flags.listen_metrics_urls.0.iter().any(|u| u.scheme.is_secure() && !files.is_given() && !files.auto) {
+        return Err("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url".to_owned());
+    }
+    files.check(notices, "client")?;
+    Ok(files)
+}
+
+fn peer_tls(flags: &Flags, notices: &mut Vec<Notice>) -> Result<Files, String> {
+    let files = Files {
+        flags: [
+            "--peer-cert-file",
+            "--peer-key-file",
+            "--peer-trusted-ca-file",
+            "--peer-crl-file",
+            "--peer-client-cert-file",
+            "--peer-client-key-file",
+        ],
+        cert: path(&flags.peer_cert_file),
+        key: path(&flags.peer_key_file),
+        trusted_ca: path(&flags.peer_trusted_ca_file),
+        crl: path(&flags.peer_crl_file),
+        own_cert: path(&flags.peer_client_cert_file),
+        own_key: path(&flags.peer_client_key_file),
+        asks_client: flags.peer_client_cert_auth || !flags.peer_trusted_ca_file.is_empty(),
+        names_client: false,
+        allowed: allowed(&flags.peer_cert_allowed_cn, &flags.peer_cert_allowed_hostname)?,
+        compares_address: !flags.peer_skip_client_san_verification,
+        auto: flags.peer_auto_tls,
+        calls: true,
+    };
+    for url in &flags.listen_peer_urls.0 {
+        if url.scheme == Scheme::Http {
+            if files.is_given() {
+                notices.push(Notice::Other(format!(
+                    "scheme is HTTP while key and cert files are present; ignoring key and cert files: {url}"
+                )));
+            }
+            if flags.peer_client_cert_auth {
+                notices.push(Notice::Other(format!(
+                    "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for this URL: {url}"
+                )));
+            }
+        } else if !files.is_given() && !files.auto {
+            return Err(format!("cannot listen on TLS for {}: KeyFile and CertFile are not presented", url.place));
+        }
+    }
+    files.check(notices, "peer")?;
+    Ok(files)
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text)).filter(|p| !p.as_os_str().is_empty())
+}
+
+fn allowed(names: &List, hosts: &List) -> Result<Allowed, String> {
+    match (names.0.as_slice(), hosts.0.as_slice()) {
+        ([], []) => Ok(Allowed::Anyone),
+        (names, []) => Ok(Allowed::CommonNames(names.to_vec())),
+        ([], hosts) => Ok(Allowed::Hostnames(hosts.to_vec())),
+        (names, hosts) => {
+            Err(format!("AllowedCNs and AllowedHostnames are mutually exclusive (cns={names:?}, hostnames={hosts:?})"))
+        }
+    }
 }
 
 /// Listen URLs name an IP address or localhost, as in etcd: a name could resolve to an address of another host.
-fn listen_addresses(flag: &str, list: &str) -> Result<Vec<SocketAddr>, String> {
-    split(list)
-        .map(|url| {
-            if let Some(refusal) = no_tls_yet(flag, url) {
-                return Err(refusal);
+fn places(urls: &[Url]) -> Result<Vec<Place>, String> {
+    let mut places: Vec<Place> = Vec::new();
+    for url in urls {
+        let address = match url.host_port() {
+            None => Address::Unix(PathBuf::from(&url.place)),
+            Some((host, port)) => {
+                let ip = match host {
+                    "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                    _ => host.parse().ok(),
+                };
+                let ip = ip.ok_or_else(|| format!("expected IP in URL for binding ({url})"))?;
+                let port = port.parse().map_err(|_| format!("{url}: {port:?} is not a port"))?;
+                Address::Tcp(SocketAddr::new(ip, port))
             }
-            let rest = url
-                .strip_prefix("http://")
-                .ok_or_else(|| format!("{flag}: {url}: URL scheme must be http, e.g. http://127.0.0.1:2379"))?;
-            let rest = rest.strip_prefix("localhost").map_or(rest.to_owned(), |port| format!("127.0.0.1{port}"));
-            rest.parse().map_err(|_| {
-                format!("{flag}: {url}: expected IP in URL for binding, and a port, e.g. http://127.0.0.1:2379")
-            })
-        })
-        .collect()
+        };
+        let secure = url.scheme.is_secure();
+        match places.iter_mut().find(|p| p.address == address) {
+            Some(place) if secure => place.secure = true,
+            Some(place) => place.plain = true,
+            None => places.push(Place { address, plain: !secure, secure }),
+        }
+    }
+    // Whether the next bytes are TLS is looked up without taking them, which a Unix socket does not offer.
+    match places.iter().find(|p| p.plain && p.secure && matches!(p.address, Address::Unix(_))) {
+        Some(both) => Err(format!("{} cannot be listened on as unix:// and unixs:// at once", both.address)),
+        None => Ok(places),
+    }
 }
 
-fn advertised(flag: &str, list: &str) -> Result<Vec<String>, String> {
-    let urls: Vec<String> = split(list)
-        .map(|url| {
-            if let Some(refusal) = no_tls_yet(flag, url) {
-                return Err(refusal);
-            }
-            if !is_peer_url(url) {
-                return Err(format!("{flag}: {url}: must be scheme, host and port, e.g. http://10.0.0.1:2380"));
-            }
-            Ok(url.to_owned())
-        })
-        .collect::<Result<_, _>>()?;
-    if urls.is_empty() {
-        return Err(format!("{flag} must name at least one URL"));
+fn advertised(urls: &Urls, error: impl Fn(String, String) -> String) -> Result<Vec<String>, String> {
+    let texts = urls.texts();
+    match urls.0.iter().find(|u| u.host_port().is_some_and(|(host, _)| host.is_empty())) {
+        Some(url) => Err(error(texts.join(","), format!("unexpected empty host ({url})"))),
+        None => Ok(texts),
     }
-    Ok(urls)
 }
 
 /// `a=http://…,b=http://…`; a name may come more than once, for more than one URL.
 fn members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for item in split(text) {
+    for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
         let (name, url) = item
             .split_once('=')
             .ok_or_else(|| format!("--initial-cluster: {item:?} is not of the form name=http://host:2380"))?;
-        let urls = advertised("--initial-cluster", url)?;
-        members.entry(name.to_owned()).or_default().extend(urls);
+        let url = Url::parse(url).map_err(|e| format!("--initial-cluster: {e}"))?.to_string();
+        if !is_peer_url(&url) {
+            return Err(format!(
+                "--initial-cluster: {url}: must be scheme, host and port, e.g. {name}=http://10.0.0.1:2380"
+            ));
+        }
+        members.entry(name.to_owned()).or_default().push(url);
     }
     if members.is_empty() {
         return Err("--initial-cluster names no member".to_owned());
@@ -233,51 +488,29 @@ fn members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
 }
 
 fn auto_compaction(mode: &str, retention: &str) -> Result<Option<AutoCompaction>, String> {
-    let bad = |why: &str| format!("invalid --auto-compaction-retention {retention:?} for mode {mode}: {why}");
+    let bad = |why: &str| format!("error parsing CompactionRetention: {why}");
     match mode {
         "periodic" => {
             let period = match retention.parse::<u64>() {
                 Ok(hours) => Duration::from_secs(hours.checked_mul(3600).ok_or_else(|| bad("it is too long"))?),
-                Err(_) => go_duration(retention).ok_or_else(|| bad("use a duration such as 30m or 1h"))?,
+                Err(_) => {
+                    let invalid = || bad(&format!("time: invalid duration {retention:?}; use e.g. 30m or 1h"));
+                    go_duration(retention).filter(|d| d.0 >= 0).ok_or_else(invalid)?.length()
+                }
             };
             Ok((period > Duration::ZERO).then_some(AutoCompaction::Periodic(period)))
         }
         "revision" => {
-            let keep: i64 = retention.parse().map_err(|_| bad("use a number of revisions"))?;
+            let keep: i64 =
+                retention.parse().map_err(|_| bad(&format!("{retention:?} is not a number of revisions")))?;
             if keep < 0 {
                 return Err(bad("use a number of revisions, 0 for off"));
             }
             Ok((keep > 0).then_some(AutoCompaction::Revision(keep)))
         }
-        other => Err(format!("invalid value {other:?} for --auto-compaction-mode: use periodic or revision")),
+        "" => Err("undefined auto-compaction-mode".to_owned()),
+        other => Err(format!("unknown auto-compaction-mode {other:?}")),
     }
-}
-
-/// Go's durations: a sequence of numbers with units, `1h30m`, `1.5s`, `100ms`.
-fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    if rest == "0" {
-        return Some(total);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(digits);
-        let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_len);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total += Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
-        rest = tail;
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 #[cfg(test)]
@@ -287,7 +520,7 @@ mod tests {
 
     fn config(args: &[&str]) -> Result<Config, String> {
         match parse(args.iter().map(Into::into), std::iter::empty()) {
-            Ok(Action::Serve(flags)) => check(&flags),
+            Ok(Action::Serve(settings)) => check(&settings),
             other => panic!("{other:?}"),
         }
     }
@@ -296,26 +529,85 @@ mod tests {
     fn the_defaults_are_a_single_member_on_localhost() {
         let c = config(&[]).unwrap();
         assert_eq!(c.boot.initial_cluster, BTreeMap::from([("default".into(), vec!["http://localhost:2380".into()])]));
-        assert_eq!(c.listen.client, ["127.0.0.1:2379".parse().unwrap()]);
+        let place = Place { address: Address::Tcp("127.0.0.1:2379".parse().unwrap()), plain: true, secure: false };
+        assert_eq!(c.listen.client, [place]);
         assert_eq!(c.boot.data_dir, PathBuf::from("default.etcd"));
         assert_eq!(c.boot.node.limits.quota_bytes, Some(2 << 30));
     }
 
     #[test]
-    fn bad_values_name_the_flag_the_value_and_the_way_out() {
+    fn values_that_etcd_refuses_are_refused_in_its_words() {
+        for (args, error) in [
+            (
+                &["--listen-client-urls=http://example.com:1"][..],
+                "expected IP in URL for binding (http://example.com:1)",
+            ),
+            (
+                &["--listen-client-urls=http://127.0.0.1:1"],
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+            ),
+            (
+                &["--listen-peer-urls=https://127.0.0.1:2380"],
+                "cannot listen on TLS for 127.0.0.1:2380: KeyFile and CertFile are not presented",
+            ),
+            (
+                &["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://127.0.0.1:1"],
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
+            ),
+            (
+                &["--listen-metrics-urls=https://127.0.0.1:1"],
+                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
+            ),
+            (&["--cert-file=x"], "KeyFile and CertFile must both be present[key: , cert: x]"),
+            (
+                &["--election-timeout=400"],
+                "--election-timeout[400ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+            ),
+            (
+                &["--election-timeout=60000"],
+                "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
+            ),
+            (&["--heartbeat-interval=0"], "--heartbeat-interval must be >0 (set to 0ms)"),
+            (&["--auto-compaction-mode=x"], "unknown auto-compaction-mode \"x\""),
+            (&["--tls-min-version=TLS1.1"], "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)"),
+            (
+                &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
+                "min version (TLS1.3) is greater than max version (TLS1.2)",
+            ),
+            (
+                &["--tls-min-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
+                "cipher suites cannot be configured when only TLS1.3 is enabled",
+            ),
+            (&["--compact-hash-check-time=0"], "--compact-hash-check-time must be >0 (set to 0s)"),
+            (&["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
+            (
+                &["--discovery-srv=x", "--initial-cluster=a=http://b:1"],
+                "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+            ),
+            (&["--discovery-token=x"], "both --discovery-token and --discovery-endpoints must be set"),
+            (
+                &["--feature-gates=LeaseCheckpointPersist=true"],
+                "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+            ),
+        ] {
+            assert_eq!(config(args).unwrap_err(), error, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn other_bad_values_name_the_flag_the_value_and_the_way_out() {
         for (args, needles) in [
-            (&["--listen-client-urls=http://example.com:2379"][..], &["--listen-client-urls", "example.com", "IP"][..]),
-            (&["--listen-client-urls=127.0.0.1:2379"], &["scheme"]),
-            (&["--listen-client-urls=http://127.0.0.1:1"], &["--advertise-client-urls is required"]),
-            (&["--listen-peer-urls=https://127.0.0.1:2380"], &["https", "not supported"]),
-            (&["--initial-cluster=default"], &["name=http://host:2380"]),
-            (&["--initial-cluster=default=http://a"], &["--initial-cluster", "port"]),
-            (&["--initial-cluster-state=old"], &["old", "new or existing"]),
-            (&["--election-timeout=400"], &["5 times"]),
+            (&["--initial-cluster=default"][..], &["--initial-cluster", "name=http://host:2380"][..]),
+            (&["--initial-cluster=default=http://a"], &["--initial-cluster", "host:port"]),
             (&["--member-intent=maybe"], &["maybe", "bootstrap, join or run"]),
-            (&["--auto-compaction-retention=soon"], &["soon", "30m"]),
-            (&["--auto-compaction-mode=never"], &["never", "periodic or revision"]),
-            (&["--auth-token=jwt,sign-method=NONE"], &["--auth-token", "NONE", "RS256"]),
+            (&["--auto-compaction-retention=soon"], &["CompactionRetention", "soon", "30m"]),
+            (&["--force-new-cluster"], &["--force-new-cluster", "restore"]),
+            (&["--discovery-srv=example.com"], &["not supported", "--initial-cluster"]),
+            (&["--listen-peer-urls=unix:///tmp/x"], &["--listen-peer-urls", "https://"]),
+            (
+                &["--cipher-suites=TLS_RSA_WITH_RC4_128_SHA"],
+                &["unexpected TLS cipher suite", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"],
+            ),
         ] {
             let error = config(args).unwrap_err();
             for needle in needles {
@@ -325,18 +617,33 @@ mod tests {
     }
 
     #[test]
+    fn http_and_https_may_share_a_place() {
+        let c = config(&[
+            "--listen-client-urls=http://127.0.0.1:1,https://127.0.0.1:1,unix:///tmp/x",
+            "--advertise-client-urls=https://a:1",
+            "--auto-tls",
+        ]);
+        let client = c.unwrap().listen.client;
+        assert!(client.len() == 2 && client[0].plain && client[0].secure, "{client:?}");
+        assert_eq!(client[1].address, Address::Unix("/tmp/x".into()));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_said() {
+        let c = config(&["--name=a", "--enable-pprof", "--feature-gates=InitialCorruptCheck=true", "--max-wals=5"])
+            .unwrap();
+        let texts: Vec<String> = c.notices.iter().map(|n| format!("{n:?}")).collect();
+        assert!(texts.iter().any(|t| t.contains("--enable-pprof is accepted without effect")), "{texts:?}");
+        assert!(texts.iter().any(|t| t.contains("InitialCorruptCheck")), "{texts:?}");
+        assert!(!texts.iter().any(|t| t.contains("max-wals")), "{texts:?}");
+    }
+
+    #[test]
     fn compaction_retention_is_hours_a_duration_or_revisions() {
         let of = |mode: &str, r: &str| auto_compaction(mode, r).unwrap();
         assert_eq!(of("periodic", "1"), Some(AutoCompaction::Periodic(Duration::from_secs(3600))));
         assert_eq!(of("periodic", "1h30m"), Some(AutoCompaction::Periodic(Duration::from_secs(5400))));
         assert_eq!(of("revision", "1000"), Some(AutoCompaction::Revision(1000)));
         assert_eq!(of("periodic", "0"), None);
-    }
-
-    #[test]
-    fn go_durations() {
-        assert_eq!(go_duration("1.5s"), Some(Duration::from_millis(1500)));
-        assert_eq!(go_duration("100ms"), Some(Duration::from_millis(100)));
-        assert!(go_duration("5").is_none() && go_duration("").is_none() && go_duration("3 weeks").is_none());
     }
 }

@@ -1,47 +1,171 @@
-//! Listeners: HTTP/1.1 and HTTP/2 without TLS on one port, so that gRPC, the health endpoints and curl share it.
+//! Listeners: HTTP/1.1 and HTTP/2 on one port, so that gRPC, the health endpoints and curl share it, with TLS, without,
+//! or both, on TCP and on Unix sockets.
 
+use crate::config::{Address, Place};
+use crate::tls::material::Material;
+use crate::tls::{certificate, verify};
 use axum::Router;
+use ferretcd_api::CertName;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 /// See `ferretcd_raft::transport::client`: small windows make h2 close connections with many small frames.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
-/// Connections at once on one listener; beyond, new ones wait in the kernel's queue. etcd's bound is the number of
-/// file descriptors less 150; this stays below the usual 65536 of a unit file with room for the store.
+/// Connections at once on one listener; beyond, new ones wait in the kernel's queue. It stays below the usual 65536 file
+/// descriptors of a unit file, and what one connection may hold, times this, below what a machine has.
 const CONNECTIONS_MAX: usize = 32_768;
 
-/// etcd's time for a connection to show that it lives.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// File descriptors that are kept for the store, the log and other members (etcd's number).
+const DESCRIPTORS_KEPT: u64 = 150;
+
+/// Connections that the kernel keeps until they are taken (its own bound is often lower).
+const BACKLOG: u32 = 1024;
+
+/// Handshakes at once on one listener: callers that never finish theirs leave most of the places to others.
+const HANDSHAKES_MAX: usize = CONNECTIONS_MAX / 8;
+
+/// etcd's bound for one handshake, waiting for its turn and looking up of names included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// etcd's time for the head of an HTTP/1 request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The first byte of a TLS connection: its record type "handshake".
+const TLS_HANDSHAKE: u8 = 22;
 
 /// How long open connections may finish what they do when the server stops.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Binds, with an error that names the flag and the address.
-pub async fn bind(flag: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, String> {
-    let mut listeners = Vec::new();
-    for address in addresses {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| format!("{flag}: cannot listen on {address}: {e}; is another server running there?"))?;
-        listeners.push(listener);
+/// A bound socket. A Unix socket's file goes away with it.
+#[derive(Debug)]
+pub struct Socket {
+    place: Place,
+    listener: Listener,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
     }
-    Ok(listeners)
+}
+
+/// How connections are served, the same on all listeners of a kind.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// "client" or "peer", for the log.
+    pub kind: &'static str,
+    /// What is served without TLS.
+    pub router: Router,
+    /// What is served over TLS: etcd looks less closely there at who asks.
+    pub secure_router: Router,
+    /// The certificates, where TLS is spoken.
+    pub tls: Option<Arc<Material>>,
+    /// Streams that one connection may have open.
+    pub streams_max: u32,
+    /// Connections at once on one listener.
+    pub connections_max: usize,
+    /// When a silent connection is asked whether it lives, and how long it may take to say so.
+    pub keep_alive: (Option<Duration>, Duration),
+}
+
+/// How many connections a listener may have by this process's limit of file descriptors. Too low a limit is an error:
+/// the first clients would leave nothing for the store.
+pub fn connections_max() -> Result<usize, String> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    places_for(limit).ok_or_else(|| {
+        let limit = limit.unwrap_or_default();
+        format!(
+            "file descriptor limit of etcd process is too low; please set higher: it is {limit}, and more than \
+             {DESCRIPTORS_KEPT} are needed (LimitNOFILE=65536 in a unit, ulimit -n in a shell)"
+        )
+    })
+}
+
+/// Places for connections under a limit of file descriptors, if there are any.
+fn places_for(limit: Option<u64>) -> Option<usize> {
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_KEPT));
+    Some(usize::try_from(left).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)).filter(|places| *places > 0)
+}
+
+/// Binds, with an error that names the flag and the address.
+pub fn bind(flag: &str, places: &[Place], reuse_port: bool) -> Result<Vec<Socket>, String> {
+    let bound = places.iter().map(|place| {
+        let listener = match &place.address {
+            Address::Tcp(address) => bind_tcp(*address, reuse_port),
+            Address::Unix(path) => bind_unix(path.clone()),
+        };
+        let listener = listener.map_err(|e| {
+            format!("{flag}: cannot listen on {}: {e}; is another server running there?", place.address)
+        })?;
+        Ok(Socket { place: place.clone(), listener })
+    });
+    bound.collect()
+}
+
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<Listener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(reuse_port)?;
+    socket.bind(address)?;
+    Ok(Listener::Tcp(socket.listen(BACKLOG)?))
+}
+
+/// Takes the place of a socket that an earlier process left, but of no other file.
+fn bind_unix(path: PathBuf) -> io::Result<Listener> {
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&path)?,
+        Ok(_) => return Err(io::Error::other("there is a file that is no socket")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    Ok(Listener::Unix(UnixListener::bind(&path)?, path))
+}
+
+/// A connection as it was accepted.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from)),
+            Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
 }
 
 /// Serves until `stop`, then lets open connections drain for a moment.
-pub async fn serve(listener: TcpListener, router: Router, streams_max: u32, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
+    let Socket { place, listener } = socket;
+    let door = Arc::new(Door { place, service, handshakes: Semaphore::new(HANDSHAKES_MAX) });
+    let places = Arc::new(Semaphore::new(door.service.connections_max));
     let connections = TaskTracker::new();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -50,10 +174,10 @@ pub async fn serve(listener: TcpListener, router: Router, streams_max: u32, stop
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(stream, router.clone(), streams_max, stop.clone());
+            Ok(accepted) => {
+                let (door, stop) = (door.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection.await;
+                    door.enter(accepted, stop).await;
                     drop(place);
                 });
             }
@@ -69,30 +193,227 @@ pub async fn serve(listener: TcpListener, router: Router, streams_max: u32, stop
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
 }
 
-async fn connection(stream: TcpStream, router: Router, streams_max: u32, stop: CancellationToken) {
-    let _ = stream.set_nodelay(true);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .max_concurrent_streams(streams_max)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    builder.http1().timer(TokioTimer::new());
-    let service = TowerToHyperService::new(router);
-    // Upgrades are the gateway's WebSockets.
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(served);
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+/// One listener's way in.
+struct Door {
+    place: Place,
+    service: Service,
+    handshakes: Semaphore,
+}
+
+impl Door {
+    async fn enter(&self, accepted: Accepted, stop: CancellationToken) {
+        match accepted {
+            Accepted::Tcp(stream, from) => {
+                let _ = stream.set_nodelay(true);
+                match self.speaks_tls(&stream).await {
+                    Some(true) => self.enter_secure(stream, Some(from), stop).await,
+                    Some(false) => self.connection(stream, &self.service.router, None, stop).await,
+                    None => {}
+                }
+            }
+            Accepted::Unix(stream) if self.place.secure => self.enter_secure(stream, None, stop).await,
+            Accepted::Unix(stream) => self.connection(stream, &self.service.router, None, stop).await,
         }
-    };
-    if let Err(e) = ended {
-        tracing::debug!("a connection ended with {e}");
+    }
+
+    /// Where both are spoken, the first byte tells; nothing if it does not come.
+    async fn speaks_tls(&self, stream: &TcpStream) -> Option<bool> {
+        if !(self.place.secure && self.place.plain) {
+            return Some(self.place.secure);
+        }
+        let mut first = [0];
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await {
+            Ok(Ok(1)) => Some(first[0] == TLS_HANDSHAKE),
+            _ => None,
+        }
+    }
+
+    async fn enter_secure<S>(&self, stream: S, from: Option<SocketAddr>, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = &self.service.tls else { return };
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(tls, stream, from.map(|f| f.ip()))) => shaken,
+            () = stop.cancelled() => return,
+        };
+        match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
+            Ok((stream, name)) => self.connection(stream, &self.service.secure_router, name, stop).await,
+            Err(error) => {
+                let remote = from.map_or_else(|| "@".to_owned(), |f| f.to_string());
+                // Probes of load balancers come and go without a word.
+                if error.contains("eof") {
+                    tracing::debug!(
+                        "remote-addr" = remote,
+                        error,
+                        "rejected connection on {} endpoint",
+                        self.service.kind
+                    );
+                } else {
+                    tracing::warn!(
+                        "remote-addr" = remote,
+                        error,
+                        "rejected connection on {} endpoint",
+                        self.service.kind
+                    );
+                }
+            }
+        }
+    }
+
+    async fn handshake<S>(
+        &self,
+        tls: &Arc<Material>,
+        stream: S,
+        from: Option<IpAddr>,
+    ) -> Result<(TlsStream<S>, Option<CertName>), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let _turn = self.handshakes.acquire().await.map_err(|e| e.to_string())?;
+        let material = tls.clone();
+        let configs = tokio::task::spawn_blocking(move || material.current()).await.map_err(|e| e.to_string())?;
+        let config = configs.server.ok_or("no certificate")?;
+        let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|e| e.to_string())?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        if let (Some(cert), Some(from), true) = (shown, from, tls.files().compares_address) {
+            verify::address_fits(cert, from).await?;
+        }
+        // As in etcd, an empty name is nobody's.
+        let name = shown.filter(|_| tls.files().names_client).and_then(certificate::common_name);
+        let name = name.filter(|name| !name.is_empty()).map(CertName);
+        Ok((stream, name))
+    }
+
+    async fn connection<S>(&self, stream: S, router: &Router, name: Option<CertName>, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (interval, timeout) = self.service.keep_alive;
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .max_concurrent_streams(self.service.streams_max)
+            .keep_alive_interval(interval)
+            .keep_alive_timeout(timeout);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        let router = router.clone();
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            if let Some(name) = &name {
+                request.extensions_mut().insert(name.clone());
+            }
+            router.clone().oneshot(request)
+        });
+        // Upgrades are the gateway's WebSockets.
+        let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(served);
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        if let Err(e) = ended {
+            tracing::debug!("a connection ended with {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Allowed, Files, Params};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn who(request: axum::extract::Request) -> String {
+        request.extensions().get::<CertName>().map_or("nobody".to_owned(), |n| n.0.clone())
+    }
+
+    /// Who a handler takes a caller with alice's certificate for.
+    async fn taken_for(names_client: bool) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let own = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "alice");
+        let cert = params.signed_by(&own, &issuer).unwrap();
+        std::fs::write(at("ca"), ca.pem()).unwrap();
+        std::fs::write(at("cert"), cert.pem()).unwrap();
+        std::fs::write(at("key"), own.serialize_pem()).unwrap();
+        let files = Files {
+            flags: [""; 6],
+            cert: Some(at("cert")),
+            key: Some(at("key")),
+            trusted_ca: Some(at("ca")),
+            crl: None,
+            own_cert: None,
+            own_key: None,
+            asks_client: true,
+            names_client,
+            allowed: Allowed::CommonNames(vec!["alice".to_owned()]),
+            compares_address: false,
+            auto: false,
+            calls: false,
+        };
+        let material = Material::open(files, Params::new("", "", &[]).unwrap(), false).unwrap();
+        let service = Service {
+            kind: "client",
+            router: Router::new(),
+            secure_router: Router::new().route("/who", axum::routing::get(who)),
+            tls: Some(material),
+            streams_max: 10,
+            connections_max: 10,
+            keep_alive: (None, Duration::from_secs(20)),
+        };
+        let place = Place { address: Address::Unix("x".into()), plain: false, secure: true };
+        let door = Door { place, service, handshakes: Semaphore::new(1) };
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(async move { door.enter_secure(there, None, CancellationToken::new()).await });
+
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(own.serialize_pem().as_bytes()).unwrap(),
+            )
+            .unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(ServerName::try_from("localhost").unwrap(), here).await.unwrap();
+        stream.write_all(b"GET /who HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text).await;
+        serving.await.unwrap();
+        text.lines().last().unwrap().to_owned()
+    }
+
+    #[test]
+    fn places_follow_the_limit_of_descriptors() {
+        assert_eq!(places_for(Some(1024)), Some(874));
+        assert_eq!(places_for(Some(65_536)), Some(CONNECTIONS_MAX));
+        assert_eq!(places_for(None), Some(CONNECTIONS_MAX));
+        assert_eq!(places_for(Some(150)), None);
+    }
+
+    #[tokio::test]
+    async fn requests_carry_the_common_name_of_the_callers_certificate_if_it_names_users() {
+        assert_eq!(taken_for(true).await, "alice");
+        assert_eq!(taken_for(false).await, "nobody");
     }
 }

@@ -4,9 +4,13 @@ mod auth_token;
 mod cli;
 mod commands;
 mod config;
+mod config_file;
+mod flags;
 mod listen;
+mod notify;
 mod serve;
 mod telemetry;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -18,9 +22,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(cli::Action::Snapshot(command)) => commands::snapshot::run(&command),
-        Ok(cli::Action::Serve(flags)) => serve::main(&flags),
+        Ok(cli::Action::Serve(settings)) => serve::main(&settings),
+        Err(refusal) if refusal.code == 1 => serve::refuse(&refusal.text, 1),
         Err(refusal) => {
-            eprintln!("ferretcd: {}", refusal.text);
+            eprintln!("{}", refusal.text);
             ExitCode::from(refusal.code)
         }
     }

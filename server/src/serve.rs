@@ -1,11 +1,18 @@
 //! Running a member: start-up as a list, shutdown as the same list backwards.
 
-use crate::cli::{ETCD_VERSION, Flags};
-use crate::config::{self, Config};
-use crate::{listen, telemetry};
-use ferretcd_node::{Boot, BootError, Member};
+use crate::cli::{ETCD_VERSION, Notice, Settings};
+use crate::config::{self, Address, Config, Place};
+use crate::listen::{self, Service, Socket};
+use crate::tls::material::Material;
+use crate::tls::{Files, Params, self_signed};
+use crate::{notify, telemetry};
+use ferretcd_api::Options;
+use ferretcd_node::{Boot, BootError, Member, Node};
+use ferretcd_raft::transport::dial::Dialer;
+use std::path::Path;
 use std::process::ExitCode;
-use tokio::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,21 +23,43 @@ const EXIT_IDENTITY: u8 = 78;
 /// Streams of one peer connection: appends, votes, snapshots and forwarded requests of one member.
 const PEER_STREAMS_MAX: u32 = 100_000;
 
+/// How members' silent connections are asked whether they live.
+const PEER_KEEP_ALIVE: (Option<Duration>, Duration) = (Some(Duration::from_secs(2 * 3600)), Duration::from_secs(20));
+
+/// How often a member that is not ready looks whether it is.
+const READY_LOOK: Duration = Duration::from_millis(50);
+
 /// Runs a member until a signal, its removal, or an error.
-pub fn main(flags: &Flags) -> ExitCode {
-    if let Err(e) = telemetry::init(&flags.log_level, &flags.log_format) {
-        eprintln!("ferretcd: {e}");
-        return ExitCode::FAILURE;
+pub fn main(settings: &Settings) -> ExitCode {
+    if let Err(e) = telemetry::init(&settings.flags) {
+        return refuse(&e, 1);
     }
-    let config = match config::check(flags) {
+    settings.notices.iter().for_each(Notice::log);
+    if let Some(path) = &settings.file {
+        tracing::info!(
+            path = %path.display(),
+            "loaded server configuration, other configuration command line flags and environment variables will be \
+             ignored if provided"
+        );
+    }
+    let config = match config::check(settings) {
         Ok(config) => config,
-        Err(e) => return fail(&e, 1),
+        Err(e) => return refuse(&e, 1),
     };
+    config.notices.iter().for_each(Notice::log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&format!("cannot start the runtime: {e}"), 1),
     };
-    runtime.block_on(run(config))
+    runtime.block_on(run(config, settings.flags.self_signed_cert_validity))
+}
+
+/// Settings that cannot be followed: etcd's line for the log, and one for people.
+pub fn refuse(why: &str, code: u8) -> ExitCode {
+    let _ = telemetry::init(&crate::flags::Flags::default());
+    tracing::warn!(error = why, "failed to verify flags");
+    eprintln!("ferretcd: {why}");
+    ExitCode::from(code)
 }
 
 fn fail(why: &str, code: u8) -> ExitCode {
@@ -39,7 +68,7 @@ fn fail(why: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn run(config: Config) -> ExitCode {
+async fn run(mut config: Config, years: usize) -> ExitCode {
     tracing::info!(
         version = ETCD_VERSION, server = concat!("ferretcd ", env!("CARGO_PKG_VERSION")),
         name = config.boot.node.name, data_dir = %config.boot.data_dir.display(), "starting"
@@ -48,25 +77,53 @@ async fn run(config: Config) -> ExitCode {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return fail("cannot listen for signals", 1);
     };
+    let connections_max = match listen::connections_max() {
+        Ok(connections_max) => connections_max,
+        Err(e) => return fail(&e, 1),
+    };
     // Ports before files: a wrong URL changes nothing on disk.
-    let bound = async {
+    let bind = |flag: &str, places: &[Place]| listen::bind(flag, places, config.reuse_port);
+    let bound = || {
         Ok::<_, String>((
-            listen::bind("--listen-client-urls", &config.listen.client).await?,
-            listen::bind("--listen-peer-urls", &config.listen.peer).await?,
-            listen::bind("--listen-metrics-urls", &config.listen.metrics).await?,
+            bind("--listen-client-urls", &config.listen.client)?,
+            bind("--listen-client-http-urls", &config.listen.http)?,
+            bind("--listen-peer-urls", &config.listen.peer)?,
+            bind("--listen-metrics-urls", &config.listen.metrics)?,
         ))
     };
-    let (client, peer, metrics) = match bound.await {
+    let (client, client_http, peer, metrics) = match bound() {
         Ok(bound) => bound,
         Err(e) => return fail(&e, 1),
     };
+    let listen = &config.listen;
+    let (client_places, peer_places) = ([&listen.client[..], &listen.http, &listen.metrics].concat(), &listen.peer);
+    let fixtures = config.boot.data_dir.join("fixtures");
+    let certificates = material(&config.client_tls, &config.tls, &fixtures.join("client"), &client_places, years)
+        .and_then(|client| {
+            Ok((client, material(&config.peer_tls, &config.tls, &fixtures.join("peer"), peer_places, years)?))
+        });
+    let (client_tls, peer_tls) = match certificates {
+        Ok(certificates) => certificates,
+        Err(e) => return fail(&e, 1),
+    };
+    let called = peer_tls.clone();
+    config.boot.dialer = Dialer::with_tls(Arc::new(move || called.current().client));
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
 
     let election = config.boot.node.timing.election;
     let boot = Boot::new(config.boot);
     let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
-    spawn(&peers, peer, &peer_router, PEER_STREAMS_MAX, &stop_peers);
+    let peer_service = Service {
+        kind: "peer",
+        router: peer_router.clone(),
+        secure_router: peer_router,
+        tls: Some(peer_tls),
+        streams_max: PEER_STREAMS_MAX,
+        connections_max,
+        keep_alive: PEER_KEEP_ALIVE,
+    };
+    spawn(&peers, peer, &peer_service, &stop_peers);
 
     let member = tokio::select! {
         member = boot.run() => match member {
@@ -77,31 +134,36 @@ async fn run(config: Config) -> ExitCode {
         _ = term.recv() => return ExitCode::SUCCESS,
         _ = int.recv() => return ExitCode::SUCCESS,
     };
-    let header = member.node.header();
     let registry = member.node.metrics().registry().clone();
-    let options = match ferretcd_api::Options::new(registry, election) {
-        Ok(options) => options.with_web(ferretcd_api::Web {
-            gateway_calls_max: config.max_concurrent_streams,
-            ..ferretcd_api::Web::default()
-        }),
+    let options = match Options::new(registry, election) {
+        Ok(options) => options.with_web(config.web.clone()),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
-    spawn(&clients, metrics, &ferretcd_api::metrics_router(member.node.clone(), &options), u32::MAX, &stop_clients);
-    spawn(
-        &clients,
-        client,
-        &ferretcd_api::router(member.node.clone(), &options),
-        config.max_concurrent_streams,
-        &stop_clients,
-    );
-    // etcd's words: tools and people wait for them.
-    tracing::info!(member_id = %header.member_id, cluster_id = %header.cluster_id, "ready to serve client requests");
+    // Only requests without TLS must call this server by one of the names that it has.
+    let mut secure_web = config.web;
+    secure_web.access.hosts.clear();
+    let secure_options = options.clone().with_web(secure_web);
+    let service = |serve: fn(Node, &Options) -> axum::Router| Service {
+        kind: "client",
+        router: serve(member.node.clone(), &options),
+        secure_router: serve(member.node.clone(), &secure_options),
+        tls: Some(client_tls.clone()),
+        streams_max: config.max_concurrent_streams,
+        connections_max,
+        keep_alive: config.keep_alive,
+    };
+    let main_door = if client_http.is_empty() { ferretcd_api::router } else { ferretcd_api::grpc_router };
+    spawn(&clients, metrics, &service(ferretcd_api::metrics_router), &stop_clients);
+    spawn(&clients, client_http, &service(ferretcd_api::http_router), &stop_clients);
+    spawn(&clients, client, &service(main_door), &stop_clients);
+    tokio::spawn(tell_ready(member.node.clone(), config.listen.client, stop_clients.clone()));
 
     let ended = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
         reason = member.node.ended() => Some(reason),
     };
+    notify::tell("STOPPING=1");
     match &ended {
         None => tracing::info!("received a signal, shutting down"),
         Some(reason) => tracing::error!("{reason}"),
@@ -113,15 +175,59 @@ async fn run(config: Config) -> ExitCode {
     }
 }
 
-fn spawn(
-    tasks: &TaskTracker,
-    listeners: Vec<TcpListener>,
-    router: &axum::Router,
-    streams: u32,
-    stop: &CancellationToken,
-) {
-    for listener in listeners {
-        tasks.spawn(listen::serve(listener, router.clone(), streams, stop.clone()));
+/// The certificates of one side. With `--auto-tls` they are made, for the hosts that are listened at.
+fn material(
+    files: &Files,
+    params: &Params,
+    dir: &Path,
+    places: &[Place],
+    years: usize,
+) -> Result<Arc<Material>, String> {
+    if !files.auto || files.is_given() {
+        return Material::open(files.clone(), params.clone(), false);
+    }
+    let hosts = places.iter().filter_map(|place| match &place.address {
+        Address::Tcp(address) => Some(address.ip().to_string()),
+        Address::Unix(_) => None,
+    });
+    let files = self_signed::ensure(files.clone(), dir, &hosts.collect::<Vec<_>>(), years)?;
+    Material::open(files, params.clone(), true)
+}
+
+/// Says, in etcd's words and at its time, that this member serves: it has heard from a quorum, and the cluster knows its
+/// URLs. Tools and people wait for the line, and systemd for its message.
+async fn tell_ready(node: Node, places: Vec<Place>, stop: CancellationToken) {
+    let me = node.header().member_id;
+    let ready = async {
+        loop {
+            let members = node.member_list(true).await.unwrap_or_default();
+            if members.iter().any(|m| m.id == me && !m.client_urls.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(READY_LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = ready => {}
+        () = stop.cancelled() => return,
+    }
+    let cluster_id = node.header().cluster_id;
+    tracing::info!(member_id = %me, %cluster_id, "ready to serve client requests");
+    for place in places {
+        let address = place.address.to_string();
+        if place.secure {
+            tracing::info!(address, "serving client traffic securely");
+        }
+        if place.plain {
+            tracing::info!(address, "serving client traffic insecurely; this is strongly discouraged!");
+        }
+    }
+    notify::tell("READY=1");
+}
+
+fn spawn(tasks: &TaskTracker, sockets: Vec<Socket>, service: &Service, stop: &CancellationToken) {
+    for socket in sockets {
+        tasks.spawn(listen::serve(socket, service.clone(), stop.clone()));
     }
 }
 

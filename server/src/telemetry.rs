@@ -1,16 +1,26 @@
-//! Logs on standard error, as etcd writes them, and what a panic does.
+//! Logs in etcd's form (one JSON object a line with level, ts, caller, msg and the fields), and what a panic does.
 
+use crate::flags::Flags;
+use std::fmt::{self, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Sets the log up. An unknown level or format is an error.
-pub fn init(level: &str, format: &str) -> Result<(), String> {
-    let filter = match level {
+pub fn init(flags: &Flags) -> Result<(), String> {
+    let filter = match flags.log_level.as_str() {
         "debug" => LevelFilter::DEBUG,
         "info" => LevelFilter::INFO,
         "warn" => LevelFilter::WARN,
         "error" | "dpanic" | "panic" | "fatal" => LevelFilter::ERROR,
-        other => return Err(format!("invalid value {other:?} for --log-level: use debug, info, warn or error")),
+        other => return Err(format!("unrecognized level: {other:?}; use debug, info, warn, error, panic or fatal")),
     };
     // openraft tells its whole life at info; what matters of it is logged by our own crates.
     let filter = tracing_subscriber::filter::Targets::new()
@@ -18,16 +28,185 @@ pub fn init(level: &str, format: &str) -> Result<(), String> {
         .with_target("openraft", filter.min(LevelFilter::ERROR))
         .with_target("h2", filter.min(LevelFilter::WARN))
         .with_target("hyper", filter.min(LevelFilter::WARN))
+        .with_target("rustls", filter.min(LevelFilter::WARN))
         .with_target("sled", filter.min(LevelFilter::WARN));
+    let format = match flags.log_format.as_str() {
+        "json" => Format::Json,
+        "console" => Format::Console,
+        other => return Err(format!("unknown log format: {other}, supported values json, console")),
+    };
+    let writer = outputs(&flags.log_outputs.0)?;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        "json" => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).init(),
-        "console" => registry.with(fmt::layer().with_writer(std::io::stderr)).init(),
-        other => return Err(format!("invalid value {other:?} for --log-format: use json or console")),
-    }
+    let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(writer);
+    // A second call is a refusal being reported; the log is there already then.
+    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
     Ok(())
+}
+
+/// `--log-outputs`: each name once, and standard error for want of another.
+fn outputs(names: &[String]) -> Result<BoxMakeWriter, String> {
+    use tracing_subscriber::fmt::writer::MakeWriterExt;
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() > 1 && names.iter().any(|n| n == "default") {
+        return Err(format!("multi logoutput for {:?} is not supported yet", "default"));
+    }
+    let mut all: Option<BoxMakeWriter> = None;
+    for name in &names {
+        let one = match name.as_str() {
+            "default" | "stderr" | "/dev/stderr" => BoxMakeWriter::new(io::stderr),
+            "stdout" | "/dev/stdout" => BoxMakeWriter::new(io::stdout),
+            path => {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                let file = file.map_err(|e| format!("--log-outputs: cannot open {path}: {e}"))?;
+                BoxMakeWriter::new(move || Appender(file.try_clone()))
+            }
+        };
+        all = Some(match all {
+            Some(others) => BoxMakeWriter::new(others.and(one)),
+            None => one,
+        });
+    }
+    Ok(all.unwrap_or_else(|| BoxMakeWriter::new(io::stderr)))
+}
+
+/// A file of the log, opened once and written in whole lines.
+struct Appender(io::Result<std::fs::File>);
+
+impl Write for Appender {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Ok(file) => file.write(line),
+            Err(e) => Err(io::Error::new(e.kind(), "the log's file")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// etcd's two forms of a line.
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Json,
+    Console,
+}
+
+impl<S, N> FormatEvent<S, N> for Format
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let meta = event.metadata();
+        let level = match *meta.level() {
+            Level::ERROR => "error",
+            Level::WARN => "warn",
+            Level::INFO => "info",
+            _ => "debug",
+        };
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        let file = meta.file().unwrap_or_default();
+        let mut near = file.rsplitn(3, '/');
+        let (last, folder) = (near.next().unwrap_or_default(), near.next().unwrap_or_default());
+        let caller = format!("{folder}/{last}:{}", meta.line().unwrap_or_default());
+        match self {
+            Format::Json => {
+                write!(
+                    out,
+                    "{{\"level\":\"{level}\",\"ts\":\"{time}\",\"caller\":{},\"msg\":{}",
+                    quoted(&caller),
+                    quoted(&line.message)
+                )?;
+                if !line.fields.is_empty() {
+                    write!(out, ",{}", line.fields)?;
+                }
+                writeln!(out, "}}")
+            }
+            Format::Console => {
+                write!(out, "{time}\t{level}\t{caller}\t{}", line.message)?;
+                if !line.fields.is_empty() {
+                    write!(out, "\t{{{}}}", line.fields)?;
+                }
+                writeln!(out)
+            }
+        }
+    }
+}
+
+/// What an event says: its message, and its fields as the inside of a JSON object.
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: String,
+}
+
+impl Line {
+    fn add(&mut self, field: &Field, json: &str) {
+        if field.name() == "message" {
+            return;
+        }
+        let comma = if self.fields.is_empty() { "" } else { "," };
+        let _ = write!(self.fields, "{comma}{}:{json}", quoted(field.name()));
+    }
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" {
+            self.message = text;
+        } else {
+            self.add(field, &quoted(&text));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+        } else {
+            self.add(field, &quoted(value));
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, &value.to_string());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, &value.to_string());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, &value.to_string());
+    }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c < ' ' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// A broken invariant stops the member instead of leaving it half alive: the log has everything that was acknowledged.
@@ -40,4 +219,46 @@ pub fn abort_on_panic() {
             std::process::abort();
         }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn line(format: Format) -> String {
+        let sink = Sink::default();
+        let to = sink.clone();
+        let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(move || to.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!("remote-addr" = "1.2.3.4:5", n = 7, on = true, who = %"a\"b", "rejected\tit");
+        });
+        String::from_utf8(sink.0.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn lines_have_etcds_keys_in_etcds_order() {
+        let json = line(Format::Json);
+        assert!(json.starts_with("{\"level\":\"warn\",\"ts\":\"2"), "{json}");
+        assert!(json.contains("Z\",\"caller\":\"src/telemetry.rs:"), "{json}");
+        let end = r#","msg":"rejected\tit","remote-addr":"1.2.3.4:5","n":7,"on":true,"who":"a\"b"}"#;
+        assert!(json.ends_with(&format!("{end}\n")), "{json}");
+        let console = line(Format::Console);
+        assert!(console.contains("Z\twarn\tsrc/telemetry.rs:"), "{console}");
+    }
 }

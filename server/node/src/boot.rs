@@ -15,6 +15,7 @@ use crate::workers;
 use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_raft::transport::client::probe;
+use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
@@ -78,6 +79,8 @@ pub struct BootConfig {
     pub advertise_peer_urls: Vec<String>,
     /// `--member-intent`.
     pub intent: Option<Intent>,
+    /// How other members are reached.
+    pub dialer: Dialer,
     /// The rest.
     pub node: NodeConfig,
 }
@@ -305,7 +308,7 @@ impl Boot {
     /// One round of asking the other named members.
     async fn ask(&self, request: ProbeRequest) -> Box<Answers> {
         let asked = self.other_urls().into_iter().map(|url| async move {
-            let answer = probe(&url, request, PROBE_TIMEOUT).await;
+            let answer = probe(&self.config.dialer, &url, request, PROBE_TIMEOUT).await;
             (url, answer)
         });
         futures::future::join_all(asked).await.into_boxed_slice()
@@ -471,7 +474,7 @@ impl Boot {
             wal: opened.wal.clone(),
             state,
             snapshots: opened.snapshots,
-            peers: Peers::new(opened.identity),
+            peers: Peers::new(opened.identity, self.config.dialer.clone()),
             effects: shared.clone(),
         })
         .await

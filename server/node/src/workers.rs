@@ -5,6 +5,7 @@ use crate::node::{AutoCompaction, Inner};
 use crate::{ids, lease, maintenance, read};
 use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::Role;
+use ferretcd_raft::transport::client::probe;
 use ferretcd_types::{AuthChange, Command, Compact, Epoch, Error, Genesis, MemberAttributes};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -218,8 +219,8 @@ async fn removed_say_others(inner: &Inner) -> bool {
     let me = inner.identity.member;
     let urls: Vec<String> =
         inner.members().into_iter().filter(|m| m.id != me).filter_map(|m| m.peer_urls.into_iter().next()).collect();
-    let asked =
-        urls.iter().map(|url| ferretcd_raft::transport::client::probe(url, ProbeRequest::default(), LEADERLESS_LOOK));
+    let dialer = inner.group.peers().dialer();
+    let asked = urls.iter().map(|url| probe(dialer, url, ProbeRequest::default(), LEADERLESS_LOOK));
     futures::future::join_all(asked).await.into_iter().flatten().any(|answer| {
         answer.cluster_id == inner.identity.cluster.0
             && answer.epoch == inner.identity.epoch().0

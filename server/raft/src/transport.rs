@@ -2,4 +2,5 @@
 
 pub mod client;
 mod convert;
+pub mod dial;
 pub mod server;

@@ -4,6 +4,7 @@
 
 pub mod etcd;
 pub mod http;
+pub mod pki;
 
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::{kv_client::KvClient, maintenance_client::MaintenanceClient};
@@ -67,6 +68,13 @@ impl Member {
         }
     }
 
+    /// Whoever serves clients at this address; not started by the test.
+    pub fn at(client: &str, root: &Path) -> Self {
+        let mut member = Member::new("somebody", root);
+        client.clone_into(&mut member.client);
+        member
+    }
+
     pub fn peer_url(&self) -> String {
         format!("http://{}", self.peer)
     }
@@ -95,10 +103,16 @@ impl Member {
     }
 
     pub fn start(&mut self) {
+        let command = self.command(&[]);
+        self.start_as(command);
+    }
+
+    /// Starts it by a command of the test's own.
+    pub fn start_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         self.starts += 1;
         let log = File::create(self.log_path()).unwrap();
-        let child = self.command(&[]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
     }
 

@@ -4,6 +4,7 @@ use crate::entry;
 use crate::identity::Identity;
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
+use crate::transport::dial::Dialer;
 use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::peer_client::PeerClient;
@@ -45,9 +46,6 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Size of one piece of a snapshot on its way to a follower.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
 
-/// How long a connection attempt to a peer may take: about an election timeout; a member that takes longer is down.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// How long one administrative call to the leader may take beyond the caller's own time-out handling.
 const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
 
@@ -58,15 +56,15 @@ const REFUSAL_REPORT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Peers {
     identity: Arc<Identity>,
+    dialer: Dialer,
     channels: Arc<RwLock<HashMap<u64, (PeerNode, Channel)>>>,
     /// When a refusal of each member was last told.
     refused: Arc<RwLock<HashMap<u64, Instant>>>,
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(url.to_owned())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
+/// How a connection is used; who makes it is the [`Dialer`].
+pub(crate) fn endpoint(url: String) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(url)?
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_keep_alive_interval(Duration::from_secs(2))
@@ -79,9 +77,14 @@ fn client(channel: Channel) -> PeerClient<Channel> {
 }
 
 /// Asks whoever listens at `url` who it is. Needs no identity: a joining member has none yet.
-pub async fn probe(url: &str, request: pb::ProbeRequest, timeout: Duration) -> Result<pb::ProbeResponse, String> {
+pub async fn probe(
+    dialer: &Dialer,
+    url: &str,
+    request: pb::ProbeRequest,
+    timeout: Duration,
+) -> Result<pb::ProbeResponse, String> {
     let call = async {
-        let channel = endpoint(url).map_err(|e| e.to_string())?.connect().await.map_err(|e| source_text(&e))?;
+        let channel = dialer.connect(url).await?;
         let response = client(channel).probe(request).await.map_err(|s| s.message().to_owned())?;
         Ok(response.into_inner())
     };
@@ -89,7 +92,7 @@ pub async fn probe(url: &str, request: pb::ProbeRequest, timeout: Duration) -> R
 }
 
 /// The innermost cause: "transport error" alone tells nobody what to do.
-fn source_text(e: &dyn std::error::Error) -> String {
+pub(crate) fn source_text(e: &dyn std::error::Error) -> String {
     let mut cause = e;
     while let Some(next) = cause.source() {
         cause = next;
@@ -99,13 +102,18 @@ fn source_text(e: &dyn std::error::Error) -> String {
 
 impl Peers {
     /// No channels yet.
-    pub fn new(identity: Arc<Identity>) -> Self {
-        Peers { identity, channels: Arc::default(), refused: Arc::default() }
+    pub fn new(identity: Arc<Identity>, dialer: Dialer) -> Self {
+        Peers { identity, dialer, channels: Arc::default(), refused: Arc::default() }
     }
 
     /// This member's identity.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// How other members are reached.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// The channel to a member at the first of its peer URLs; made anew when the URLs changed.
@@ -116,7 +124,7 @@ impl Peers {
             return Ok(channel.clone());
         }
         let url = node.peer_urls.first().ok_or_else(|| format!("member {} has no peer URL", MemberId(id)))?;
-        let channel = endpoint(url).map_err(|e| format!("peer URL {url}: {e}"))?.connect_lazy();
+        let channel = self.dialer.connect_lazy(url).map_err(|e| format!("peer URL {url}: {e}"))?;
         self.channels.write().insert(id, (node.clone(), channel.clone()));
         Ok(channel)
     }
@@ -484,13 +492,13 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_nobody_took_is_told_apart_from_one_that_was_cut() {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let channel = endpoint(&format!("http://{nobody}")).unwrap().connect_lazy();
+        let channel = Dialer::default().connect_lazy(&format!("http://{nobody}")).unwrap();
         let refused = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
         assert!(undelivered(&refused), "{refused:?}");
 
         // One that listens, takes the request, and hangs up.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let channel = endpoint(&format!("http://{}", listener.local_addr().unwrap())).unwrap().connect_lazy();
+        let channel = Dialer::default().connect_lazy(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let hang_up = tokio::spawn(async move {
             let (mut taken, _) = listener.accept().await.unwrap();
             let mut bytes = [0; 64];

@@ -318,11 +318,11 @@ impl Draft<'_> {
     }
 
     fn check_put(&self, put: &Put) -> Result<(), Error> {
-        if (put.ignore_value || put.ignore_lease) && !self.keys.contains_key(&put.key) {
-            return Err(Error::KeyNotFound);
-        }
         if put.lease != LeaseId::NONE && !self.model.leases.contains(&put.lease) {
             return Err(Error::LeaseNotFound);
+        }
+        if (put.ignore_value || put.ignore_lease) && !self.keys.contains_key(&put.key) {
+            return Err(Error::KeyNotFound);
         }
         Ok(())
     }
