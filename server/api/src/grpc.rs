@@ -2,11 +2,15 @@
 
 pub mod auth;
 pub mod cluster;
+pub mod election;
 pub mod ferretcd_maintenance;
 pub mod health;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
+pub mod range_stream;
+mod session;
 pub mod watch;
 
 use std::pin::Pin;

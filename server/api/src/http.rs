@@ -181,12 +181,14 @@ fn failure(check: Check, error: &Error) -> String {
 struct Versions {
     etcdserver: &'static str,
     etcdcluster: String,
-    storage: &'static str,
+    storage: String,
 }
 
 async fn version<M: Member>(State(door): State<Door<M>>) -> Response {
-    let etcdcluster = door.member.cluster_version().unwrap_or_else(|| "not_decided".into());
-    Json(Versions { etcdserver: version::SERVER, etcdcluster, storage: version::STORAGE }).into_response()
+    let decided = door.member.cluster_version();
+    let etcdcluster = decided.clone().unwrap_or_else(|| "not_decided".into());
+    let storage = decided.unwrap_or_else(|| "unknown".into());
+    Json(Versions { etcdserver: version::SERVER, etcdcluster, storage }).into_response()
 }
 
 async fn debug_vars<M: Member>(State(door): State<Door<M>>) -> Response {
@@ -266,7 +268,7 @@ mod tests {
         let leaderless = Fake::failing(Check::LinearizableRead, Error::Timeout).leaderless();
         assert_eq!(get(&leaderless, "/health").await, unhealthy("RAFT NO LEADER"));
         assert_eq!(get(&leaderless, "/health?serializable=true").await.0, 200);
-        let undecided = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"3.7.0"}"#;
+        let undecided = r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"unknown"}"#;
         assert_eq!(get(&leaderless, "/version").await, is(200, undecided));
 
         let slow = Fake::failing(Check::LinearizableRead, Error::Timeout);

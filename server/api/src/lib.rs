@@ -31,6 +31,8 @@ use ferretcd_proto::{
     },
     ferretcd_v1::maintenance_server::MaintenanceServer as FerretcdMaintenanceServer,
     health::health_server::HealthServer,
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
 };
 use ferretcd_types::limits::RESTORE_CHUNK_BYTES_MAX;
 use prometheus::Registry;
@@ -42,9 +44,9 @@ use crate::{
     front::Front,
     gateway::Gateway,
     grpc::{
-        auth::AuthService, cluster::ClusterService, ferretcd_maintenance::FerretcdMaintenanceService,
-        health::HealthService, kv::KvService, lease::LeaseService, maintenance::MaintenanceService,
-        watch::WatchService,
+        auth::AuthService, cluster::ClusterService, election::ElectionService,
+        ferretcd_maintenance::FerretcdMaintenanceService, health::HealthService, kv::KvService, lease::LeaseService,
+        lock::LockService, maintenance::MaintenanceService, watch::WatchService,
     },
     http::{Door, ProbeMetrics},
     metrics::CallMetrics,
@@ -130,6 +132,8 @@ fn front(node: Node, options: &Options) -> Front {
     let cluster = ClusterService { node: node.clone() };
     let auth = AuthService { node: node.clone() };
     let maintenance = MaintenanceService { node: node.clone() };
+    let lock = LockService { node: node.clone() };
+    let election = ElectionService { node: node.clone() };
     let restore = FerretcdMaintenanceService { node: node.clone() };
     let gate =
         Gate { member: node.clone(), metrics: options.metrics.clone(), election_timeout: options.election_timeout };
@@ -141,6 +145,8 @@ fn front(node: Node, options: &Options) -> Front {
         service(ClusterServer::new(cluster).max_decoding_message_size(message_bytes)),
         service(MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes)),
         service(AuthServer::new(auth).max_decoding_message_size(message_bytes)),
+        service(LockServer::new(lock).max_decoding_message_size(message_bytes)),
+        service(ElectionServer::new(election).max_decoding_message_size(message_bytes)),
         service(HealthServer::new(HealthService).max_decoding_message_size(message_bytes)),
         service(FerretcdMaintenanceServer::new(restore).max_decoding_message_size(restore_bytes)),
     ]

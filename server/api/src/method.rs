@@ -73,6 +73,8 @@ const LEASE: &str = "etcdserverpb.Lease";
 const CLUSTER: &str = "etcdserverpb.Cluster";
 const MAINTENANCE: &str = "etcdserverpb.Maintenance";
 const AUTH: &str = "etcdserverpb.Auth";
+const LOCK: &str = "v3lockpb.Lock";
+const ELECTION: &str = "v3electionpb.Election";
 const HEALTH: &str = "grpc.health.v1.Health";
 const FERRETCD: &str = "ferretcd.v1.Maintenance";
 
@@ -122,6 +124,14 @@ pub const METHODS: &[Method] = &[
     unary(AUTH, "RoleDelete"),
     unary(AUTH, "RoleGrantPermission"),
     unary(AUTH, "RoleRevokePermission"),
+    // As their reads and writes: by key.
+    unary(LOCK, "Lock"),
+    unary(LOCK, "Unlock"),
+    unary(ELECTION, "Campaign"),
+    unary(ELECTION, "Proclaim"),
+    unary(ELECTION, "Leader"),
+    method(ELECTION, "Observe", Kind::ServerStream, Asks::Below),
+    unary(ELECTION, "Resign"),
     method(HEALTH, "Check", Kind::Unary, Asks::Nothing),
     method(HEALTH, "List", Kind::Unary, Asks::Nothing),
     method(HEALTH, "Watch", Kind::ServerStream, Asks::Nothing),

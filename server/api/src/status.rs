@@ -9,11 +9,6 @@ pub fn from_error(error: Error) -> Status {
     Status::new(code(&error), error.to_string())
 }
 
-/// An RPC of etcd's that this server does not have.
-pub fn unimplemented(rpc: &str) -> Status {
-    Status::unimplemented(format!("ferretcd: {rpc} is not implemented"))
-}
-
 /// A failure to receive a request, in grpc-go's words where clients look for them: tonic calls a message above the limit
 /// "out of range", etcd's clients know it as "resource exhausted".
 pub fn from_receive(status: Status) -> Status {
@@ -49,6 +44,8 @@ fn code(error: &Error) -> Code {
         | Error::PermissionNotGiven
         | Error::InvalidAuthManagement
         | Error::AuthOldRevision
+        | Error::WrongDowngradeVersion
+        | Error::InvalidDowngradeTarget
         | Error::BadSnapshot(_) => Code::InvalidArgument,
 
         Error::Compacted | Error::FutureRevision | Error::LeaseTtlTooLarge => Code::OutOfRange,
@@ -76,6 +73,8 @@ fn code(error: &Error) -> Code {
         | Error::RoleNotGranted
         | Error::PermissionNotGranted
         | Error::AuthNotEnabled
+        | Error::ClusterVersionUnavailable
+        | Error::DowngradeInProcess
         | Error::BadLeaderTransferee => Code::FailedPrecondition,
 
         Error::PermissionDenied => Code::PermissionDenied,
@@ -160,6 +159,10 @@ mod tests {
         (Error::Corrupt, 15, "etcdserver: corrupt cluster"),
         (Error::NotSupportedForLearner, 9, "etcdserver: rpc not supported for learner"),
         (Error::BadLeaderTransferee, 9, "etcdserver: bad leader transferee"),
+        (Error::WrongDowngradeVersion, 3, "etcdserver: wrong downgrade target version format"),
+        (Error::InvalidDowngradeTarget, 3, "etcdserver: invalid downgrade target version"),
+        (Error::ClusterVersionUnavailable, 9, "etcdserver: cluster version not found during downgrade"),
+        (Error::DowngradeInProcess, 9, "etcdserver: cluster has a downgrade job in progress"),
         (Error::UnknownMethod, 2, "etcdserver: unknown method"),
         (Error::RootUserNotExist, 9, "etcdserver: root user does not exist"),
         (Error::RootRoleNotExist, 9, "etcdserver: root user does not have root role"),

@@ -563,7 +563,7 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
     Format::ensure(dir, "sled", &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
-    let engine_dir = dir.join("engine");
+    let engine_dir = SledEngine::newest(&dir.join("engine")).map_err(|e| storage(&e))?;
     let (store, state) = match open_engine(&engine_dir, me.member, metrics) {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok((store, _)) => {

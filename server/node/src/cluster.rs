@@ -3,7 +3,7 @@
 
 use crate::ids;
 use crate::node::{Inner, Node, from_group};
-use ferretcd_proto::peer::{AddMember, change_members_request::Change};
+use ferretcd_proto::peer::{AddMember, UpdateMember, change_members_request::Change};
 use ferretcd_raft::{GroupView, Role};
 use ferretcd_types::{Error, Member, MemberId, PeerNode};
 use std::time::Duration;
@@ -36,6 +36,12 @@ impl Node {
     /// Removes a member for good.
     pub async fn member_remove(&self, id: MemberId) -> Result<Vec<Member>, Error> {
         self.inner.change_members(Change::Remove(id.0)).await?;
+        Ok(self.inner.members())
+    }
+
+    /// Changes where the other members reach a member.
+    pub async fn member_update(&self, id: MemberId, peer_urls: Vec<String>) -> Result<Vec<Member>, Error> {
+        self.inner.change_members(Change::Update(UpdateMember { id: id.0, peer_urls })).await?;
         Ok(self.inner.members())
     }
 
@@ -108,25 +114,44 @@ impl Inner {
                 self.may_promote(&view, &members, MemberId(*id))?;
                 MemberId(*id)
             }
+            Change::Update(update) => {
+                may_update(&members, update)?;
+                MemberId(update.id)
+            }
         };
-        let pos = self
-            .group
-            .change_members(view.membership_index, |voters, nodes| match change {
-                Change::Add(add) => {
-                    nodes.insert(id, PeerNode { peer_urls: add.peer_urls });
-                    if !add.is_learner {
+        let decided_on = view.membership_index;
+        let changed = match change {
+            Change::Update(update) => {
+                self.group.move_member(decided_on, id, PeerNode { peer_urls: update.peer_urls }).await
+            }
+            Change::Add(add) => {
+                self.group
+                    .change_members(decided_on, |voters, nodes| {
+                        nodes.insert(id, PeerNode { peer_urls: add.peer_urls });
+                        if !add.is_learner {
+                            voters.insert(id);
+                        }
+                    })
+                    .await
+            }
+            Change::Remove(_) => {
+                self.group
+                    .change_members(decided_on, |voters, nodes| {
+                        voters.remove(&id);
+                        nodes.remove(&id);
+                    })
+                    .await
+            }
+            Change::Promote(_) => {
+                self.group
+                    .change_members(decided_on, |voters, _| {
                         voters.insert(id);
-                    }
-                }
-                Change::Remove(_) => {
-                    voters.remove(&id);
-                    nodes.remove(&id);
-                }
-                Change::Promote(_) => {
-                    voters.insert(id);
-                }
-            })
-            .await
+                    })
+                    .await
+            }
+        };
+        let pos = changed
+            .inspect_err(|e| tracing::warn!(member = %id, "the members were not changed: {e}"))
             .map_err(from_group)?;
         tracing::info!(member = %id, index = pos.index, "the members changed");
         Ok((id, pos.index))
@@ -202,6 +227,22 @@ impl Inner {
     }
 }
 
+/// A member may move to URLs that no other one has. etcd asks for no quorum of healthy members here: the change itself
+/// needs one.
+fn may_update(members: &[Member], update: &UpdateMember) -> Result<(), Error> {
+    if update.peer_urls.is_empty() || update.peer_urls.iter().any(|u| !is_peer_url(u)) {
+        return Err(Error::BadMemberUrls);
+    }
+    if !members.iter().any(|m| m.id.0 == update.id) {
+        return Err(Error::MemberNotFound);
+    }
+    let others = members.iter().filter(|m| m.id.0 != update.id);
+    match others.flat_map(|m| &m.peer_urls).any(|u| update.peer_urls.contains(u)) {
+        true => Err(Error::PeerUrlExists),
+        false => Ok(()),
+    }
+}
+
 fn heard(view: &GroupView, id: MemberId) -> bool {
     let last = view.progress.get(&id).and_then(|p| p.last_heard);
     last.is_some_and(|at| at.elapsed() < HEALTH_INTERVAL)
@@ -221,6 +262,19 @@ pub fn is_peer_url(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_may_move_where_no_other_is() {
+        let member = |id, url: &str| Member { id: MemberId(id), peer_urls: vec![url.into()], ..Member::default() };
+        let members = [member(1, "http://a:1"), member(2, "http://b:1")];
+        let update = |id, url: &str| may_update(&members, &UpdateMember { id, peer_urls: vec![url.into()] });
+        assert_eq!(update(1, "http://c:1"), Ok(()));
+        assert_eq!(update(1, "http://a:1"), Ok(()), "its own");
+        assert_eq!(update(1, "http://b:1"), Err(Error::PeerUrlExists));
+        assert_eq!(update(3, "http://c:1"), Err(Error::MemberNotFound));
+        assert_eq!(update(1, "c"), Err(Error::BadMemberUrls));
+        assert_eq!(may_update(&members, &UpdateMember { id: 1, peer_urls: vec![] }), Err(Error::BadMemberUrls));
+    }
 
     #[test]
     fn a_peer_url_has_scheme_host_and_port_only() {

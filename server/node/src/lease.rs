@@ -303,6 +303,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn leases_are_listed_by_their_ends_and_what_remains_is_rounded_down() {
+        let clock = LeaseClock::default();
+        for (id, ttl) in [(1, 30), (2, 10), (3, 20)] {
+            clock.granted(LeaseId(id), ttl);
+        }
+        assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(3), LeaseId(1)]);
+        tokio::time::advance(Duration::from_millis(9_001)).await;
+        assert_eq!((clock.remaining(LeaseId(2)), clock.remaining(LeaseId(1))), (Some(0), Some(20)));
+        assert_eq!(clock.renew(LeaseId(2)), Some(10));
+        assert_eq!(clock.remaining(LeaseId(2)), Some(10));
+        assert_eq!(clock.renew(LeaseId(3)), Some(20));
+        assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(1), LeaseId(3)]);
+        assert_eq!(clock.remaining(LeaseId(9)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_new_leader_gives_every_lease_its_full_time_and_an_election_more() {
         let clock = LeaseClock::default();
         clock.granted(LeaseId(1), 10);

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Pieces of a snapshot that wait for a slow client; with at most a few pages each.
@@ -30,6 +30,9 @@ const CHUNK_TRIES: usize = 8;
 
 /// How long a commit may take: it indexes and swaps everything that was staged, minutes for the largest stores.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Free space that defragmenting leaves: a segment of the log and the writes that come meanwhile.
+const DEFRAGMENT_SPARE_BYTES: u64 = 256 << 20;
 
 /// Snapshots that may be streamed at once. Each holds a thread and keeps old records from being deleted for as long as
 /// its client takes; a backup needs one.
@@ -71,6 +74,29 @@ impl Node {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Error::TimeoutLeaderTransfer),
         }
+    }
+
+    /// Gives the space back that deleted records left in this member's store. It goes on serving meanwhile.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let inner = self.inner.clone();
+        let _one = self.inner.defragmenting.lock().await;
+        tokio::task::spawn_blocking(move || {
+            // A full disk would stop the log, too: the copy must fit beside the store with room to spare.
+            let (needed, free) = (inner.disk_bytes() + DEFRAGMENT_SPARE_BYTES, free_bytes(&inner.config.spool_dir)?);
+            if free < needed {
+                return Err(Error::Internal(format!(
+                    "defragmenting writes the store anew and may need {needed} bytes, {free} are free; make room first"
+                )));
+            }
+            let begun = Instant::now();
+            let before = inner.disk_bytes();
+            inner.state.defragment().map_err(Error::internal)?;
+            let after = inner.disk_bytes();
+            tracing::info!(before_bytes = before, after_bytes = after, took = ?begun.elapsed(), "the store was rewritten");
+            Ok(())
+        })
+        .await
+        .map_err(Error::internal)?
     }
 
     /// A consistent snapshot in etcd's file format, while writes go on.

@@ -108,6 +108,8 @@ pub(crate) struct Inner {
     pub(crate) proposals: Semaphore,
     pub(crate) restores: Arc<Semaphore>,
     pub(crate) snapshots: Arc<Semaphore>,
+    /// Held while the store is rewritten.
+    pub(crate) defragmenting: tokio::sync::Mutex<()>,
     pub(crate) reads: mpsc::Sender<RoundWaiter>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) auth: Auth,
@@ -207,6 +209,7 @@ impl Node {
             proposals: Semaphore::new(PROPOSALS_MAX),
             restores: Arc::new(Semaphore::new(1)),
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
+            defragmenting: tokio::sync::Mutex::default(),
             reads,
             metrics: shared.metrics.clone(),
             auth: Auth::new(parts.config.auth.clone(), shared.tokens.clone()),
@@ -260,6 +263,13 @@ impl Node {
             .map(|h| (h.hash, h.compact_revision, h.revision))
     }
 
+    /// CRC of everything that all members have alike (etcd's Hash): keys with history, leases, members, users, alarms.
+    pub async fn hash(&self) -> Result<u32, Error> {
+        let state = self.inner.state.clone();
+        let hashed = tokio::task::spawn_blocking(move || state.pin().hash()).await.map_err(Error::internal)?;
+        hashed.map_err(Error::internal)
+    }
+
     /// This member's own view.
     pub fn status(&self) -> Status {
         let view = self.inner.view();
@@ -273,6 +283,8 @@ impl Node {
             raft_applied_index: view.applied,
             is_learner: self.is_learner(),
             alarms: self.alarms(),
+            cluster_version: self.cluster_version(),
+            downgrade: self.inner.state.downgrade(),
         }
     }
 

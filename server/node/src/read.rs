@@ -3,8 +3,8 @@
 
 use crate::node::{Inner, Node};
 use ferretcd_raft::GroupError;
-use ferretcd_state::Permits;
-use ferretcd_types::{Client, Epoch, Error, Range, RangeReply};
+use ferretcd_state::{Permits, State};
+use ferretcd_types::{Client, Epoch, Error, KeyRange, KeyValue, Range, RangeReply};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +35,65 @@ impl Node {
             tokio::task::block_in_place(|| state.range(&request))
         };
         self.guarded(may, read).await
+    }
+}
+
+/// A read that is answered in pages, all at one revision.
+#[derive(Clone)]
+pub struct RangePages {
+    state: Arc<State>,
+    /// What is still to come.
+    rest: KeyRange,
+    /// The revision of all pages.
+    at: i64,
+    keys_only: bool,
+    /// The store's revision when the read began.
+    revision: i64,
+}
+
+impl std::fmt::Debug for RangePages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangePages").field("rest", &self.rest).field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Begins to read a range in pages in key order; limit, order and filters of the request are the caller's business.
+    /// Linearizable unless the request says serializable.
+    pub async fn range_pages(&self, request: Range) -> Result<RangePages, Error> {
+        if !request.serializable {
+            self.inner.linearize().await?;
+        }
+        let state = self.inner.state.clone();
+        // The pages are those of one revision: who may begin may go on.
+        let may = |permits: &Permits, client: &Client| permits.check_range(client, &request);
+        let revision = self.guarded(may, || Ok(state.revision())).await?;
+        let at = if request.revision > 0 { request.revision } else { revision };
+        Ok(RangePages { state, rest: request.range, at, keys_only: request.keys_only, revision })
+    }
+}
+
+impl RangePages {
+    /// The store's revision when the read began: what the answer's header says.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The next keys, and whether there are more after them. [`Error::Compacted`] when a compaction has overtaken the
+    /// read.
+    pub fn next(&mut self, limit: usize) -> Result<(Vec<KeyValue>, bool), Error> {
+        let (kvs, more) =
+            tokio::task::block_in_place(|| self.state.range_page(&self.rest, self.at, limit, self.keys_only))?;
+        if let Some(last) = kvs.last().filter(|_| more) {
+            self.rest.start = [last.key.as_ref(), b"\0"].concat().into();
+        }
+        Ok((kvs, more))
+    }
+
+    /// How many keys the pages to come hold.
+    pub fn count_left(&self) -> Result<i64, Error> {
+        let request = Range { range: self.rest.clone(), revision: self.at, count_only: true, ..Range::default() };
+        Ok(tokio::task::block_in_place(|| self.state.range(&request))?.count)
     }
 }
 

@@ -23,4 +23,8 @@ pub struct Status {
     pub is_learner: bool,
     /// Raised alarms of all members.
     pub alarms: Vec<Alarm>,
+    /// The cluster version (`3.7.0`), once the first entry is applied.
+    pub cluster_version: Option<String>,
+    /// The version that a downgrade goes to, while one is under way.
+    pub downgrade: Option<String>,
 }

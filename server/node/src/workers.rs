@@ -2,7 +2,7 @@
 //! itself, when a snapshot is due, when history is dropped, and when the member must end.
 
 use crate::node::{AutoCompaction, Inner};
-use crate::{ids, lease, maintenance, read};
+use crate::{downgrade, ids, lease, maintenance, read};
 use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::Role;
 use ferretcd_raft::transport::client::probe;
@@ -32,11 +32,12 @@ pub(crate) fn start(inner: &Arc<Inner>, rounds: mpsc::Receiver<read::RoundWaiter
     tasks.spawn(publish_attributes(inner.clone()));
     tasks.spawn(take_snapshots(inner.clone()));
     tasks.spawn(auto_compact(inner.clone()));
+    tasks.spawn(downgrade::decide_cluster_version(inner.clone()));
     tasks.spawn(watch_for_the_end(inner.clone()));
     tasks.spawn(turn_auth_off(inner.clone()));
 }
 
-async fn pause(inner: &Inner, time: Duration) -> bool {
+pub(crate) async fn pause(inner: &Inner, time: Duration) -> bool {
     tokio::select! {
         () = tokio::time::sleep(time) => true,
         () = inner.stop.cancelled() => false,

@@ -15,7 +15,7 @@ use ferretcd_wal::Wal;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::{Precondition, ReadPolicy};
-use openraft::{Instant as _, Raft, ServerState};
+use openraft::{ChangeMembers, Instant as _, Raft, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ impl Group {
         let network = Network { peers: parts.peers.clone() };
         let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
-        tokio::spawn(follow(raft.clone(), tx, parts.peers.identity().clone(), parts.timing.election));
+        tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), parts.timing.election));
         Ok(Group { raft, peers: parts.peers, snapshots: parts.snapshots, view })
     }
 
@@ -219,6 +219,22 @@ impl Group {
         Ok(log_pos(&written.log_id))
     }
 
+    /// Changes where a member is reached, by one entry. Only on the leader; refused when the members are no longer those
+    /// of the entry at `decided_on`.
+    ///
+    /// openraft warns that a wrong address could split a group. Here it cannot: every call names the member that it
+    /// means, and any other one refuses it.
+    pub async fn move_member(&self, decided_on: u64, id: MemberId, node: PeerNode) -> Result<LogPos, GroupError> {
+        let observed = self.raft.metrics().borrow_watched().membership_config.clone();
+        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
+            return Err(GroupError::Busy("the members have just changed".to_owned()));
+        }
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *observed.log_id() };
+        let moved = ChangeMembers::SetNodes(BTreeMap::from([(id.0, node)]));
+        let written = self.raft.change_membership_if(moved, true, [unchanged]).await.map_err(write_error)?;
+        Ok(log_pos(&written.log_id))
+    }
+
     /// Starts handing leadership over; whether it worked shows in the view.
     pub async fn transfer_leader(&self, to: MemberId) -> Result<(), GroupError> {
         self.raft.trigger().transfer_leader(to.0).await.map_err(fatal)
@@ -263,13 +279,16 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
 
 /// Keeps the view current. A leader that was not heard of for an election timeout counts as gone, whatever openraft's
 /// role says: this member must not claim a leader that it cannot reach.
-async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, identity: Arc<Identity>, election: Duration) {
+async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration) {
     let mut metrics = raft.metrics();
     loop {
-        let view = view_of(&metrics.borrow_watched(), identity.leader_silence(), election);
+        let view = view_of(&metrics.borrow_watched(), peers.identity().leader_silence(), election);
         let stopped = view.fatal.is_some();
         tx.send_if_modified(|known| {
             let changed = *known != view;
+            if known.members != view.members {
+                peers.learn(&view.members);
+            }
             *known = view;
             changed
         });

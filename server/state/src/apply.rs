@@ -98,6 +98,8 @@ struct Turn<'a> {
 /// A change of a room.
 enum Edit {
     Genesis(Epoch, String),
+    ClusterVersion(String),
+    Downgrade(Option<String>),
     Members(Members),
     Membership(Bytes),
     Alarm(Alarm, bool),
@@ -129,7 +131,9 @@ fn admit(rooms: &Rooms, is_restoring: bool, command: &Command) -> Result<(), Err
         | Command::RestoreBegin(_)
         | Command::RestoreChunk(_)
         | Command::RestoreCommit(_)
-        | Command::RestoreAbort(_) => (false, false),
+        | Command::RestoreAbort(_)
+        | Command::SetClusterVersion(_)
+        | Command::SetDowngrade(_) => (false, false),
     };
     if !is_client_write {
         return Ok(());
@@ -181,6 +185,8 @@ impl<'a> Turn<'a> {
             Command::RestoreAbort(abort) => self.restore_abort(staging.as_ref(), abort),
             Command::Auth(change) => self.auth(&rooms, change),
             Command::Authenticate(authenticate) => self.authenticate(&rooms, position, authenticate),
+            Command::SetClusterVersion(set) => self.set_cluster_version(&set.version),
+            Command::SetDowngrade(set) => self.set_downgrade(set.target.as_deref()),
         }
     }
 
@@ -248,6 +254,21 @@ impl<'a> Turn<'a> {
             self.edits.push(Edit::Genesis(*epoch, cluster_version.clone()));
             self.effects.push(Effect::EpochKnown);
         }
+        self.revised()
+    }
+
+    fn set_cluster_version(&mut self, version: &str) -> Decided {
+        self.batch.put(keyspace::META_CLUSTER_VERSION, version.to_owned());
+        self.edits.push(Edit::ClusterVersion(version.to_owned()));
+        self.revised()
+    }
+
+    fn set_downgrade(&mut self, target: Option<&str>) -> Decided {
+        match target {
+            Some(target) => self.batch.put(keyspace::META_DOWNGRADE, target.to_owned()),
+            None => self.batch.delete(keyspace::META_DOWNGRADE),
+        };
+        self.edits.push(Edit::Downgrade(target.map(str::to_owned)));
         self.revised()
     }
 
@@ -436,6 +457,8 @@ impl Inner {
     fn edit(&self, rooms: &mut Rooms, edit: Edit) {
         match edit {
             Edit::Genesis(epoch, version) => (rooms.epoch, rooms.cluster_version) = (epoch, Some(version)),
+            Edit::ClusterVersion(version) => rooms.cluster_version = Some(version),
+            Edit::Downgrade(target) => rooms.downgrade = target,
             Edit::Members(members) => rooms.members = members,
             Edit::Membership(blob) => rooms.membership = Some(blob),
             Edit::Alarm(alarm, raised) => rooms.alarms.set(alarm, raised),

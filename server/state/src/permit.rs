@@ -22,6 +22,8 @@ pub(crate) fn permit(permits: &Permits, leases: &Leases, client: &Client, comman
         Command::Compact(_)
         | Command::SetAlarm(_)
         | Command::Auth(_)
+        | Command::SetClusterVersion(_)
+        | Command::SetDowngrade(_)
         | Command::Genesis(_)
         | Command::MemberAttributes(_)
         | Command::RestoreBegin(_)

@@ -18,6 +18,8 @@ pub(crate) struct Rooms {
     pub membership: Option<Bytes>,
     pub epoch: Epoch,
     pub cluster_version: Option<String>,
+    /// The version that a downgrade goes to, while one is under way.
+    pub downgrade: Option<String>,
     pub members: Members,
     pub alarms: Alarms,
     pub leases: Leases,
@@ -60,6 +62,7 @@ impl Rooms {
             keyspace::META_CLUSTER_VERSION => {
                 self.cluster_version = Some(String::from_utf8_lossy(&value).into_owned());
             }
+            keyspace::META_DOWNGRADE => self.downgrade = Some(String::from_utf8_lossy(&value).into_owned()),
             keyspace::META_AUTH => self.auth.load_state(value)?,
             _ => {}
         }
@@ -76,7 +79,8 @@ impl Rooms {
 
     /// Adds the records that etcd's snapshot file has no place for, or only one that says less.
     pub fn save_private(&self, batch: &mut Batch) {
-        let Rooms { applied, membership, epoch, cluster_version, members, alarms: _, leases: _, auth: _ } = self;
+        let Rooms { applied, membership, epoch, cluster_version, downgrade, members, alarms: _, leases: _, auth: _ } =
+            self;
         if let Some(applied) = applied {
             save_applied(batch, *applied);
         }
@@ -88,6 +92,9 @@ impl Rooms {
         }
         if let Some(version) = cluster_version {
             batch.put(keyspace::META_CLUSTER_VERSION, version.clone());
+        }
+        if let Some(target) = downgrade {
+            batch.put(keyspace::META_DOWNGRADE, target.clone());
         }
         members.save(batch);
     }

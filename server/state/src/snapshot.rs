@@ -136,6 +136,14 @@ impl Pinned {
         Ok(writer.finish()?)
     }
 
+    /// CRC-32C over names of buckets, keys and values, as etcd's Hash has it: all that a client's snapshot file holds,
+    /// but not how far the log was applied and in which layout. Equal on all members that have applied the same.
+    pub fn hash(&self) -> Result<u32, SnapshotError> {
+        let mut hash = Hash { crc: 0, is_meta: false };
+        self.emit(SnapshotKind::Client, &mut hash)?;
+        Ok(hash.crc)
+    }
+
     /// Brings all buckets with all records to `out`, in order: both passes see the same.
     fn emit(&self, kind: SnapshotKind, out: &mut impl Out) -> Result<(), SnapshotError> {
         let small = match kind {
@@ -188,6 +196,29 @@ impl Keys {
 trait Out {
     fn bucket(&mut self, name: &[u8]) -> Result<(), SnapshotError>;
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), SnapshotError>;
+}
+
+/// Neither of them: what members compare.
+struct Hash {
+    crc: u32,
+    is_meta: bool,
+}
+
+impl Out for Hash {
+    fn bucket(&mut self, name: &[u8]) -> Result<(), SnapshotError> {
+        self.is_meta = name == buckets::META;
+        self.crc = crc32c::crc32c_append(self.crc, name);
+        Ok(())
+    }
+
+    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), SnapshotError> {
+        // What etcd leaves out too: members may differ in it and hold the same data.
+        if self.is_meta && [buckets::CONSISTENT_INDEX, buckets::TERM, buckets::STORAGE_VERSION].contains(&key) {
+            return Ok(());
+        }
+        self.crc = crc32c::crc32c_append(crc32c::crc32c_append(self.crc, key), value);
+        Ok(())
+    }
 }
 
 struct Measure(LayoutBuilder);

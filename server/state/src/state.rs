@@ -14,8 +14,8 @@ use crate::{StateError, txn};
 use bytes::Bytes;
 use ferretcd_storage::{Store, keyspace};
 use ferretcd_types::{
-    Alarm, Epoch, Error, Event, KeyValue, LeaseId, LogPos, Member, MemberId, Permission, Range, RangeReply, Revision,
-    Txn, TxnReply,
+    Alarm, Epoch, Error, Event, KeyRange, KeyValue, LeaseId, LogPos, Member, MemberId, Permission, Range, RangeReply,
+    Revision, Txn, TxnReply,
 };
 use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
@@ -146,6 +146,11 @@ impl State {
         self.inner.rooms.read().cluster_version.clone()
     }
 
+    /// The version that a downgrade goes to, while one is under way.
+    pub fn downgrade(&self) -> Option<String> {
+        self.inner.rooms.read().downgrade.clone()
+    }
+
     /// Voters and learners, by ID.
     pub fn members(&self) -> Vec<Member> {
         self.inner.rooms.read().members.all()
@@ -221,6 +226,12 @@ impl State {
         self.inner.mvcc.store.size_on_disk().map_err(StateError::store("measure the store"))
     }
 
+    /// Rewrites the store's files without the space that deleted records left. Reads go on, writes wait when they become
+    /// too many.
+    pub fn defragment(&self) -> Result<(), StateError> {
+        self.inner.mvcc.store.rewrite().map(drop).map_err(StateError::store("rewrite the store"))
+    }
+
     /// Keys that exist now.
     pub fn key_count(&self) -> u64 {
         self.inner.mvcc.live().index.read().live
@@ -229,6 +240,18 @@ impl State {
     /// Answers a range from the newest applied state.
     pub fn range(&self, request: &Range) -> Result<RangeReply, Error> {
         Ok(self.inner.mvcc.read(|view| view.range(request))?)
+    }
+
+    /// The first keys of a range at a revision (0 is the newest), in key order, and whether there are more. Does not
+    /// count: for readers that go through a range page by page.
+    pub fn range_page(
+        &self,
+        range: &KeyRange,
+        revision: i64,
+        limit: usize,
+        keys_only: bool,
+    ) -> Result<(Vec<KeyValue>, bool), Error> {
+        Ok(self.inner.mvcc.read(|view| view.page(range, revision, limit, keys_only))?)
     }
 
     /// Answers a transaction that cannot write (see [`Txn::is_read_only`]) without the log.

@@ -21,6 +21,7 @@ use view::{Found, View};
 /// without [`Store::close`] abandons what is still queued, as a crash would.
 pub struct Store {
     shared: Arc<Shared>,
+    rewriting: Mutex<()>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,6 +55,10 @@ impl Default for Options {
 
 /// A commit is also cut at this size, since large values are many writes inside the engine (1 MiB: 256 of them).
 const MAX_BYTES_PER_COMMIT: usize = 1 << 20;
+
+/// How long readers of a replaced engine are waited for before its files are deleted under them, which a scan of
+/// millions of records would survive: open files outlive their names.
+const READERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who wants to know how the engine does, e.g. a metric.
 pub trait Observer: Send + Sync {
@@ -110,7 +115,7 @@ impl Store {
             Found::Value(value) => Ok(Some(value)),
             Found::Deleted => Ok(None),
             // A write leaves the queue only after its commit, so the engine has whatever was not found here.
-            Found::AskEngine => self.shared.engine.get(key),
+            Found::AskEngine => self.shared.engine().get(key),
         }
     }
 
@@ -122,7 +127,8 @@ impl Store {
         }
         // The queue first: what is committed and leaves it after this line is in the engine by then.
         let queued = self.shared.view.read().scan(start, end, limit);
-        view::merge(queued, start, end, limit, |from, to, count| self.shared.engine.scan(from, to, count))
+        let engine = self.shared.engine();
+        view::merge(queued, start, end, limit, |from, to, count| engine.scan(from, to, count))
     }
 
     /// Returns when every write made before the call is committed to the engine (not yet durable).
@@ -157,7 +163,29 @@ impl Store {
 
     /// Bytes that the engine's files occupy.
     pub fn size_on_disk(&self) -> Result<u64> {
-        self.shared.engine.size_on_disk()
+        self.shared.engine().size_on_disk()
+    }
+
+    /// Has the engine rewrite itself into fresh files, and goes on with those: gives space back that deleted records
+    /// still take. Writes queue up meanwhile (and wait once the queue is full), reads go on. False when there was
+    /// nothing to do. An error leaves everything as it was.
+    pub fn rewrite(&self) -> Result<bool> {
+        // One at a time; a second caller gets a rewrite of its own.
+        let _one = self.rewriting.lock();
+        // Deletions that wait in the queue are what the space is to be had from.
+        self.barrier()?;
+        let mut queue = self.shared.queue.lock();
+        queue.usable()?;
+        queue.rewrite = Rewrite::Wanted;
+        self.shared.work.notify_one();
+        loop {
+            queue.usable_for_flush()?;
+            if let Rewrite::Done(result) = std::mem::take(&mut queue.rewrite) {
+                return result;
+            }
+            queue.rewrite = Rewrite::Wanted;
+            self.shared.progress.wait(&mut queue);
+        }
     }
 
     /// Refuses further writes, makes all earlier ones durable, and ends the writer thread. Reads keep working. A second
@@ -179,7 +207,7 @@ impl Store {
     fn start(engine: Arc<dyn Engine>, options: Options, observer: Option<Arc<dyn Observer>>) -> Result<Store> {
         let view = RwLock::new(View::new(options.cache_bytes));
         let shared = Arc::new(Shared {
-            engine,
+            engine: RwLock::new(engine),
             options,
             observer,
             queue: Mutex::default(),
@@ -193,7 +221,7 @@ impl Store {
             attempt: "start the thread that writes the store".to_owned(),
             source: Arc::new(source),
         })?;
-        Ok(Store { shared, writer: Mutex::new(Some(writer)) })
+        Ok(Store { shared, rewriting: Mutex::default(), writer: Mutex::new(Some(writer)) })
     }
 
     fn flush_to(&self, mut queue: MutexGuard<'_, Queue>, target: u64) -> Result<u64> {
@@ -232,7 +260,8 @@ impl Drop for Store {
 
 /// What the callers and the writer thread share. Locks are taken in the order queue, view.
 struct Shared {
-    engine: Arc<dyn Engine>,
+    /// Replaced by the writer thread after a rewrite.
+    engine: RwLock<Arc<dyn Engine>>,
     options: Options,
     observer: Option<Arc<dyn Observer>>,
     queue: Mutex<Queue>,
@@ -268,12 +297,23 @@ struct Queue {
     commit_wanted: u64,
     /// The batch that a flush waits for.
     flush_wanted: Option<u64>,
+    /// Whether the engine is to be rewritten, and how that ended.
+    rewrite: Rewrite,
     /// No further writes.
     closed: bool,
     /// The writer thread ends, or has ended.
     stopping: bool,
     /// The error that ended the writer thread.
     failure: Option<Arc<Error>>,
+}
+
+/// A rewrite between its caller and the writer thread.
+#[derive(Default)]
+enum Rewrite {
+    #[default]
+    None,
+    Wanted,
+    Done(Result<bool>),
 }
 
 struct Entry {
@@ -291,6 +331,8 @@ enum Step {
     Commit,
     /// Make everything committed durable.
     Flush,
+    /// Put a rewritten engine in place of this one.
+    Rewrite,
     /// Wait for work, at most until then.
     Wait(Option<Instant>),
     /// End.
@@ -307,6 +349,9 @@ impl Queue {
         let flush_at = self.is_dirty().then_some(last_flush + options.flush_interval);
         if flush_at.is_some_and(|at| at <= now) || self.flush_wanted.is_some_and(|wanted| wanted <= self.committed) {
             return Step::Flush;
+        }
+        if matches!(self.rewrite, Rewrite::Wanted) {
+            return Step::Rewrite;
         }
         let commit_at = self.entries.front().map(|first| first.since + options.commit_interval);
         if let Some(at) = commit_at {
@@ -382,6 +427,12 @@ impl Shared {
                         return self.fail(err);
                     }
                 }
+                Step::Rewrite => {
+                    drop(queue);
+                    let rewritten = self.rewrite();
+                    self.queue.lock().rewrite = Rewrite::Done(rewritten);
+                    self.progress.notify_all();
+                }
                 Step::Flush => {
                     let (committed, position) = (queue.committed, queue.committed_position);
                     drop(queue);
@@ -394,9 +445,34 @@ impl Shared {
         }
     }
 
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().clone()
+    }
+
+    /// On the writer thread, so that nothing is committed meanwhile.
+    fn rewrite(&self) -> Result<bool> {
+        let Some(fresh) = self.engine().rewrite()? else { return Ok(false) };
+        let old = std::mem::replace(&mut *self.engine.write(), fresh.clone());
+        // Reads that began on the old engine end within milliseconds.
+        let readers = Arc::downgrade(&old);
+        drop(old);
+        let patience = Instant::now() + READERS_PATIENCE;
+        while readers.strong_count() > 0 && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if let Err(err) = fresh.settle() {
+            // The next start deletes it.
+            tracing::warn!(
+                error = &err as &dyn std::error::Error,
+                "the store was rewritten; its old files are still there"
+            );
+        }
+        Ok(true)
+    }
+
     fn commit(&self, merged: Entry) -> Result<()> {
         let begun = Instant::now();
-        self.engine.commit(&merged.batch)?;
+        self.engine().commit(&merged.batch)?;
         if let Some(observer) = &self.observer {
             observer.commit_duration(begun.elapsed());
         }
@@ -411,7 +487,7 @@ impl Shared {
     }
 
     fn flush(&self, committed: u64, position: u64) -> Result<()> {
-        self.engine.flush()?;
+        self.engine().flush()?;
         let mut queue = self.queue.lock();
         queue.flushed = Some(committed);
         queue.flushed_position = position;

@@ -1,5 +1,7 @@
 //! What a storage engine must do: an ordered map of bytes with atomic batches and a real fsync.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
@@ -32,6 +34,19 @@ pub trait Engine: Send + Sync {
 
     /// Bytes that the engine's files occupy. Not the size of the live data: files need not shrink after deletes.
     fn size_on_disk(&self) -> Result<u64>;
+
+    /// Copies everything that is committed into fresh files beside the engine's own, durably, and returns an engine on
+    /// them to take this one's place: the way to give space back. `None` where there is nothing to give back. Readers
+    /// may go on meanwhile; commits must wait. After an error this engine goes on as if nothing had been tried.
+    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
+        Ok(None)
+    }
+
+    /// Called on an engine that came from [`Engine::rewrite`] when nobody uses its predecessor any more: deletes the
+    /// predecessor's files.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A key and its value.

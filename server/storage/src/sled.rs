@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +28,10 @@ pub struct SledEngine {
     path: PathBuf,
     /// Held by the one committer: it reads how many pieces the old values have before it writes.
     committer: Mutex<()>,
+    /// As it was opened with, for the next one.
+    cache_bytes: u64,
+    /// The directory of the engine that this one replaced.
+    predecessor: Mutex<Option<PathBuf>>,
     /// Read: somebody assembles a value from its pieces. Write: a commit is replacing pieces.
     pieces: RwLock<()>,
 }
@@ -60,9 +65,44 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(Some(FLUSHER_MS));
         let db = open_when_unlocked(&config, path)?;
         sync_files(path)?;
-        let engine = SledEngine { db, path: path.to_owned(), committer: Mutex::new(()), pieces: RwLock::new(()) };
+        let engine = SledEngine {
+            db,
+            path: path.to_owned(),
+            committer: Mutex::new(()),
+            cache_bytes,
+            predecessor: Mutex::default(),
+            pieces: RwLock::new(()),
+        };
         engine.prove_durability()?;
         Ok(engine)
+    }
+
+    /// Where the newest complete database of a place is: `base`, or `base.N` after the Nth [`Engine::rewrite`]. Deletes
+    /// what interrupted rewrites left beside it. Call it before [`SledEngine::open`].
+    pub fn newest(base: &Path) -> Result<PathBuf> {
+        let (mut newest, mut unfinished) = ((0, base.to_owned()), Vec::new());
+        let parent = parent(base);
+        let entries = match fs::read_dir(parent) {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(newest.1),
+            Err(err) => return Err(Error::io("list", parent)(err)),
+        };
+        let mut complete = vec![newest.clone()];
+        for entry in entries {
+            let path = entry.map_err(Error::io("list", parent))?.path();
+            match rewrite_number(base, &path) {
+                Some((number, true)) => complete.push((number, path)),
+                Some((_, false)) => unfinished.push(path),
+                None => {}
+            }
+        }
+        newest = complete.iter().max().cloned().unwrap_or(newest);
+        let older = complete.into_iter().filter(|(number, _)| *number < newest.0).map(|(_, path)| path);
+        for path in older.chain(unfinished).filter(|path| path.exists()) {
+            tracing::info!(path = %path.display(), "deleting what an interrupted rewrite of the store left");
+            fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
+        }
+        Ok(newest.1)
     }
 
     /// Writes and flushes one record and checks that an fsync was made for it. This also persists what an earlier
@@ -219,6 +259,106 @@ impl Engine for SledEngine {
     fn size_on_disk(&self) -> Result<u64> {
         self.db.size_on_disk().map_err(|err| self.failed(err))
     }
+
+    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
+        let _one = self.committer.lock();
+        let (target, part) = next_home(&self.path);
+        let copied = self.copy_to(&part).and_then(|()| {
+            // Closed while it is renamed, because sled names its files by path; complete from here on.
+            fs::rename(&part, &target).map_err(Error::io("rename", &part))?;
+            sync(parent(&target))?;
+            SledEngine::open(&target, self.cache_bytes)
+        });
+        match copied {
+            Ok(engine) => {
+                *engine.predecessor.lock() = Some(self.path.clone());
+                Ok(Some(Arc::new(engine)))
+            }
+            Err(err) => {
+                for left in [part, target].iter().filter(|left| left.exists()) {
+                    // What cannot be deleted now is looked at again at the next start.
+                    let _ = fs::remove_dir_all(left);
+                }
+                Err(err)
+            }
+        }
+    }
+
+    fn settle(&self) -> Result<()> {
+        match self.predecessor.lock().take() {
+            Some(path) => fs::remove_dir_all(&path).map_err(Error::io("delete", &path)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Records in one batch of a rewrite: at most 4 KiB each, so a batch is small.
+const REWRITE_BATCH: usize = 500;
+
+impl SledEngine {
+    /// Writes all records, pieces included, to a new database and closes it.
+    fn copy_to(&self, path: &Path) -> Result<()> {
+        let config = sled::Config::new().path(path).cache_capacity(self.cache_bytes).flush_every_ms(Some(FLUSHER_MS));
+        let copy = open_when_unlocked(&config, path)?;
+        let failed = |err| translated(err, path);
+        let (mut batch, mut waiting) = (sled::Batch::default(), 0);
+        for entry in self.db.iter() {
+            let (key, stored) = entry.map_err(|err| self.failed(err))?;
+            batch.insert(key, stored);
+            waiting += 1;
+            if waiting == REWRITE_BATCH {
+                copy.apply_batch(std::mem::take(&mut batch)).map_err(failed)?;
+                waiting = 0;
+            }
+        }
+        copy.apply_batch(batch).map_err(failed)?;
+        copy.flush().map_err(failed)?;
+        drop(copy);
+        // sled's own threads may hold the files a moment longer; they must be through before the name changes.
+        drop(open_when_unlocked(&config, path)?);
+        wait_until_closed(path)?;
+        sync_files(path)
+    }
+}
+
+/// Waits a bounded time until nobody holds sled's file lock.
+fn wait_until_closed(path: &Path) -> Result<()> {
+    let file = path.join("db");
+    let held = File::open(&file).map_err(Error::io("open", &file))?;
+    for _ in 0..LOCK_TRIES {
+        if held.try_lock().is_ok() {
+            return Ok(());
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+    Err(Error::Engine(format!("the database in {} is not given free", path.display())))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What follows the last dot of a rewritten database's name while it is being written.
+const PART: &str = "part";
+
+/// Which rewrite of `base` a path belongs to, and whether it is complete.
+fn rewrite_number(base: &Path, path: &Path) -> Option<(u32, bool)> {
+    let name = path.file_name()?.to_str()?.strip_prefix(base.file_name()?.to_str()?)?.strip_prefix('.')?;
+    match name.strip_suffix(PART).and_then(|name| name.strip_suffix('.')) {
+        Some(number) => Some((number.parse().ok()?, false)),
+        None => Some((name.parse().ok()?, true)),
+    }
+}
+
+/// Where the next rewrite of a database goes, and where it is written.
+fn next_home(path: &Path) -> (PathBuf, PathBuf) {
+    let number = path.extension().and_then(|number| number.to_str()?.parse::<u32>().ok());
+    let target = match number {
+        Some(number) => path.with_extension(number.wrapping_add(1).to_string()),
+        None => path.with_extension("1"),
+    };
+    let part = target.with_added_extension(PART);
+    (target, part)
 }
 
 /// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
@@ -353,6 +493,78 @@ mod tests {
             assert_eq!(engine.scan(b"kc", None, 9).unwrap(), [(Bytes::from("kc"), Bytes::from("3"))]);
             assert!(engine.size_on_disk().unwrap() > 100_000);
         }
+    }
+
+    fn bytes_below(dir: &Path) -> u64 {
+        let size = |e: fs::DirEntry| match e.path().is_dir() {
+            true => bytes_below(&e.path()),
+            false => e.metadata().unwrap().len(),
+        };
+        fs::read_dir(dir).unwrap().map(|e| size(e.unwrap())).sum()
+    }
+
+    #[test]
+    fn a_rewrite_keeps_every_record_and_gives_space_back() {
+        let (dir, engine) = fresh();
+        for round in 0..4_u64 {
+            for n in 0..200_u64 {
+                engine
+                    .commit(Batch::new().put(keyspace::lease(n as i64), suite::value(round * 999 + n, 20_000)))
+                    .unwrap();
+            }
+        }
+        for n in 20..200 {
+            engine.commit(Batch::new().delete(keyspace::lease(n))).unwrap();
+        }
+        engine.commit(Batch::new().put("ka", "small")).unwrap();
+        engine.flush().unwrap();
+        let (records, before) = (engine.scan(b"", None, 999).unwrap(), bytes_below(dir.path()));
+        let second = engine.rewrite().unwrap().unwrap();
+        assert_eq!(engine.get(b"ka").unwrap().unwrap(), "small", "the old one is still there");
+        drop(engine);
+        second.settle().unwrap();
+        assert!(second.scan(b"", None, 999).unwrap() == records);
+        let after = bytes_below(dir.path());
+        assert!(after < before / 2, "{before} bytes before, {after} after");
+        // And once more, from the copy; then a restart finds the last one.
+        second.commit(Batch::new().put("kb", "later")).unwrap();
+        let third = second.rewrite().unwrap().unwrap();
+        drop(second);
+        third.settle().unwrap();
+        drop(third);
+        let home = SledEngine::newest(&dir.path().join("db")).unwrap();
+        assert_eq!(home, dir.path().join("db.2"));
+        let again = SledEngine::open(&home, CACHE).unwrap();
+        assert_eq!(again.get(b"kb").unwrap().unwrap(), "later");
+        assert_eq!(again.scan(b"", None, 999).unwrap().len(), records.len() + 1);
+    }
+
+    #[test]
+    fn a_start_takes_the_newest_complete_rewrite_and_deletes_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        assert_eq!(SledEngine::newest(&at("none/engine")).unwrap(), at("none/engine"));
+        assert_eq!(SledEngine::newest(&at("engine")).unwrap(), at("engine"));
+        for name in ["engine", "engine.9", "engine.10", "engine.11.part", "engine.damaged", "engine.x.part", "other.12"]
+        {
+            fs::create_dir(at(name)).unwrap();
+        }
+        assert_eq!(SledEngine::newest(&at("engine")).unwrap(), at("engine.10"));
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["engine.10", "engine.damaged", "engine.x.part", "other.12"]);
+    }
+
+    #[test]
+    fn a_rewrite_that_fails_leaves_the_engine_as_it_was() {
+        let (dir, engine) = fresh();
+        engine.commit(Batch::new().put("ka", "1")).unwrap();
+        // Something in the way of the final name.
+        fs::create_dir_all(dir.path().join("db.1/taken")).unwrap();
+        assert!(engine.rewrite().is_err());
+        engine.commit(Batch::new().put("kb", "2")).unwrap();
+        assert_eq!(engine.scan(b"k", None, 9).unwrap().len(), 2);
+        assert!(!dir.path().join("db.1.part").exists());
     }
 
     #[test]

@@ -27,6 +27,9 @@ struct Rig {
     flushes: AtomicUsize,
     /// What the next commit or flush does instead of its work.
     fault: Mutex<Option<Fault>>,
+    /// What a rewrite gives; without one it fails.
+    next: Mutex<Option<Arc<Rig>>>,
+    settled: AtomicUsize,
 }
 
 #[derive(Clone, Copy)]
@@ -89,6 +92,22 @@ impl Engine for Rig {
 
     fn size_on_disk(&self) -> Result<u64> {
         self.inner.size_on_disk()
+    }
+
+    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
+        let next = self.next.lock().take().ok_or_else(|| Error::Engine("no room".into()))?;
+        let mut all = Batch::new();
+        for (key, value) in self.inner.scan(b"", None, usize::MAX)? {
+            all.put(key, value);
+        }
+        next.inner.commit(&all)?;
+        next.inner.flush()?;
+        Ok(Some(next))
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.settled.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -501,6 +520,26 @@ fn scan_of(model: &Model, start: &Bytes, end: Option<&Bytes>, limit: usize) -> V
 
 /// Random writes, reads, scans, barriers, flushes and power cuts against a plain map. After a power cut the engine must
 /// hold exactly the batches up to the position in it, and that position must be at least the flushed one.
+#[test]
+fn a_rewrite_takes_all_that_was_written_and_the_rest_goes_to_the_new_engine() {
+    let (old, new) = (Arc::new(Rig::default()), Arc::new(Rig::default()));
+    let store = Store::open(old.clone(), patient()).unwrap();
+    store.write(put("ka", "1"), 1).unwrap();
+    let refused = store.rewrite();
+    assert!(matches!(refused, Err(Error::Engine(_))), "{refused:?}");
+    *old.next.lock() = Some(new.clone());
+    store.write(put("kb", "2"), 2).unwrap();
+    assert!(store.rewrite().unwrap());
+    assert_eq!(new.settled.load(Ordering::SeqCst), 1);
+    store.write(put("kc", "3"), 3).unwrap();
+    assert_eq!(store.flush().unwrap(), 3);
+    assert_eq!(store.scan(b"k", None, 9).unwrap(), records(&[("ka", "1"), ("kb", "2"), ("kc", "3")]));
+    assert_eq!(new.inner.durable_copy().scan(b"k", None, 9).unwrap().len(), 3);
+    assert_eq!(old.inner.scan(b"k", None, 9).unwrap().len(), 2, "nothing goes to the old one any more");
+    store.close().unwrap();
+    assert!(matches!(store.rewrite(), Err(Error::Closed)));
+}
+
 #[test]
 fn the_store_is_a_map_and_a_power_cut_leaves_a_prefix_of_its_batches() {
     for seed in 0..40 {

@@ -11,7 +11,7 @@ use crate::{
     Alarm, AlarmKind, Caller, Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, Epoch, Genesis,
     KeyRange, KeyValue, LeaseGrant, LeaseId, LeaseRevoke, MemberAttributes, MemberId, Proposal, Put, Range, RequestId,
     RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals, Revision, SetAlarm,
-    SortOrder, SortTarget, Txn, TxnOp,
+    SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp,
 };
 use bytes::Bytes;
 
@@ -98,6 +98,8 @@ mod kind {
     pub const RESTORE_ABORT: u32 = 22;
     pub const AUTH: u32 = 40;
     pub const AUTHENTICATE: u32 = 41;
+    pub const SET_CLUSTER_VERSION: u32 = 50;
+    pub const SET_DOWNGRADE: u32 = 51;
 }
 
 fn encode_command(command: &Command) -> (u32, Bytes) {
@@ -172,6 +174,15 @@ fn encode_command(command: &Command) -> (u32, Bytes) {
         Command::Authenticate(c) => {
             auth::authenticate(&mut w, c);
             kind::AUTHENTICATE
+        }
+        Command::SetClusterVersion(c) => {
+            w.str(1, &c.version);
+            kind::SET_CLUSTER_VERSION
+        }
+        Command::SetDowngrade(c) => {
+            // A version is never empty, so an absent one stands for none.
+            w.str(1, c.target.as_deref().unwrap_or_default());
+            kind::SET_DOWNGRADE
         }
     };
     (kind, w.finish())
@@ -279,6 +290,19 @@ fn decode_command(kind: u32, bytes: Bytes) -> Result<Command, DecodeError> {
                 Ok(())
             })?;
             Command::RestoreCommit(c)
+        }
+        kind::SET_CLUSTER_VERSION | kind::SET_DOWNGRADE => {
+            let mut version = String::new();
+            fields(&mut |n, v| {
+                if n == 1 {
+                    version = v.string(WHAT)?;
+                }
+                Ok(())
+            })?;
+            match kind {
+                kind::SET_CLUSTER_VERSION => Command::SetClusterVersion(SetClusterVersion { version }),
+                _ => Command::SetDowngrade(SetDowngrade { target: Some(version).filter(|v| !v.is_empty()) }),
+            }
         }
         kind::RESTORE_ABORT => Command::RestoreAbort(RestoreAbort { id: one_uint(1)? }),
         kind::AUTH => Command::Auth(auth::decode_change(bytes)?),
@@ -720,6 +744,9 @@ mod tests {
             Command::RestoreChunk(RestoreChunk { id: 4, sequence: 1, records: "x".into() }),
             Command::RestoreCommit(RestoreCommit { id: 4, totals, revision_bump: 10 }),
             Command::RestoreAbort(RestoreAbort { id: 4 }),
+            Command::SetClusterVersion(SetClusterVersion { version: "3.6.0".into() }),
+            Command::SetDowngrade(SetDowngrade { target: Some("3.6.0".into()) }),
+            Command::SetDowngrade(SetDowngrade { target: None }),
             Command::Authenticate(Authenticate { user: "u".into(), token: "t".into() }),
         ];
         all.extend(auth::all_changes().into_iter().map(Command::Auth));

@@ -220,6 +220,20 @@ pub struct SetAlarm {
     pub raised: bool,
 }
 
+/// Sets the version that the cluster runs at: the leader's, once it has decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetClusterVersion {
+    /// The version, `3.7.0` form.
+    pub version: String,
+}
+
+/// Begins or ends a downgrade.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetDowngrade {
+    /// The version to go down to, `3.6.0` form; `None` ends it.
+    pub target: Option<String>,
+}
+
 /// Starts a restore: drops what an earlier one staged, and refuses other writes until the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreBegin {
@@ -335,6 +349,8 @@ pub enum Command {
     RestoreAbort(RestoreAbort),
     Auth(AuthChange),
     Authenticate(Authenticate),
+    SetClusterVersion(SetClusterVersion),
+    SetDowngrade(SetDowngrade),
 }
 
 /// What a put answers.
@@ -478,3 +494,5 @@ verb!(RestoreCommit => Restored(RestoreReply));
 verb!(RestoreAbort => Revised(Revised));
 verb!(AuthChange as Auth => Revised(Revised));
 verb!(Authenticate => Authenticated(Authenticated));
+verb!(SetClusterVersion => Revised(Revised));
+verb!(SetDowngrade => Revised(Revised));

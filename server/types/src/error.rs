@@ -124,6 +124,14 @@ pub enum Error {
     NotSupportedForLearner,
     #[error("etcdserver: bad leader transferee")]
     BadLeaderTransferee,
+    #[error("etcdserver: wrong downgrade target version format")]
+    WrongDowngradeVersion,
+    #[error("etcdserver: invalid downgrade target version")]
+    InvalidDowngradeTarget,
+    #[error("etcdserver: cluster version not found during downgrade")]
+    ClusterVersionUnavailable,
+    #[error("etcdserver: cluster has a downgrade job in progress")]
+    DowngradeInProcess,
     #[error("etcdserver: unknown method")]
     UnknownMethod,
     /// Ours: writes are refused between a restore's Begin and its end.
@@ -212,6 +220,10 @@ impl Error {
         Error::Corrupt,
         Error::NotSupportedForLearner,
         Error::BadLeaderTransferee,
+        Error::WrongDowngradeVersion,
+        Error::InvalidDowngradeTarget,
+        Error::ClusterVersionUnavailable,
+        Error::DowngradeInProcess,
         Error::UnknownMethod,
         Error::RestoreInProgress,
         Error::RestoreSuperseded,

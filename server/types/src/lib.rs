@@ -19,7 +19,7 @@ pub use command::{
     Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Genesis, LeaseGrant,
     LeaseGrantReply, LeaseRevoke, MemberAttributes, OpReply, Proposal, Put, PutReply, Range, RangeReply, Reply,
     RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreReply, RestoreTotals, Revised,
-    SetAlarm, SortOrder, SortTarget, Txn, TxnOp, TxnReply, Verb,
+    SetAlarm, SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp, TxnReply, Verb,
 };
 pub use error::Error;
 pub use ids::{ClusterId, Epoch, LeaseId, MemberId, RequestId};

@@ -56,9 +56,12 @@ pub fn status_response(status: Status, header: pb::ResponseHeader) -> pb::Status
         errors: no_leader.into_iter().chain(alarms).collect(),
         db_size_in_use: clamp(status.db_size_in_use),
         is_learner: status.is_learner,
-        storage_version: version::STORAGE.into(),
+        storage_version: status.cluster_version.unwrap_or_default(),
         db_size_quota: clamp(status.db_size_quota),
-        downgrade_info: Some(pb::DowngradeInfo::default()),
+        downgrade_info: Some(pb::DowngradeInfo {
+            enabled: status.downgrade.is_some(),
+            target_version: status.downgrade.unwrap_or_default(),
+        }),
     }
 }
 
@@ -96,7 +99,12 @@ mod tests {
         let response = status_response(Status { alarms, ..Status::default() }, pb::ResponseHeader::default());
         assert_eq!(response.errors, ["etcdserver: no leader", "memberID:255 alarm:NOSPACE"]);
         assert_eq!(response.leader, 0);
-        assert!(response.downgrade_info.is_some());
+        assert_eq!(response.downgrade_info, Some(pb::DowngradeInfo::default()), "always there");
+        let versions =
+            Status { cluster_version: Some("3.7.0".into()), downgrade: Some("3.6.0".into()), ..Status::default() };
+        let response = status_response(versions, pb::ResponseHeader::default());
+        let info = pb::DowngradeInfo { enabled: true, target_version: "3.6.0".into() };
+        assert_eq!((response.storage_version.as_str(), response.downgrade_info), ("3.7.0", Some(info)));
         let led = Status { leader: Some(MemberId(9)), db_size: 5, db_size_in_use: 4, ..Status::default() };
         let response = status_response(led, pb::ResponseHeader::default());
         assert!(response.errors.is_empty());

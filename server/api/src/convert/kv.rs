@@ -5,8 +5,8 @@ use ferretcd_proto::etcdserverpb::{
     response_op::Response,
 };
 use ferretcd_types::{
-    Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Error, KeyRange, LeaseId, OpReply, Put,
-    PutReply, Range, RangeReply, SortOrder, SortTarget, Txn, TxnOp, TxnReply,
+    Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Error, KeyRange, KeyValue, LeaseId, OpReply,
+    Put, PutReply, Range, RangeReply, SortOrder, SortTarget, Txn, TxnOp, TxnReply,
 };
 
 use super::{key_value, key_values};
@@ -102,6 +102,11 @@ pub fn range_response(reply: RangeReply, header: ResponseHeader) -> pb::RangeRes
     pb::RangeResponse { header: Some(header), kvs: key_values(kvs), more, count }
 }
 
+/// A chunk of a read that is answered in several; the last one gets header, `more` and `count`.
+pub fn range_chunk(kvs: Vec<KeyValue>) -> pb::RangeResponse {
+    pb::RangeResponse { kvs: key_values(kvs), ..pb::RangeResponse::default() }
+}
+
 /// What a put answers, under the given header.
 pub fn put_response(reply: PutReply, header: ResponseHeader) -> pb::PutResponse {
     let PutReply { revision: _, prev_kv } = reply;
@@ -143,7 +148,6 @@ fn op_response(reply: OpReply) -> ResponseOp {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use ferretcd_types::KeyValue;
 
     use super::*;
 

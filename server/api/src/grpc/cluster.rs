@@ -13,7 +13,7 @@ use super::asked_by;
 use crate::{
     convert::cluster::{member, members},
     header,
-    status::{self, from_error},
+    status::from_error,
     validate,
 };
 
@@ -48,9 +48,13 @@ impl Cluster for ClusterService {
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(status::unimplemented("MemberUpdate"))
+        let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        validate::peer_urls(&peer_ur_ls).map_err(from_error)?;
+        let all = self.node.member_update(MemberId(id), peer_ur_ls).await.map_err(from_error)?;
+        let header = Some(header::without_revision(&self.node));
+        Ok(Response::new(MemberUpdateResponse { header, members: members(all) }))
     }
 
     async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {

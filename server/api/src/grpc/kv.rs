@@ -6,15 +6,14 @@ use ferretcd_proto::etcdserverpb::{
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
 };
 use ferretcd_types::Error;
+use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, asked_by};
-use crate::{
-    convert::kv as convert,
-    header,
-    status::{self, from_error},
-    validate,
+use super::{
+    Answers, asked_by,
+    range_stream::{self, Chunks},
 };
+use crate::{convert::kv as convert, header, status::from_error, validate};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -40,9 +39,29 @@ impl Kv for KvService {
 
     type RangeStreamStream = Answers<RangeStreamResponse>;
 
-    /// Clients that know it (kube-apiserver 1.37) fall back to Range when it is unimplemented.
-    async fn range_stream(&self, _request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(status::unimplemented("RangeStream"))
+    /// One chunk is made at a time, when the client has taken the one before.
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let node = asked_by(&self.node, &request);
+        let request = request.into_inner();
+        range_stream::check(&request)?;
+        if request.count_only {
+            let reply = node.range(convert::range(request)).await.map_err(from_error)?;
+            let header = header::at(&node, reply.revision);
+            let only = RangeStreamResponse { range_response: Some(convert::range_response(reply, header)) };
+            return Ok(Response::new(Box::pin(stream::iter([Ok(only)]))));
+        }
+        let limit = request.limit;
+        let pages = node.range_pages(convert::range(request)).await.map_err(from_error)?;
+        let revision = pages.revision();
+        let chunks = Chunks::new(pages, limit, node.limits().max_request_bytes);
+        let answers = stream::try_unfold((chunks, node), move |(mut chunks, node)| async move {
+            let Some(mut chunk) = chunks.next().map_err(from_error)? else { return Ok(None) };
+            if chunks.is_done() {
+                chunk.header = Some(header::at(&node, revision));
+            }
+            Ok(Some((RangeStreamResponse { range_response: Some(chunk) }, (chunks, node))))
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -5,19 +5,15 @@ use ferretcd_node::{Node, SnapshotStream, Standing};
 use ferretcd_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest, DowngradeResponse,
     HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-    SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction, maintenance_server::Maintenance,
+    SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction, downgrade_request::DowngradeAction,
+    maintenance_server::Maintenance,
 };
 use ferretcd_types::{Alarm, AlarmKind, Error, MemberId, SetAlarm};
 use futures::stream;
 use tonic::{Request, Response, Status};
 
 use super::{Answers, asked_by};
-use crate::{
-    convert::cluster as convert,
-    header,
-    status::{self, from_error},
-    version,
-};
+use crate::{convert::cluster as convert, header, status::from_error};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -50,12 +46,15 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(convert::status_response(self.node.status(), header::now(&self.node))))
     }
 
+    /// etcd answers without a header here.
     async fn defragment(&self, _request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
-        Err(status::unimplemented("Defragment"))
+        self.node.defragment().await.map_err(from_error)?;
+        Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        Err(status::unimplemented("Hash"))
+        let hash = self.node.hash().await.map_err(from_error)?;
+        Ok(Response::new(HashResponse { header: Some(header::now(&self.node)), hash }))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
@@ -69,7 +68,9 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(&self, _request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let SnapshotStream { total_bytes, chunks } = self.node.snapshot().await.map_err(from_error)?;
-        let start = (Slicer::new(total_bytes).map_err(from_error)?, chunks);
+        // The layout that is promised follows the cluster's version.
+        let version = self.node.cluster_version().unwrap_or_default();
+        let start = (Slicer::new(total_bytes, version).map_err(from_error)?, chunks);
         let answers = stream::try_unfold(start, |(mut slicer, mut chunks)| async move {
             loop {
                 if let Some(answer) = slicer.next() {
@@ -90,8 +91,17 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
-    async fn downgrade(&self, _request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
-        Err(status::unimplemented("Downgrade"))
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        let node = asked_by(&self.node, &request);
+        let DowngradeRequest { action, version } = request.into_inner();
+        let action = DowngradeAction::try_from(action).map_err(|_| from_error(Error::UnknownMethod))?;
+        let version = match action {
+            DowngradeAction::Validate => node.downgrade_validate(&version).await,
+            DowngradeAction::Enable => node.downgrade_enable(&version).await,
+            DowngradeAction::Cancel => node.downgrade_cancel().await,
+        };
+        let version = version.map_err(from_error)?;
+        Ok(Response::new(DowngradeResponse { header: Some(header::now(&self.node)), version }))
     }
 }
 
@@ -125,14 +135,16 @@ struct Slicer {
     checksum_left: u64,
     /// What came in and has not gone out.
     chunk: Bytes,
+    /// The storage version that each answer carries.
+    version: String,
 }
 
 impl Slicer {
-    fn new(total_bytes: u64) -> Result<Self, Error> {
+    fn new(total_bytes: u64, version: String) -> Result<Self, Error> {
         let database_left = total_bytes
             .checked_sub(CHECKSUM_BYTES)
             .ok_or_else(|| Error::internal("a snapshot without its checksum"))?;
-        Ok(Slicer { database_left, checksum_left: CHECKSUM_BYTES, chunk: Bytes::new() })
+        Ok(Slicer { database_left, checksum_left: CHECKSUM_BYTES, chunk: Bytes::new(), version })
     }
 
     /// The next answer, if there are bytes for it. The checksum waits until it is whole.
@@ -148,7 +160,7 @@ impl Slicer {
         } else {
             self.checksum_left = 0;
         }
-        let version = version::STORAGE.into();
+        let version = self.version.clone();
         Some(SnapshotResponse { header: None, remaining_bytes: self.database_left, blob, version })
     }
 
@@ -178,7 +190,7 @@ mod tests {
     /// Pushes a file in chunks of the given size and returns each answer's blob length and remaining bytes.
     fn slice(total: u64, chunk: usize) -> Vec<(usize, u64)> {
         let file: Vec<u8> = (0..total).map(|i| i as u8).collect();
-        let mut slicer = Slicer::new(total).unwrap();
+        let mut slicer = Slicer::new(total, String::new()).unwrap();
         let mut answers = Vec::new();
         for piece in file.chunks(chunk) {
             slicer.push(Bytes::copy_from_slice(piece)).unwrap();
@@ -202,8 +214,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_of_another_length_is_no_snapshot() {
-        assert!(Slicer::new(31).is_err());
-        let mut slicer = Slicer::new(64).unwrap();
+        assert!(Slicer::new(31, String::new()).is_err());
+        let mut slicer = Slicer::new(64, String::new()).unwrap();
         assert!(slicer.push(Bytes::from(vec![0; 65])).is_err());
         slicer.push(Bytes::from(vec![0; 63])).unwrap();
         assert_eq!(slicer.next().map(|a| a.blob.len()), Some(32));

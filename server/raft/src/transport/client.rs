@@ -57,10 +57,51 @@ const REFUSAL_REPORT: Duration = Duration::from_secs(10);
 pub struct Peers {
     identity: Arc<Identity>,
     dialer: Dialer,
-    channels: Arc<RwLock<HashMap<u64, (PeerNode, Channel)>>>,
+    routes: Arc<RwLock<HashMap<u64, Route>>>,
+    /// Where the members are now. openraft keeps its connections when a member's URLs change, so they look here.
+    book: Arc<RwLock<HashMap<u64, PeerNode>>>,
     /// When a refusal of each member was last told.
     refused: Arc<RwLock<HashMap<u64, Instant>>>,
 }
+
+/// The way to one member.
+#[derive(Debug)]
+struct Route {
+    /// What it was made for.
+    node: PeerNode,
+    /// Where the member may be: its peer URLs, then those that it had before they changed. One that has changed its URLs
+    /// moves there when it starts the next time, and must be reached until then.
+    urls: Vec<String>,
+    /// Which of them `channel` goes to.
+    at: usize,
+    channel: Channel,
+    /// When another URL was last tried.
+    turned: Instant,
+}
+
+impl Route {
+    fn new(dialer: &Dialer, node: PeerNode, urls: Vec<String>, at: usize) -> Result<Self, String> {
+        let url = urls.get(at).ok_or("there is no peer URL")?;
+        let channel = dialer.connect_lazy(url).map_err(|e| format!("peer URL {url}: {e}"))?;
+        Ok(Route { node, urls, at, channel, turned: Instant::now() })
+    }
+
+    /// The same way for changed URLs.
+    fn moved(self, node: PeerNode) -> Self {
+        let mut urls = node.peer_urls.clone();
+        let reached = self.urls.get(self.at).into_iter();
+        for url in reached.chain(&self.node.peer_urls) {
+            if !urls.contains(url) {
+                urls.push(url.clone());
+            }
+        }
+        let at = self.urls.get(self.at).and_then(|reached| urls.iter().position(|url| url == reached));
+        Route { node, urls, at: at.unwrap_or_default(), ..self }
+    }
+}
+
+/// Calls that fail together count as one failure of the URL.
+const TURN_PAUSE: Duration = Duration::from_millis(200);
 
 /// How a connection is used; who makes it is the [`Dialer`].
 pub(crate) fn endpoint(url: String) -> Result<Endpoint, tonic::transport::Error> {
@@ -103,7 +144,7 @@ pub(crate) fn source_text(e: &dyn std::error::Error) -> String {
 impl Peers {
     /// No channels yet.
     pub fn new(identity: Arc<Identity>, dialer: Dialer) -> Self {
-        Peers { identity, dialer, channels: Arc::default(), refused: Arc::default() }
+        Peers { identity, dialer, routes: Arc::default(), book: Arc::default(), refused: Arc::default() }
     }
 
     /// This member's identity.
@@ -116,17 +157,45 @@ impl Peers {
         &self.dialer
     }
 
-    /// The channel to a member at the first of its peer URLs; made anew when the URLs changed.
+    /// Takes in where the members are. Who is gone is forgotten, with the way there.
+    pub(crate) fn learn(&self, members: &[(MemberId, PeerNode, bool)]) {
+        let book: HashMap<u64, PeerNode> = members.iter().map(|(id, node, _)| (id.0, node.clone())).collect();
+        self.routes.write().retain(|id, _| book.contains_key(id));
+        *self.book.write() = book;
+    }
+
+    /// Where a member is now; `then` if it is none that is known.
+    fn now(&self, id: u64, then: &PeerNode) -> PeerNode {
+        self.book.read().get(&id).unwrap_or(then).clone()
+    }
+
+    /// The channel to a member, at one of its peer URLs.
     fn channel(&self, id: u64, node: &PeerNode) -> Result<Channel, String> {
-        if let Some((known, channel)) = self.channels.read().get(&id)
-            && known == node
-        {
-            return Ok(channel.clone());
+        if let Some(route) = self.routes.read().get(&id).filter(|route| route.node == *node) {
+            return Ok(route.channel.clone());
         }
-        let url = node.peer_urls.first().ok_or_else(|| format!("member {} has no peer URL", MemberId(id)))?;
-        let channel = self.dialer.connect_lazy(url).map_err(|e| format!("peer URL {url}: {e}"))?;
-        self.channels.write().insert(id, (node.clone(), channel.clone()));
+        let mut routes = self.routes.write();
+        let route = match routes.remove(&id) {
+            Some(known) => known.moved(node.clone()),
+            None => Route::new(&self.dialer, node.clone(), node.peer_urls.clone(), 0)
+                .map_err(|why| format!("member {}: {why}", MemberId(id)))?,
+        };
+        let channel = route.channel.clone();
+        routes.insert(id, route);
         Ok(channel)
+    }
+
+    /// The member was not reached: tries another of its URLs, if it has any.
+    fn turn(&self, id: u64) {
+        let mut routes = self.routes.write();
+        let Some(route) = routes.get_mut(&id) else { return };
+        if route.urls.len() < 2 || route.turned.elapsed() < TURN_PAUSE {
+            return;
+        }
+        let next = (route.at + 1) % route.urls.len();
+        if let Ok(turned) = Route::new(&self.dialer, route.node.clone(), route.urls.clone(), next) {
+            *route = turned;
+        }
     }
 
     /// Whether a refusal is to be logged: raft asks several times a second, a person reads it once.
@@ -164,6 +233,9 @@ impl Peers {
             Ok(Err(status)) if status.code() == Code::Aborted => Err(Error::from_text(status.message())),
             Ok(Err(status)) => {
                 tracing::debug!(%leader, %status, "call to the leader failed");
+                if undelivered(&status) {
+                    self.turn(leader.0);
+                }
                 // One that was surely not taken up may be tried again, elsewhere by then.
                 Err(if undelivered(&status) { Error::NotLeader } else { Error::TimeoutConnectionLost })
             }
@@ -239,7 +311,7 @@ type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
 impl PeerConnection {
     fn client(&self) -> Rpc<PeerClient<Channel>> {
-        match self.peers.channel(self.id, &self.node) {
+        match self.peers.channel(self.id, &self.peers.now(self.id, &self.node)) {
             Ok(channel) => Ok(client(channel)),
             Err(why) => Err(RPCError::Unreachable(Unreachable::new(&AnyError::error(why)))),
         }
@@ -247,6 +319,9 @@ impl PeerConnection {
 
     fn failure(&self, status: &Status) -> RPCError<TypeConfig> {
         let text = format!("peer {} at {:?}: {}", MemberId(self.id), self.node.peer_urls, describe(status));
+        if undelivered(status) {
+            self.peers.turn(self.id);
+        }
         match status.code() {
             // Nobody there: openraft backs off.
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
@@ -507,5 +582,23 @@ mod tests {
         let cut = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
         hang_up.await.unwrap();
         assert!(!undelivered(&cut), "{cut:?}");
+    }
+
+    fn node(urls: &[&str]) -> PeerNode {
+        PeerNode { peer_urls: urls.iter().map(|url| url.to_string()).collect() }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_moves_is_reached_where_it_was_until_that_fails() {
+        let old = node(&["http://127.0.0.1:1"]);
+        let route = Route::new(&Dialer::default(), old.clone(), old.peer_urls.clone(), 0).unwrap();
+        let route = route.moved(node(&["http://127.0.0.1:2", "http://127.0.0.1:3"]));
+        assert_eq!(route.urls, ["http://127.0.0.1:2", "http://127.0.0.1:3", "http://127.0.0.1:1"]);
+        assert_eq!(route.urls[route.at], "http://127.0.0.1:1");
+        // It came, and moves once more: where it was two moves ago is forgotten.
+        let route = Route::new(&Dialer::default(), route.node, route.urls, 0).unwrap().moved(node(&["http://127.0.0.1:4"]));
+        assert_eq!(route.urls, ["http://127.0.0.1:4", "http://127.0.0.1:2", "http://127.0.0.1:3"]);
+        assert_eq!(route.at, 1);
+        assert!(Route::new(&Dialer::default(), node(&[]), vec![], 0).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! All keys of one generation in memory, each with its history, and the figures that go with them.
 
 use crate::mvcc::key_index::{Change, KeyIndex};
+use bytes::Bytes;
 use ferretcd_types::KeyRange;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -150,6 +151,35 @@ pub(crate) fn visit(
     while let Some(key) = last {
         // Never the upper bound itself (std's maps panic when both bounds exclude one key): it was visited.
         last = index.read().visit_chunk((Bound::Excluded(&key[..]), to), main, CHUNK_KEYS, &mut visit);
+    }
+}
+
+/// The first `limit` keys of a range that exist at a main revision, in key order. Looks at no more keys than it must, so
+/// that a page costs what it holds, however large the range is.
+pub(crate) fn first(
+    index: &parking_lot::RwLock<Index>,
+    range: &KeyRange,
+    main: i64,
+    limit: usize,
+) -> Vec<(Bytes, Change)> {
+    let mut found = Vec::new();
+    if range.is_empty() || limit == 0 {
+        return found;
+    }
+    if range.is_single() {
+        visit(index, range, main, |key, change| found.push((Bytes::copy_from_slice(key), *change)));
+        return found;
+    }
+    let (first, to) = range.bounds();
+    let mut last: Option<Box<[u8]>> = None;
+    loop {
+        let from = last.as_deref().map_or(first, Bound::Excluded);
+        let chunk = (limit - found.len()).min(CHUNK_KEYS);
+        let mut take = |key: &[u8], change: &Change| found.push((Bytes::copy_from_slice(key), *change));
+        last = index.read().visit_chunk((from, to), main, chunk, &mut take);
+        if last.is_none() || found.len() >= limit {
+            return found;
+        }
     }
 }
 

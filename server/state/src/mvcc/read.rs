@@ -2,7 +2,7 @@
 
 use crate::error::Fault;
 use crate::mvcc::view::{Found, View};
-use ferretcd_types::{KeyValue, LeaseId, Range, RangeReply, SortOrder, SortTarget};
+use ferretcd_types::{KeyRange, KeyValue, LeaseId, Range, RangeReply, SortOrder, SortTarget};
 use std::cmp::Ordering;
 
 impl View<'_> {
@@ -43,6 +43,25 @@ impl View<'_> {
         };
         reply.kvs = found.into_iter().map(answer).collect::<Result<_, _>>()?;
         Ok(reply)
+    }
+
+    /// The first keys of a range in key order, and whether there are more. Unlike [`View::range`] it does not count the
+    /// rest, so that reading a large range page by page costs no more than reading it at once.
+    pub fn page(
+        &self,
+        range: &KeyRange,
+        revision: i64,
+        limit: usize,
+        keys_only: bool,
+    ) -> Result<(Vec<KeyValue>, bool), Fault> {
+        let at = self.resolve(revision)?;
+        let mut found = self.first(range, at, limit.saturating_add(1));
+        let more = cut(&mut found, Some(limit));
+        let answer = |found| match keys_only {
+            true => Ok(without_value(found)),
+            false => self.fetch(&found),
+        };
+        Ok((found.into_iter().map(answer).collect::<Result<_, _>>()?, more))
     }
 }
 

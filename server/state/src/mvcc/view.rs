@@ -121,6 +121,12 @@ impl<'a> View<'a> {
         (found, count)
     }
 
+    /// The first keys of a range at a resolved revision, uncounted. Only for a view without changes of its own.
+    pub(crate) fn first(&self, range: &KeyRange, at: i64, limit: usize) -> Vec<Found> {
+        let found = index::first(&self.space.index, range, at, limit);
+        found.into_iter().map(|(key, change)| Found { key, change, pending: None }).collect()
+    }
+
     /// A found key's value.
     pub(crate) fn fetch(&self, found: &Found) -> Result<KeyValue, StateError> {
         match found.pending {

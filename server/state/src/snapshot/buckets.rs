@@ -34,8 +34,12 @@ pub(crate) const STAGED: &[u8] = b"ferretcd_staging";
 /// Ours: key records of an unfinished restore, as in [`KEY`].
 pub(crate) const STAGED_KEY: &[u8] = b"ferretcd_staging_key";
 
-/// The schema of the file: what etcd 3.7.1 writes into its own.
-const STORAGE_VERSION: &[u8] = b"3.7.0";
+pub(crate) const CONSISTENT_INDEX: &[u8] = b"consistent_index";
+pub(crate) const TERM: &[u8] = b"term";
+pub(crate) const STORAGE_VERSION: &[u8] = b"storageVersion";
+
+/// The schema of a file without a cluster version: what etcd 3.7.1 writes into its own.
+const STORAGE_VERSION_UNDECIDED: &[u8] = b"3.7.0";
 
 /// A bucket with its records. Those of [`KEY`] and [`STAGED_KEY`] are not in it: there may be millions.
 #[derive(Clone, Debug)]
@@ -46,7 +50,7 @@ pub(crate) struct Bucket {
 
 /// etcd's buckets, by name.
 pub(crate) fn client(rooms: &Rooms, compacted: i64) -> Vec<Bucket> {
-    let Rooms { applied, membership: _, epoch: _, cluster_version, members, alarms, leases, auth } = rooms;
+    let Rooms { applied, membership: _, epoch: _, cluster_version, downgrade, members, alarms, leases, auth } = rooms;
     let mut buckets: Vec<Bucket> = Vec::new();
     let mut bucket = |name: &'static [u8], records: Vec<(Bytes, Bytes)>| {
         buckets.push(Bucket { name, records: records.into_iter().collect() });
@@ -63,7 +67,8 @@ pub(crate) fn client(rooms: &Rooms, compacted: i64) -> Vec<Bucket> {
     bucket(AUTH_ROLES, named(&auth.roles));
     bucket(AUTH_USERS, named(&auth.users));
     let version = cluster_version.iter().map(|version| ("clusterVersion".into(), version.clone().into()));
-    bucket(CLUSTER, version.collect());
+    let downgrade = downgrade.iter().map(|target| ("downgrade".into(), downgrade_json(target).into()));
+    bucket(CLUSTER, version.chain(downgrade).collect());
     bucket(KEY, Vec::new());
     let lease = |(id, ttl): (LeaseId, i64)| (Bytes::copy_from_slice(&id.0.to_be_bytes()), lease::encode(id, ttl));
     bucket(LEASE, leases.all().into_iter().map(lease).collect());
@@ -72,11 +77,15 @@ pub(crate) fn client(rooms: &Rooms, compacted: i64) -> Vec<Bucket> {
     bucket(MEMBERS_REMOVED, members.removed().map(|id| (id.to_string().into(), "removed".into())).collect());
     let mut meta: Vec<(Bytes, Bytes)> = vec![
         ("confState".into(), conf_state_json(&all).into()),
-        ("storageVersion".into(), Bytes::from_static(STORAGE_VERSION)),
+        // As in etcd, the layout that is promised follows the cluster's version: a downgraded one can read the file.
+        (
+            Bytes::from_static(STORAGE_VERSION),
+            cluster_version.clone().map_or(Bytes::from_static(STORAGE_VERSION_UNDECIDED), Bytes::from),
+        ),
     ];
     if let Some(applied) = applied {
-        meta.push(("consistent_index".into(), Bytes::copy_from_slice(&applied.index.to_be_bytes())));
-        meta.push(("term".into(), Bytes::copy_from_slice(&applied.term.to_be_bytes())));
+        meta.push((Bytes::from_static(CONSISTENT_INDEX), Bytes::copy_from_slice(&applied.index.to_be_bytes())));
+        meta.push((Bytes::from_static(TERM), Bytes::copy_from_slice(&applied.term.to_be_bytes())));
     }
     if compacted >= 0 {
         // The file leaves out what the compaction drops, so it is finished as well as scheduled.
@@ -133,6 +142,11 @@ fn member_json(member: &Member) -> String {
     }
     out.push('}');
     out
+}
+
+/// etcd's record of a downgrade that is under way.
+fn downgrade_json(target: &str) -> String {
+    format!("{{\"target-version\":{},\"enabled\":true}}", json_string(target))
 }
 
 fn conf_state_json(members: &[Member]) -> String {

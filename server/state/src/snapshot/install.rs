@@ -203,7 +203,7 @@ impl Inner {
 }
 
 /// The single records that this crate writes.
-const OWN_META: [&[u8]; 9] = [
+const OWN_META: [&[u8]; 10] = [
     keyspace::META_APPLIED,
     keyspace::META_MEMBERSHIP,
     keyspace::META_EPOCH,
@@ -212,5 +212,6 @@ const OWN_META: [&[u8]; 9] = [
     keyspace::META_COMPACT_FINISHED,
     keyspace::META_AUTH,
     keyspace::META_CLUSTER_VERSION,
+    keyspace::META_DOWNGRADE,
     keyspace::META_RESTORE,
 ];

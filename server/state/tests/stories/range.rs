@@ -47,6 +47,39 @@ fn count_ignores_limit_and_filters() {
 }
 
 #[test]
+fn pages_join_up_to_the_whole_range_at_their_revision() {
+    let mut member = three();
+    member.ask(ferretcd_types::DeleteRange { range: KeyRange::single("b"), prev_kv: false }).unwrap();
+    for n in 0..1500 {
+        member.ask(put("p", "")).unwrap();
+        member.ask(Put { key: format!("k{n:04}").into(), ..Put::default() }).unwrap();
+    }
+    let at = member.state.revision();
+    let whole = member.state.range(&Range { revision: at, ..all() }).unwrap().kvs;
+    for limit in [1, 7, 512, 2000] {
+        let (mut range, mut joined) = (KeyRange::all(), Vec::new());
+        loop {
+            let (kvs, more) = member.state.range_page(&range, at, limit, false).unwrap();
+            assert!(kvs.len() == limit || !more);
+            joined.extend(kvs);
+            if !more {
+                break;
+            }
+            range.start = [joined.last().unwrap().key.as_ref(), b"\0"].concat().into();
+        }
+        assert!(joined == whole, "pages of {limit}");
+    }
+    // A page is of its revision: before the deletion, and refused once that is gone.
+    let page = |revision| member.state.range_page(&KeyRange::new("a", "d"), revision, 2, true);
+    let before = page(5).unwrap();
+    assert_eq!((before.0[1].key.as_ref(), before.0[1].value.as_ref(), before.1), (&b"b"[..], &b""[..], true));
+    assert_eq!(page(at + 1), Err(Error::FutureRevision));
+    member.ask(ferretcd_types::Compact { revision: 7 }).unwrap();
+    assert_eq!(member.state.range_page(&KeyRange::all(), 5, 2, true), Err(Error::Compacted));
+    assert_eq!(member.state.range_page(&KeyRange::single("a"), 0, 1, false).unwrap().0.len(), 1);
+}
+
+#[test]
 fn filters_are_inclusive() {
     let member = three();
     let of = |request: Range| keys(&member.state.range(&request).unwrap());

@@ -1,10 +1,10 @@
 //! Members, alarms, genesis, and the order in which a command is admitted.
 
 use crate::member::{Entry, Member, put};
-use ferretcd_state::Effect;
+use ferretcd_state::{Effect, SnapshotKind};
 use ferretcd_types::{
     Alarm, AlarmKind, Compact, DeleteRange, Epoch, Error, Genesis, KeyRange, LeaseGrant, LeaseId, LeaseRevoke,
-    MemberAttributes, MemberId, PeerNode, RestoreBegin, SetAlarm, Txn, TxnOp,
+    MemberAttributes, MemberId, PeerNode, RestoreBegin, SetAlarm, SetClusterVersion, SetDowngrade, Txn, TxnOp,
 };
 
 fn set(kind: AlarmKind, raised: bool) -> SetAlarm {
@@ -80,4 +80,51 @@ fn members_come_from_the_group_and_their_attributes_from_themselves() {
         assert!(state.is_removed(MemberId(1)) && !state.is_removed(MemberId(2)));
         assert_eq!(state.membership().unwrap(), "two");
     }
+}
+
+#[test]
+fn versions_and_a_downgrade_survive_a_restart_and_travel_in_snapshots() {
+    let mut member = Member::new();
+    member.ask(Genesis { epoch: Epoch(7), cluster_version: "3.7.0".into() }).unwrap();
+    member.ask(SetDowngrade { target: Some("3.6.0".into()) }).unwrap();
+    member.ask(SetClusterVersion { version: "3.6.0".into() }).unwrap();
+    let again = member.after_flush_and_power_cut();
+    let other = Member::new();
+    other.install(&member.snapshot(SnapshotKind::Raft)).unwrap();
+    for state in [&again.state, &other.state] {
+        let versions = (state.cluster_version(), state.downgrade());
+        assert_eq!(versions, (Some("3.6.0".into()), Some("3.6.0".into())));
+    }
+    member.ask(SetDowngrade { target: None }).unwrap();
+    assert_eq!(member.after_flush_and_power_cut().state.downgrade(), None);
+}
+
+#[test]
+fn members_that_applied_the_same_have_one_hash() {
+    let mut a = Member::new();
+    a.put("k", "1");
+    a.put("k", "2");
+    a.ask(LeaseGrant { id: LeaseId(3), ttl: 60 }).unwrap();
+    let hash = |member: &Member| member.state.pin().hash().unwrap();
+    let before = hash(&a);
+    a.enter(Entry::Blank);
+    assert_eq!(hash(&a), before, "how far the log was applied is not content");
+    // One member holds a snapshot pinned, so what compaction drops stays there; another has dropped it.
+    let pin = a.state.pin();
+    a.ask(Compact { revision: 3 }).unwrap();
+    let held_back = hash(&a);
+    drop(pin);
+    a.state.wait_deleted().unwrap();
+    assert_eq!(hash(&a), held_back);
+    assert_ne!(held_back, before);
+    // And one that came to it by a snapshot.
+    let b = Member::new();
+    b.install(&a.snapshot(SnapshotKind::Raft)).unwrap();
+    assert_eq!(hash(&b), held_back);
+    for change in [set(AlarmKind::NoSpace, true), set(AlarmKind::NoSpace, false)] {
+        let last = hash(&a);
+        a.ask(change).unwrap();
+        assert_ne!(hash(&a), last);
+    }
+    assert_eq!(hash(&a), held_back);
 }

@@ -1,0 +1,166 @@
+//! The cluster's version and the way back to an earlier one: etcd's rules of which step is allowed, and the leader's loop
+//! that takes it.
+//!
+//! A downgrade lowers the promise that the cluster makes (its version, and with it the layout of snapshot files) so that
+//! members of the release before could take over. Cancelling it raises the version again.
+
+use crate::node::{Inner, Node};
+use crate::workers::{self, CLUSTER_VERSION};
+use ferretcd_raft::Role;
+use ferretcd_types::{Command, Error, SetClusterVersion, SetDowngrade};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often the leader looks whether the cluster version is still right (etcd's monitorVersionInterval).
+const LOOK_EVERY: Duration = Duration::from_secs(4);
+
+/// Major and minor: all that a cluster's version keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version {
+    major: i64,
+    minor: i64,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.0", self.major, self.minor)
+    }
+}
+
+impl Version {
+    /// A version with three numbers, and perhaps a pre-release and build data behind them.
+    fn parse(text: &str) -> Option<Version> {
+        let text = text.split_once('+').map_or(text, |(version, _)| version);
+        let text = text.split_once('-').map_or(text, |(version, _)| version);
+        let mut numbers = text.splitn(3, '.').map(|n| n.parse::<i64>().ok());
+        let (major, minor, _patch) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        Some(Version { major, minor })
+    }
+
+    /// What a client asks for: the patch may be left out.
+    fn requested(text: &str) -> Result<Version, Error> {
+        let parsed = Version::parse(text).or_else(|| Version::parse(&format!("{text}.0")));
+        parsed.ok_or(Error::WrongDowngradeVersion)
+    }
+
+    /// The one version that a downgrade may go to.
+    fn below(self) -> Version {
+        Version { minor: self.minor - 1, ..self }
+    }
+
+    /// As answers name it: without the patch.
+    fn short(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+}
+
+/// Whether a downgrade may begin.
+fn may_begin(cluster: Version, under_way: bool, target: Version) -> Result<(), Error> {
+    if target != cluster.below() {
+        return Err(Error::InvalidDowngradeTarget);
+    }
+    if under_way { Err(Error::DowngradeInProcess) } else { Ok(()) }
+}
+
+/// What the cluster's version should become, if anything: the target of a downgrade while one is under way, else the
+/// version of the servers.
+fn decide(cluster: Version, servers: Version, downgrade: Option<Version>) -> Option<Version> {
+    match downgrade {
+        Some(target) if target == cluster => None,
+        Some(target) => (cluster.below() == target && servers.below() == target).then_some(target),
+        None => (cluster.major == servers.major && cluster < servers).then_some(servers),
+    }
+}
+
+impl Node {
+    /// Says whether the cluster could go down to a version; the answer is the version that it runs at (`3.7`).
+    pub async fn downgrade_validate(&self, target: &str) -> Result<String, Error> {
+        Ok(self.downgrade_check(target).await?.0.short())
+    }
+
+    /// Lets the cluster go down to a version; the answer is the version that it ran at when this began.
+    pub async fn downgrade_enable(&self, target: &str) -> Result<String, Error> {
+        let (cluster, target) = self.downgrade_check(target).await?;
+        self.propose(SetDowngrade { target: Some(target.to_string()) }).await?;
+        Ok(cluster.short())
+    }
+
+    /// Ends a downgrade; where none is under way, nothing happens (etcd only logs it). The answer is the version that
+    /// the cluster runs at.
+    pub async fn downgrade_cancel(&self) -> Result<String, Error> {
+        self.inner.linearize().await?;
+        if self.inner.state.downgrade().is_some() {
+            self.propose(SetDowngrade { target: None }).await?;
+        }
+        Ok(self.inner.version()?.short())
+    }
+
+    async fn downgrade_check(&self, target: &str) -> Result<(Version, Version), Error> {
+        let target = Version::requested(target)?;
+        self.inner.version()?;
+        self.inner.linearize().await?;
+        let cluster = self.inner.version()?;
+        may_begin(cluster, self.inner.state.downgrade().is_some(), target)?;
+        Ok((cluster, target))
+    }
+}
+
+impl Inner {
+    fn version(&self) -> Result<Version, Error> {
+        self.state.cluster_version().and_then(|v| Version::parse(&v)).ok_or(Error::ClusterVersionUnavailable)
+    }
+}
+
+/// Keeps the cluster's version right, on the leader. All members of a cluster are of this release (it is the first), so
+/// this server's version stands for theirs.
+pub(crate) async fn decide_cluster_version(inner: Arc<Inner>) {
+    let Some(servers) = Version::parse(CLUSTER_VERSION) else { return };
+    while workers::pause(&inner, LOOK_EVERY).await {
+        let (Ok(cluster), true) = (inner.version(), inner.view().role == Role::Leader) else { continue };
+        let downgrade = inner.state.downgrade().and_then(|target| Version::parse(&target));
+        let Some(next) = decide(cluster, servers, downgrade) else { continue };
+        let set = SetClusterVersion { version: next.to_string() };
+        match inner.propose(Command::SetClusterVersion(set)).await {
+            Ok(_) => tracing::info!(from = %cluster, to = %next, "the cluster version changed"),
+            Err(e) => tracing::warn!(to = %next, "cannot change the cluster version: {e}; trying again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V35: Version = Version { major: 3, minor: 5 };
+    const V36: Version = Version { major: 3, minor: 6 };
+    const V37: Version = Version { major: 3, minor: 7 };
+
+    /// Each as real etcd 3.7.1 answers it.
+    #[test]
+    fn a_target_is_read_as_etcd_reads_it() {
+        for good in ["3.6", "3.6.0", "3.6.3", "3.6.0-alpha", "3.6.1+build"] {
+            assert_eq!(Version::requested(good), Ok(V36), "{good}");
+        }
+        for bad in ["", "x", "3", "v3.6", "3.6.x", "3.6.0.1", "3.6-alpha"] {
+            assert_eq!(Version::requested(bad), Err(Error::WrongDowngradeVersion), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_downgrade_goes_one_minor_down_and_one_at_a_time() {
+        assert_eq!(may_begin(V37, false, V36), Ok(()));
+        assert_eq!(may_begin(V37, false, V35), Err(Error::InvalidDowngradeTarget));
+        assert_eq!(may_begin(V37, false, V37), Err(Error::InvalidDowngradeTarget));
+        assert_eq!(may_begin(V37, true, V36), Err(Error::DowngradeInProcess));
+        assert_eq!(may_begin(V36, true, V36), Err(Error::InvalidDowngradeTarget));
+    }
+
+    #[test]
+    fn the_cluster_version_follows_the_downgrade_and_comes_back() {
+        assert_eq!(decide(V37, V37, None), None);
+        assert_eq!(decide(V37, V37, Some(V36)), Some(V36));
+        assert_eq!(decide(V36, V37, Some(V36)), None);
+        assert_eq!(decide(V36, V37, None), Some(V37));
+        assert_eq!(decide(V37, V37, Some(V35)), None, "two steps are never taken");
+    }
+}

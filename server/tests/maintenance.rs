@@ -1,0 +1,180 @@
+//! Maintenance and membership as an operator of etcd does them: downgrade, hash, member update, through the process.
+
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use ferretcd_proto::etcdserverpb as pb;
+use support::{Cluster, Member, eventually};
+
+const ABC: &[&str] = &["a", "b", "c"];
+
+async fn hash(member: &Member) -> u32 {
+    member.maintenance().await.hash(pb::HashRequest {}).await.unwrap().into_inner().hash
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_downgrade_is_checked_begun_and_cancelled_as_in_etcd() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    let refused = |args: &[&str], why: &str| {
+        let told = m.etcdctl(args).unwrap_err();
+        assert!(told.ends_with(&format!("Error: {why}\n")), "{told}");
+    };
+    refused(&["downgrade", "validate", "3.5"], "etcdserver: invalid downgrade target version");
+    refused(&["downgrade", "enable", "3.8"], "etcdserver: invalid downgrade target version");
+    refused(&["downgrade", "validate", "three"], "etcdserver: wrong downgrade target version format");
+    assert_eq!(
+        m.etcdctl(&["downgrade", "validate", "3.6.2"]).unwrap(),
+        "Downgrade validate success, cluster version 3.7\n"
+    );
+    assert_eq!(m.status().await.unwrap().downgrade_info, Some(pb::DowngradeInfo::default()));
+    assert_eq!(m.etcdctl(&["downgrade", "cancel"]).unwrap(), "Downgrade cancel success, cluster version 3.7\n");
+
+    assert_eq!(m.etcdctl(&["downgrade", "enable", "3.6"]).unwrap(), "Downgrade enable success, cluster version 3.7\n");
+    refused(&["downgrade", "enable", "3.6"], "etcdserver: cluster has a downgrade job in progress");
+    let info = pb::DowngradeInfo { enabled: true, target_version: "3.6.0".into() };
+    assert_eq!(m.status().await.unwrap().downgrade_info, Some(info));
+    eventually("the cluster version goes down", async || {
+        let versions = m.http("/version").await.1;
+        let down = r#"{"etcdserver":"3.7.1","etcdcluster":"3.6.0","storage":"3.6.0"}"#;
+        if versions == down { Ok(()) } else { Err(versions) }
+    })
+    .await;
+    assert_eq!(m.status().await.unwrap().storage_version, "3.6.0");
+    assert_eq!(m.etcdctl(&["downgrade", "cancel"]).unwrap(), "Downgrade cancel success, cluster version 3.6\n");
+    assert_eq!(m.status().await.unwrap().downgrade_info, Some(pb::DowngradeInfo::default()));
+    eventually("the cluster version comes back", async || {
+        let version = m.status().await?.storage_version;
+        if version == "3.7.0" { Ok(()) } else { Err(version) }
+    })
+    .await;
+    let action = |action| pb::DowngradeRequest { action, version: "3.6".into() };
+    let unknown = m.maintenance().await.downgrade(action(7)).await.unwrap_err();
+    assert_eq!(unknown.message(), "etcdserver: unknown method");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_have_one_hash_and_it_changes_with_the_data() {
+    let mut cluster = Cluster::start(ABC).await;
+    for n in 0..50 {
+        cluster.members[n % 3].put("k", &n.to_string()).await.unwrap();
+    }
+    cluster.members[0].etcdctl(&["compaction", "30"]).unwrap();
+    let agreed = async |cluster: &Cluster| {
+        eventually("all members have one hash", async || {
+            let mut all = Vec::new();
+            for m in &cluster.members {
+                all.push(hash(m).await);
+            }
+            if all.iter().all(|h| *h == all[0]) { Ok(all[0]) } else { Err(format!("{all:x?}")) }
+        })
+        .await
+    };
+    let before = agreed(&cluster).await;
+    cluster.members[1].etcdctl(&["lease", "grant", "100"]).unwrap();
+    let after = agreed(&cluster).await;
+    assert_ne!(after, before);
+    cluster.members[2].kill();
+    cluster.members[2].start();
+    cluster.members[2].ready().await;
+    assert_eq!(agreed(&cluster).await, after);
+    let hashes = cluster.members[0].etcdctl(&["endpoint", "hashkv", "--cluster"]).unwrap();
+    let parts = |line: &str| line.split_once(", ").unwrap().1.to_owned();
+    let lines: Vec<String> = hashes.lines().map(parts).collect();
+    assert!(lines.len() == 3 && lines.iter().all(|l| *l == lines[0]), "{hashes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_moves_to_another_peer_address() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("before", "x").await.unwrap();
+    let mut ids = Vec::new();
+    for m in &cluster.members {
+        ids.push(format!("{:x}", m.status().await.unwrap().header.unwrap().member_id));
+    }
+    // A follower first, asked of another follower; then the member that leads.
+    let leader = cluster.leader().await;
+    for (round, moving) in [(leader + 1) % 3, leader].into_iter().enumerate() {
+        let asked = (leader + 2) % 3;
+        let place = Member::new("place", cluster.tmp.path());
+        let urls = format!("--peer-urls={}", place.peer_url());
+        let said = cluster.members[asked].etcdctl(&["member", "update", &ids[moving], &urls]).unwrap();
+        assert!(said.starts_with(&format!("Member {:>16} updated in cluster", ids[moving])), "{said}");
+        assert!(cluster.members[asked].etcdctl(&["member", "list"]).unwrap().contains(&place.peer_url()));
+        assert_eq!(cluster.members[moving].terminate().await, Some(0));
+        cluster.members[moving].peer = place.peer.clone();
+        cluster.members[moving].start();
+        cluster.members[moving].ready().await;
+        cluster.members[asked].put(&format!("moved{round}"), "x").await.unwrap();
+    }
+    assert_eq!(cluster.agreed().await.len(), 3);
+    // All three still make up quorums with one another: any one may be away.
+    for away in 0..3 {
+        cluster.members[away].kill();
+        let other = (away + 1) % 3;
+        cluster.leader().await;
+        cluster.members[other].ready().await;
+        cluster.members[other].put(&format!("without{away}"), "x").await.unwrap();
+        cluster.members[away].start();
+        cluster.members[away].ready().await;
+    }
+    assert_eq!(cluster.agreed().await.len(), 6);
+
+    let refused = |args: &[&str], why: &str| {
+        let told = cluster.members[0].etcdctl(args).unwrap_err();
+        assert!(told.ends_with(&format!("Error: {why}\n")), "{told}");
+    };
+    refused(&["member", "update", "1234", "--peer-urls=http://127.0.0.1:1"], "etcdserver: member not found");
+    let taken = format!("--peer-urls={}", cluster.members[1].peer_url());
+    refused(&["member", "update", &ids[0], &taken], "etcdserver: Peer URLs already exists");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn defragmenting_gives_space_back_while_the_member_serves() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let value = "x".repeat(200_000);
+    for n in 0..300 {
+        cluster.members[0].put(&format!("k{}", n % 10), &value).await.unwrap();
+    }
+    let revision = cluster.members[0].status().await.unwrap().header.unwrap().revision;
+    let m = &cluster.members[0];
+    m.etcdctl(&["compaction", "--physical", &revision.to_string()]).unwrap();
+    let before = m.status().await.unwrap();
+    // Writes and reads go on while the store is rewritten, and none of them is lost.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let busy = async {
+        let mut written = 0;
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            m.put("busy", &written.to_string()).await.unwrap();
+            assert_eq!(m.get("k3", true).await.unwrap().unwrap().len(), value.len());
+            written += 1;
+        }
+        written
+    };
+    let defragment = async {
+        for _ in 0..3 {
+            let mut client = m.maintenance().await;
+            client.defragment(pb::DefragmentRequest {}).await.unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (written, ()) = tokio::join!(busy, defragment);
+    let after = m.status().await.unwrap();
+    assert!(
+        after.db_size < before.db_size / 2,
+        "{} bytes before, {} after, {} in use",
+        before.db_size,
+        after.db_size,
+        after.db_size_in_use
+    );
+    assert!(m.etcdctl(&["defrag"]).unwrap().starts_with("Finished defragmenting etcd member"));
+    let everything = m.everything().await;
+    cluster.members[0].kill();
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
+    assert_eq!(cluster.members[0].everything().await, everything);
+    assert_eq!(cluster.members[0].get("busy", false).await.unwrap(), Some((written - 1).to_string()));
+    assert!(!cluster.members[0].log().contains("setting it aside"), "{}", cluster.members[0].log());
+}
