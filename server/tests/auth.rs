@@ -14,6 +14,10 @@ use ferretcd_proto::etcdserverpb::{
 };
 use ferretcd_proto::ferretcd_v1::maintenance_client::MaintenanceClient as OwnMaintenanceClient;
 use ferretcd_proto::ferretcd_v1::{RestoreOptions, RestoreRequest, restore_request};
+use ferretcd_proto::v3electionpb::{
+    CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest, election_client::ElectionClient,
+};
+use ferretcd_proto::v3lockpb::{LockRequest, UnlockRequest, lock_client::LockClient};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -539,7 +543,7 @@ impl Answers {
             ask!(a, LeaseClient, lease_time_to_live, pb::LeaseTimeToLiveRequest { id: lease, keys: true });
             a.keep_alive(lease).await;
         }
-        show!(a, LeaseClient, lease_leases, pb::LeaseLeasesRequest {});
+        ask!(a, LeaseClient, lease_leases, pb::LeaseLeasesRequest {});
         ask!(a, LeaseClient, lease_grant, pb::LeaseGrantRequest { id: 7, ttl: 100 });
         for id in [7, 77] {
             ask!(a, LeaseClient, lease_revoke, pb::LeaseRevokeRequest { id });
@@ -562,11 +566,13 @@ impl Answers {
         ask!(a, MaintenanceClient, hash_kv, pb::HashKvRequest { revision: 0 });
         ask!(a, MaintenanceClient, snapshot, pb::SnapshotRequest {});
         ask!(a, MaintenanceClient, move_leader, pb::MoveLeaderRequest { target_id: 77 });
+        ask!(a, MaintenanceClient, defragment, pb::DefragmentRequest {});
+        ask!(a, MaintenanceClient, hash, pb::HashRequest {});
+        for version in ["x", "3.6.0"] {
+            ask!(a, MaintenanceClient, downgrade, pb::DowngradeRequest { action: 0, version: version.into() });
+        }
         if a.who != "root" {
-            // Root gets through, and what happens then is another test's.
-            ask!(a, MaintenanceClient, defragment, pb::DefragmentRequest {});
-            ask!(a, MaintenanceClient, hash, pb::HashRequest {});
-            ask!(a, MaintenanceClient, downgrade, pb::DowngradeRequest { action: 0, version: "x".into() });
+            // Root gets through.
             let update = pb::MemberUpdateRequest { id: 77, peer_ur_ls: vec!["bad".into()] };
             ask!(a, ClusterClient, member_update, update);
             let add = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".into()], ..Default::default() };
@@ -575,6 +581,19 @@ impl Answers {
             let password =
                 pb::AuthUserChangePasswordRequest { name: "bob".into(), password: "x".into(), ..Default::default() };
             ask!(a, AuthClient, user_change_password, password);
+        }
+        for name in ["a", "q"] {
+            ask!(a, LockClient, lock, LockRequest { name: bytes(name), lease: 0 });
+            ask!(a, LockClient, unlock, UnlockRequest { key: bytes(name) });
+            ask!(a, ElectionClient, campaign, CampaignRequest { name: bytes(name), ..Default::default() });
+            ask!(a, ElectionClient, leader, LeaderRequest { name: bytes(name) });
+            let leader = Some(LeaderKey { key: bytes(name), ..Default::default() });
+            ask!(a, ElectionClient, proclaim, ProclaimRequest { leader: leader.clone(), value: bytes("v") });
+            ask!(a, ElectionClient, resign, ResignRequest { leader });
+        }
+        ask!(a, ElectionClient, proclaim, ProclaimRequest::default());
+        for (start, end) in [("a", "c"), ("q", ""), ("", "")] {
+            a.range_stream(start, end).await;
         }
         ask!(a, AuthClient, auth_enable, pb::AuthEnableRequest {});
         ask!(a, AuthClient, user_add, pb::AuthUserAddRequest::default());
@@ -602,6 +621,15 @@ impl Answers {
             a.watch(start, end, from).await;
         }
         a.watch("bb", "ba", 0).await;
+    }
+
+    async fn range_stream(&mut self, start: &'static str, end: &'static str) {
+        let asked = with(self.token.as_deref(), range(start, end));
+        let outcome = async {
+            let mut answers = KvClient::new(channel(&self.address)).range_stream(asked).await?.into_inner();
+            answers.message().await
+        };
+        self.all.push(format!("{}: range stream {start:?} {end:?} => {}", self.who, told(outcome.await)));
     }
 
     async fn keep_alive(&mut self, id: i64) {
