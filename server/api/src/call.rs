@@ -25,7 +25,7 @@ use crate::{
     cert::CertName,
     member::Member,
     method::{self, Asks, Kind, METHODS, Method},
-    metrics::{Call, CallMetrics},
+    metrics::{Call, CallMetrics, Messages},
     status::{from_error, from_receive},
 };
 
@@ -66,8 +66,8 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
         request.extensions_mut().insert(credential);
     }
     let lost = (method.kind != Kind::Unary && wants_leader(request.headers())).then(|| gate.leader_lost());
-    let received = gate.metrics.received_bytes();
-    let request = request.map(|body| Body::new(Counted { body, bytes: received }));
+    let (bytes, messages) = (gate.metrics.received_bytes(), gate.metrics.received_messages(position));
+    let request = request.map(|body| Body::new(Counted::new(body, bytes, messages)));
     let response = next.run(request).await;
 
     // An answer that is nothing but a status has it among its headers.
@@ -77,8 +77,8 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
         return status.into_http();
     }
     response.map(|body| {
-        let body = Counted { body, bytes: gate.metrics.sent_bytes() };
-        Body::new(Answer { body, call, lost })
+        let body = Counted::new(body, gate.metrics.sent_bytes(), gate.metrics.sent_messages(position));
+        Body::new(Answer { body, call, lost, method, metrics: gate.metrics.clone() })
     })
 }
 
@@ -148,6 +148,8 @@ struct Answer {
     body: Counted,
     call: Call,
     lost: Option<LeaderLost>,
+    method: Method,
+    metrics: CallMetrics,
 }
 
 impl HttpBody for Answer {
@@ -162,6 +164,7 @@ impl HttpBody for Answer {
         if this.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
             let status = from_error(Error::NoLeader);
             this.call.end(status.code());
+            this.metrics.count_leaderless(&this.method);
             let trailers = status.into_http::<()>().into_parts().0.headers;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
@@ -183,10 +186,18 @@ impl HttpBody for Answer {
     }
 }
 
-/// A body whose bytes are counted as they pass.
+/// A body whose bytes and messages are counted as they pass.
 struct Counted {
     body: Body,
     bytes: IntCounter,
+    messages: Option<IntCounter>,
+    seen: Messages,
+}
+
+impl Counted {
+    fn new(body: Body, bytes: IntCounter, messages: Option<IntCounter>) -> Self {
+        Counted { body, bytes, messages, seen: Messages::default() }
+    }
 }
 
 impl HttpBody for Counted {
@@ -196,8 +207,13 @@ impl HttpBody for Counted {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            this.bytes.inc_by(frame.data_ref().map_or(0, |data| data.len() as u64));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.bytes.inc_by(data.len() as u64);
+            if let Some(messages) = &this.messages {
+                messages.inc_by(this.seen.count(data));
+            }
         }
         Poll::Ready(frame)
     }

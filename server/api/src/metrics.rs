@@ -1,9 +1,9 @@
 //! Counters of calls, under the names that etcd's dashboards and alerts look for.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use tonic::Code;
 
 use crate::method::{Kind, METHODS, Method};
@@ -18,6 +18,8 @@ pub struct CallMetrics {
     client_versions: Arc<Mutex<HashSet<String>>>,
     received_bytes: IntCounter,
     sent_bytes: IntCounter,
+    /// Streams that this server ended because it had no leader.
+    leaderless_streams: IntCounterVec,
 }
 
 /// Counters of one method, looked up once and not at every call.
@@ -26,6 +28,9 @@ struct MethodMetrics {
     started: IntCounter,
     /// By the code's number.
     handled: Vec<IntCounter>,
+    received: IntCounter,
+    sent: IntCounter,
+    seconds: Histogram,
 }
 
 /// Most client versions that are told apart: a handful is what a cluster sees; whoever makes versions up ends here.
@@ -56,6 +61,28 @@ impl CallMetrics {
             "etcd_network_client_grpc_sent_bytes_total",
             "The total number of bytes sent to grpc clients.",
         )?;
+        let received =
+            Opts::new("grpc_server_msg_received_total", "Total number of RPC messages received on the server.");
+        let received = IntCounterVec::new(received, &labels)?;
+        let sent = Opts::new("grpc_server_msg_sent_total", "Total number of RPC messages sent by the server.");
+        let sent = IntCounterVec::new(sent, &labels)?;
+        // etcd has this one with --metrics=extensive only; an alert of the mixin is about it. The buckets are Go's.
+        let seconds = HistogramOpts::new(
+            "grpc_server_handling_seconds",
+            "Histogram of response latency (seconds) of RPCs that had been application-level handled by the server.",
+        );
+        let seconds = HistogramVec::new(seconds, &labels)?;
+        let leaderless_streams =
+            Opts::new("etcd_network_server_stream_failures_total", "Stream failures from the local server.");
+        let leaderless_streams = IntCounterVec::new(leaderless_streams, &["Type", "API"])?;
+        let version = Opts::new("etcd_server_version", "Which version is running: 1 for the label's.");
+        let version = IntGaugeVec::new(version, &["server_version"])?;
+        version.with_label_values(&[crate::version::SERVER]).set(1);
+        registry.register(Box::new(received.clone()))?;
+        registry.register(Box::new(sent.clone()))?;
+        registry.register(Box::new(seconds.clone()))?;
+        registry.register(Box::new(leaderless_streams.clone()))?;
+        registry.register(Box::new(version))?;
         registry.register(Box::new(started.clone()))?;
         registry.register(Box::new(handled.clone()))?;
         registry.register(Box::new(client_requests.clone()))?;
@@ -68,6 +95,9 @@ impl CallMetrics {
             MethodMetrics {
                 started: started.with_label_values(&labels),
                 handled: CODE_NAMES.iter().map(|name| with_code(name)).collect(),
+                received: received.with_label_values(&labels),
+                sent: sent.with_label_values(&labels),
+                seconds: seconds.with_label_values(&labels),
             }
         };
         Ok(CallMetrics {
@@ -76,6 +106,7 @@ impl CallMetrics {
             client_versions: Arc::default(),
             received_bytes,
             sent_bytes,
+            leaderless_streams,
         })
     }
 
@@ -84,7 +115,22 @@ impl CallMetrics {
         if let Some(metrics) = self.methods.get(method) {
             metrics.started.inc();
         }
-        Call { methods: self.methods.clone(), method, ended: false }
+        Call { methods: self.methods.clone(), method, ended: false, begun: Instant::now() }
+    }
+
+    /// Messages of requests of a method.
+    pub fn received_messages(&self, method: usize) -> Option<IntCounter> {
+        self.methods.get(method).map(|m| m.received.clone())
+    }
+
+    /// Messages of answers of a method.
+    pub fn sent_messages(&self, method: usize) -> Option<IntCounter> {
+        self.methods.get(method).map(|m| m.sent.clone())
+    }
+
+    /// A stream was ended because there is no leader.
+    pub fn count_leaderless(&self, method: &Method) {
+        self.leaderless_streams.with_label_values(&["send", method.name]).inc();
     }
 
     /// Counts a request of a client of some version.
@@ -113,12 +159,50 @@ impl CallMetrics {
     }
 }
 
+/// Counts gRPC messages in the bytes of a body: each is a flag, its length in four bytes, and its content.
+#[derive(Debug, Default)]
+pub struct Messages {
+    head: [u8; 5],
+    /// Bytes of `head` that are there.
+    have: usize,
+    /// Bytes of the content that are still to come.
+    left: usize,
+}
+
+impl Messages {
+    /// How many messages end in these bytes.
+    pub fn count(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut ended = 0;
+        while !bytes.is_empty() {
+            if self.have < self.head.len() {
+                self.head[self.have] = bytes[0];
+                self.have += 1;
+                bytes = &bytes[1..];
+                if self.have < self.head.len() {
+                    continue;
+                }
+                let [_, a, b, c, d] = self.head;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+            }
+            let here = self.left.min(bytes.len());
+            self.left -= here;
+            bytes = &bytes[here..];
+            if self.left == 0 {
+                self.have = 0;
+                ended += 1;
+            }
+        }
+        ended
+    }
+}
+
 /// A call under way. One that is dropped before it ended counts as cancelled: that is how a client's departure shows.
 #[derive(Debug)]
 pub struct Call {
     methods: Arc<[MethodMetrics]>,
     method: usize,
     ended: bool,
+    begun: Instant,
 }
 
 impl Call {
@@ -128,7 +212,9 @@ impl Call {
             return;
         }
         let position = usize::try_from(i32::from(code)).unwrap_or_default();
-        if let Some(counter) = self.methods.get(self.method).and_then(|m| m.handled.get(position)) {
+        let Some(metrics) = self.methods.get(self.method) else { return };
+        metrics.seconds.observe(self.begun.elapsed().as_secs_f64());
+        if let Some(counter) = metrics.handled.get(position) {
             counter.inc();
         }
     }
@@ -203,6 +289,25 @@ mod tests {
         let handled = |code, n| text.contains(&format!("grpc_server_handled_total{{grpc_code=\"{code}\",{labels} {n}"));
         assert!(handled("OK", 1) && handled("Canceled", 1) && handled("Internal", 0));
         assert!(text.contains(&format!("grpc_server_started_total{{{labels} 2")));
+    }
+
+    #[test]
+    fn messages_are_counted_however_the_bytes_come() {
+        let body: Vec<u8> = [0, 3, 1, 0, 300]
+            .iter()
+            .flat_map(|len: &u32| {
+                let mut message = vec![0];
+                message.extend(len.to_be_bytes());
+                message.resize(message.len() + *len as usize, 7);
+                message
+            })
+            .collect();
+        for piece in [1, 2, 4, 5, 7, 1000] {
+            let mut messages = Messages::default();
+            assert_eq!(body.chunks(piece).map(|bytes| messages.count(bytes)).sum::<u64>(), 5, "pieces of {piece}");
+        }
+        let mut messages = Messages::default();
+        assert_eq!(messages.count(&body[..7]), 1, "the second is not there in full");
     }
 
     #[test]

@@ -474,7 +474,7 @@ impl Boot {
             wal: opened.wal.clone(),
             state,
             snapshots: opened.snapshots,
-            peers: Peers::new(opened.identity, self.config.dialer.clone()),
+            peers: Peers::new(opened.identity, self.config.dialer.clone(), shared.metrics.clone()),
             effects: shared.clone(),
         })
         .await

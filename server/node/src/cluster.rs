@@ -111,7 +111,9 @@ impl Inner {
                 MemberId(*id)
             }
             Change::Promote(id) => {
-                self.may_promote(&view, &members, MemberId(*id))?;
+                self.may_promote(&view, &members, MemberId(*id)).inspect_err(|e| {
+                    self.metrics.learners_not_promoted.with_label_values(&[&e.to_string()]).inc();
+                })?;
                 MemberId(*id)
             }
             Change::Update(update) => {
@@ -120,6 +122,7 @@ impl Inner {
             }
         };
         let decided_on = view.membership_index;
+        let promotes = matches!(change, Change::Promote(_));
         let changed = match change {
             Change::Update(update) => {
                 self.group.move_member(decided_on, id, PeerNode { peer_urls: update.peer_urls }).await
@@ -153,6 +156,9 @@ impl Inner {
         let pos = changed
             .inspect_err(|e| tracing::warn!(member = %id, "the members were not changed: {e}"))
             .map_err(from_group)?;
+        if promotes {
+            self.metrics.learners_promoted.inc();
+        }
         tracing::info!(member = %id, index = pos.index, "the members changed");
         Ok((id, pos.index))
     }

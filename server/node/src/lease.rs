@@ -231,7 +231,11 @@ impl Inner {
         if !self.counts() {
             return Err(Error::NotLeader);
         }
-        Ok(self.lease_clock.renew(id).unwrap_or(0))
+        let renewed = self.lease_clock.renew(id);
+        if renewed.is_some() {
+            self.metrics.leases_renewed.inc();
+        }
+        Ok(renewed.unwrap_or(0))
     }
 
     pub(crate) fn local_time_to_live(&self, id: LeaseId) -> Result<i64, Error> {
@@ -273,7 +277,10 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
                 let inner = &inner;
                 async move {
                     match inner.propose(Command::LeaseRevoke(LeaseRevoke { id })).await {
-                        Ok(_) | Err(Error::LeaseNotFound) => inner.lease_clock.revoked(id),
+                        Ok(_) | Err(Error::LeaseNotFound) => {
+                            inner.metrics.leases_expired.inc();
+                            inner.lease_clock.revoked(id);
+                        }
                         // It stays in the list and is tried again at the next scan.
                         Err(e) => tracing::warn!("cannot revoke lease {:x}: {e}; trying again", id.0),
                     }
@@ -305,7 +312,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn leases_are_listed_by_their_ends_and_what_remains_is_rounded_down() {
         let clock = LeaseClock::default();
-        for (id, ttl) in [(1, 30), (2, 10), (3, 20)] {
+        for (id, ttl) in [(1, 30), (2, 10), (3, 25)] {
             clock.granted(LeaseId(id), ttl);
         }
         assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(3), LeaseId(1)]);
@@ -313,7 +320,7 @@ mod tests {
         assert_eq!((clock.remaining(LeaseId(2)), clock.remaining(LeaseId(1))), (Some(0), Some(20)));
         assert_eq!(clock.renew(LeaseId(2)), Some(10));
         assert_eq!(clock.remaining(LeaseId(2)), Some(10));
-        assert_eq!(clock.renew(LeaseId(3)), Some(20));
+        assert_eq!(clock.renew(LeaseId(3)), Some(25));
         assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(1), LeaseId(3)]);
         assert_eq!(clock.remaining(LeaseId(9)), None);
     }

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod maintenance;
 pub mod metrics;
 pub mod node;
+mod process;
 mod propose;
 mod read;
 pub mod status;

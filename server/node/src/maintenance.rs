@@ -8,6 +8,7 @@ use ferretcd_types::{
     Command, Error, MemberId, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply,
     RestoreTotals, limits,
 };
+use prometheus::IntGauge;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,22 @@ pub struct SnapshotStream {
     pub chunks: mpsc::Receiver<Result<Bytes, Error>>,
 }
 
+/// Shows in a gauge that something is going on, until it is dropped.
+struct Inflight<'a>(&'a IntGauge);
+
+impl<'a> Inflight<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.set(1);
+        Inflight(gauge)
+    }
+}
+
+impl Drop for Inflight<'_> {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
+}
+
 impl Node {
     /// Hands leadership to a voter and waits until it has it.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), Error> {
@@ -80,6 +97,8 @@ impl Node {
     pub async fn defragment(&self) -> Result<(), Error> {
         let inner = self.inner.clone();
         let _one = self.inner.defragmenting.lock().await;
+        let _took = self.inner.metrics.defrag.start_timer();
+        let _inflight = Inflight::new(&self.inner.metrics.defrag_inflight);
         tokio::task::spawn_blocking(move || {
             // A full disk would stop the log, too: the copy must fit beside the store with room to spare.
             let (needed, free) = (inner.disk_bytes() + DEFRAGMENT_SPARE_BYTES, free_bytes(&inner.config.spool_dir)?);
@@ -106,8 +125,9 @@ impl Node {
         let (laid_out_tx, laid_out) = tokio::sync::oneshot::channel();
         let (tx, chunks) = mpsc::channel(SNAPSHOT_CHUNKS_WAITING);
         let errors = tx.clone();
+        let took = self.inner.metrics.backend_snapshot.start_timer();
         tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let (_place, _took) = (place, took);
             let run = || -> Result<(), Error> {
                 let pinned = state.pin();
                 let total = pinned.layout(SnapshotKind::Client).map_err(Error::internal)?.file_bytes();

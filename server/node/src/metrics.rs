@@ -2,10 +2,12 @@
 //! the binary owns it.
 
 use crate::node::Inner;
+use crate::process::Process;
 use ferretcd_raft::Role;
-use ferretcd_types::{Event, EventKind};
+use ferretcd_types::{AlarmKind, AuthChange, Command, Event, EventKind, MemberId};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 use std::time::Duration;
 
@@ -36,8 +38,118 @@ pub struct Metrics {
     wal_write: Histogram,
     wal_bytes: IntGauge,
     backend_commit: Histogram,
+    pub(crate) defrag: Histogram,
+    pub(crate) defrag_inflight: IntGauge,
+    pub(crate) backend_snapshot: Histogram,
+    pub(crate) hash: Histogram,
+    pub(crate) hash_rev: Histogram,
+    pub(crate) ranges: IntCounter,
+    txns: IntCounter,
+    put_bytes: IntGauge,
+    leases_granted: IntCounter,
+    leases_revoked: IntCounter,
+    pub(crate) leases_renewed: IntCounter,
+    pub(crate) leases_expired: IntCounter,
+    lease_ttl: Histogram,
+    apply: HistogramVec,
+    slow_applies: IntCounter,
+    range: HistogramVec,
+    request: HistogramVec,
+    pub(crate) read_indexes_failed: IntCounter,
+    pub(crate) slow_read_indexes: IntCounter,
+    pub(crate) learners_promoted: IntCounter,
+    pub(crate) learners_not_promoted: IntCounterVec,
+    alarms: IntGaugeVec,
+    server_id: IntGaugeVec,
+    known_peers: IntGaugeVec,
+    active_peers: IntGaugeVec,
+    peer_sent: IntCounterVec,
+    peer_received: IntCounterVec,
+    peer_send_failures: IntCounterVec,
+    peer_round_trip: HistogramVec,
+    process: ProcessMetrics,
     last_leader: parking_lot::Mutex<Option<u64>>,
 }
+
+/// See [`Process`].
+#[derive(Debug)]
+struct ProcessMetrics {
+    cpu: Counter,
+    open_fds: IntGauge,
+    max_fds: IntGauge,
+    resident: IntGauge,
+    virtual_size: IntGauge,
+    virtual_max: Gauge,
+    start: Gauge,
+    received: IntCounter,
+    sent: IntCounter,
+    fds_used: IntGauge,
+    fd_limit: IntGauge,
+}
+
+impl ProcessMetrics {
+    fn new(m: &Maker) -> Self {
+        ProcessMetrics {
+            cpu: m.add(Counter::new("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")),
+            open_fds: m.gauge("process_open_fds", "Number of open file descriptors."),
+            max_fds: m.gauge("process_max_fds", "Maximum number of open file descriptors."),
+            resident: m.gauge("process_resident_memory_bytes", "Resident memory size in bytes."),
+            virtual_size: m.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes."),
+            virtual_max: m.add(Gauge::new(
+                "process_virtual_memory_max_bytes",
+                "Maximum amount of virtual memory available in bytes.",
+            )),
+            start: m.add(Gauge::new(
+                "process_start_time_seconds",
+                "Start time of the process since unix epoch in seconds.",
+            )),
+            received: m.counter("process_network_receive_bytes_total", "Bytes received by the process's network."),
+            sent: m.counter("process_network_transmit_bytes_total", "Bytes sent by the process's network."),
+            fds_used: m.gauge("os_fd_used", "The number of used file descriptors."),
+            fd_limit: m.gauge("os_fd_limit", "The file descriptor limit."),
+        }
+    }
+
+    fn refresh(&self) {
+        let now = Process::now();
+        // Counters only grow; what the system says never shrinks.
+        now.cpu_seconds.into_iter().for_each(|total| self.cpu.inc_by((total - self.cpu.get()).max(0.0)));
+        let grow = |counter: &IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        now.network_received_bytes.into_iter().for_each(|total| grow(&self.received, total));
+        now.network_sent_bytes.into_iter().for_each(|total| grow(&self.sent, total));
+        let gauges = [
+            (&self.open_fds, now.open_fds),
+            (&self.fds_used, now.open_fds),
+            (&self.max_fds, now.max_fds),
+            (&self.fd_limit, now.max_fds),
+            (&self.resident, now.resident_bytes),
+            (&self.virtual_size, now.virtual_bytes),
+        ];
+        for (gauge, value) in gauges {
+            value.into_iter().for_each(|value| gauge.set(value));
+        }
+        now.virtual_max_bytes.into_iter().for_each(|value| self.virtual_max.set(value));
+        now.start_seconds.into_iter().for_each(|value| self.start.set(value));
+    }
+}
+
+/// etcd's feature gates with their stages, and whether this server behaves as with the gate on.
+const FEATURES: &[(&str, &str, bool)] = &[
+    ("AllAlpha", "ALPHA", false),
+    ("AllBeta", "BETA", false),
+    ("CompactHashCheck", "ALPHA", false),
+    ("FastLeaseKeepAlive", "BETA", true),
+    ("InitialCorruptCheck", "ALPHA", false),
+    ("LeaseCheckpoint", "ALPHA", false),
+    ("LeaseCheckpointPersist", "ALPHA", false),
+    ("PriorityRequest", "ALPHA", false),
+    ("SetMemberLocalAddr", "ALPHA", false),
+    ("StopGRPCServiceOnDefrag", "ALPHA", false),
+    ("TxnModeWriteWithSharedBuffer", "BETA", true),
+];
+
+/// An apply that takes longer counts as slow (etcd's --warning-apply-duration).
+const SLOW_APPLY: Duration = Duration::from_millis(100);
 
 struct Maker(Registry);
 
@@ -57,8 +169,32 @@ impl Maker {
         self.add(IntCounter::new(name, help))
     }
     fn seconds(&self, name: &str, help: &str) -> Histogram {
-        let buckets = exponential_buckets(0.001, 2.0, 14).unwrap_or_default();
+        self.histogram(name, help, (0.001, 2.0, 14))
+    }
+    /// With buckets of etcd's: start, factor, count.
+    fn histogram(&self, name: &str, help: &str, (start, factor, count): (f64, f64, usize)) -> Histogram {
+        let buckets = exponential_buckets(start, factor, count).unwrap_or_default();
         self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        (start, factor, count): (f64, f64, usize),
+        labels: &[&str],
+    ) -> HistogramVec {
+        let buckets = exponential_buckets(start, factor, count).unwrap_or_default();
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+    }
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+    /// Always 0: what it counts does not happen here.
+    fn zero(&self, name: &str, help: &str) {
+        self.counter(name, help);
     }
 }
 
@@ -72,6 +208,15 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: Registry) -> Self {
         let m = Maker(registry.clone());
+        let features =
+            m.gauges("etcd_server_feature_enabled", "Whether a feature is enabled: 1 is yes.", &["name", "stage"]);
+        for (name, stage, enabled) in FEATURES {
+            features.with_label_values(&[name, stage]).set(i64::from(*enabled));
+        }
+        m.zero("etcd_server_heartbeat_send_failures_total", "Heartbeats that the leader sent too late.");
+        m.gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being applied: 1 is yes.");
+        // From a tenth of a millisecond, as etcd has them.
+        let fine = (0.0001, 2.0, 20);
         Metrics {
             proposals_pending: m.gauge("etcd_server_proposals_pending", "Proposals waiting to be committed."),
             proposals_failed: m.counter("etcd_server_proposals_failed_total", "Proposals that failed."),
@@ -100,6 +245,68 @@ impl Metrics {
             wal_write: m.seconds("etcd_disk_wal_write_duration_seconds", "Latency of writes of the log."),
             wal_bytes: m.gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log."),
             backend_commit: m.seconds("etcd_disk_backend_commit_duration_seconds", "Latency of commits to the store."),
+            defrag: m.histogram(
+                "etcd_disk_backend_defrag_duration_seconds",
+                "Latency of rewriting the store.",
+                (0.1, 2.0, 13),
+            ),
+            defrag_inflight: m.gauge("etcd_disk_defrag_inflight", "Whether the store is being rewritten: 1 is yes."),
+            backend_snapshot: m.histogram(
+                "etcd_disk_backend_snapshot_duration_seconds",
+                "Latency of snapshots for clients.",
+                (0.01, 2.0, 17),
+            ),
+            hash: m.histogram("etcd_mvcc_hash_duration_seconds", "Latency of Hash.", (0.01, 2.0, 15)),
+            hash_rev: m.histogram("etcd_mvcc_hash_rev_duration_seconds", "Latency of HashKV.", (0.01, 2.0, 15)),
+            ranges: m.counter("etcd_mvcc_range_total", "Ranges seen by this member."),
+            txns: m.counter("etcd_mvcc_txn_total", "Transactions seen by this member."),
+            put_bytes: m
+                .gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values that were put."),
+            leases_granted: m.counter("etcd_debugging_lease_granted_total", "Leases granted."),
+            leases_revoked: m.counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
+            leases_renewed: m.counter("etcd_debugging_lease_renewed_total", "Leases renewed by this leader."),
+            leases_expired: m.counter("etcd_debugging_server_lease_expired_total", "Leases expired under this leader."),
+            lease_ttl: m.histogram("etcd_debugging_lease_ttl_total", "Seconds of granted leases.", (1.0, 2.0, 24)),
+            apply: m.histograms(
+                "etcd_server_apply_duration_seconds",
+                "Latency of applying an operation.",
+                fine,
+                &["version", "op", "success"],
+            ),
+            slow_applies: m.counter("etcd_server_slow_apply_total", "Entries that took long to apply."),
+            range: m.histograms("etcd_server_range_duration_seconds", "Latency of ranges.", fine, &["success"]),
+            request: m.histograms(
+                "etcd_server_request_duration_seconds",
+                "Latency of requests by type.",
+                (0.001, 2.0, 14),
+                &["type", "success"],
+            ),
+            read_indexes_failed: m.counter("etcd_server_read_indexes_failed_total", "Read indexes that failed."),
+            slow_read_indexes: m.counter("etcd_server_slow_read_indexes_total", "Read indexes that were asked again."),
+            learners_promoted: m.counter("etcd_server_learner_promote_successes", "Learners promoted by this leader."),
+            learners_not_promoted: m.counters(
+                "etcd_server_learner_promote_failures",
+                "Learners that this leader did not promote.",
+                &["Reason"],
+            ),
+            alarms: m.gauges("etcd_debugging_server_alarms", "Raised alarms.", &["server_id", "alarm_type"]),
+            server_id: m.gauges("etcd_server_id", "This member's ID: 1 for the label's.", &["server_id"]),
+            known_peers: m.gauges("etcd_network_known_peers", "Members of the cluster.", &["Local", "Remote"]),
+            active_peers: m.gauges("etcd_network_active_peers", "Members heard lately.", &["Local", "Remote"]),
+            peer_sent: m.counters("etcd_network_peer_sent_bytes_total", "Bytes sent to members.", &["To"]),
+            peer_received: m.counters("etcd_network_peer_received_bytes_total", "Bytes from members.", &["From"]),
+            peer_send_failures: m.counters(
+                "etcd_network_peer_sent_failures_total",
+                "Messages that did not reach a member.",
+                &["To"],
+            ),
+            peer_round_trip: m.histograms(
+                "etcd_network_peer_round_trip_time_seconds",
+                "Time until a heartbeat is answered.",
+                (0.0001, 2.0, 16),
+                &["To"],
+            ),
+            process: ProcessMetrics::new(&m),
             last_leader: parking_lot::Mutex::new(None),
             registry,
         }
@@ -110,10 +317,42 @@ impl Metrics {
         &self.registry
     }
 
+    pub(crate) fn applied(&self, command: &Command, success: bool, took: Duration) {
+        let labels = ["v3", operation(command), flag(success)];
+        self.apply.with_label_values(&labels).observe(took.as_secs_f64());
+        if took > SLOW_APPLY {
+            self.slow_applies.inc();
+        }
+    }
+
+    pub(crate) fn proposed(&self, operation: &str, success: bool, took: Duration) {
+        self.request.with_label_values(&[operation, flag(success)]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn ranged(&self, success: bool, took: Duration) {
+        self.ranges.inc();
+        self.range.with_label_values(&[flag(success)]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn lease_granted(&self, ttl: i64) {
+        self.leases_granted.inc();
+        self.lease_ttl.observe(ttl as f64);
+    }
+
+    pub(crate) fn lease_revoked(&self) {
+        self.leases_revoked.inc();
+    }
+
     pub(crate) fn events(&self, events: &[Event]) {
+        if events.len() > 1 {
+            self.txns.inc();
+        }
         for event in events {
             match event.kind {
-                EventKind::Put => self.puts.inc(),
+                EventKind::Put => {
+                    self.puts.inc();
+                    self.put_bytes.add((event.kv.key.len() + event.kv.value.len()) as i64);
+                }
                 EventKind::Delete => self.deletes.inc(),
             }
         }
@@ -135,6 +374,30 @@ impl Metrics {
         self.compact_revision.set(inner.state.compacted_revision());
         self.watchers.set(inner.hub.synced() as i64);
         self.watch_streams.set(inner.hub.streams() as i64);
+        self.process.refresh();
+        let me = inner.identity.member;
+        self.server_id.with_label_values(&[&me.to_string()]).set(1);
+        self.alarms.reset();
+        for alarm in inner.state.alarms() {
+            let kind = match alarm.kind {
+                AlarmKind::NoSpace => "NOSPACE",
+                AlarmKind::Corrupt => "CORRUPT",
+            };
+            self.alarms.with_label_values(&[&alarm.member.to_string(), kind]).set(1);
+        }
+        self.known_peers.reset();
+        self.active_peers.reset();
+        for (id, ..) in &view.members {
+            let pair = [me.to_string(), id.to_string()];
+            self.known_peers.with_label_values(&[&pair[0], &pair[1]]).set(1);
+            // A leader hears all others, a follower its leader.
+            let heard = view.progress.get(id).and_then(|p| p.last_heard).is_some_and(|at| at.elapsed() < PEER_ACTIVE);
+            if *id != me && (heard || view.leader == Some(*id)) {
+                self.active_peers.with_label_values(&[&pair[0], &pair[1]]).set(1);
+            }
+        }
+        // One version at a time.
+        self.cluster_version.reset();
         if let Some(version) = inner.state.cluster_version() {
             let minor = version.rsplit_once('.').map_or(version.as_str(), |(minor, _)| minor).to_owned();
             self.cluster_version.with_label_values(&[minor.as_str()]).set(1);
@@ -147,6 +410,61 @@ impl Metrics {
             self.leader_changes.inc();
         }
         *last = leader;
+    }
+}
+
+/// A member that was heard within this time counts as active: a few heartbeats.
+const PEER_ACTIVE: Duration = Duration::from_secs(5);
+
+fn flag(success: bool) -> &'static str {
+    if success { "true" } else { "false" }
+}
+
+/// etcd's name of an operation, where it has one.
+pub(crate) fn operation(command: &Command) -> &'static str {
+    match command {
+        Command::Put(_) => "Put",
+        Command::DeleteRange(_) => "DeleteRange",
+        Command::Txn(_) => "Txn",
+        Command::Compact(_) => "Compaction",
+        Command::LeaseGrant(_) => "LeaseGrant",
+        Command::LeaseRevoke(_) => "LeaseRevoke",
+        Command::SetAlarm(_) => "Alarm",
+        Command::MemberAttributes(_) => "ClusterMemberAttrSet",
+        Command::Genesis(_) | Command::SetClusterVersion(_) => "ClusterVersionSet",
+        Command::SetDowngrade(_) => "DowngradeInfoSet",
+        Command::Authenticate(_) => "Authenticate",
+        Command::Auth(change) => match change {
+            AuthChange::Enable => "AuthEnable",
+            AuthChange::Disable => "AuthDisable",
+            AuthChange::UserAdd { .. } => "AuthUserAdd",
+            AuthChange::UserDelete { .. } => "AuthUserDelete",
+            AuthChange::UserChangePassword { .. } => "AuthUserChangePassword",
+            AuthChange::UserGrantRole { .. } => "AuthUserGrantRole",
+            AuthChange::UserRevokeRole { .. } => "AuthUserRevokeRole",
+            AuthChange::RoleAdd { .. } => "AuthRoleAdd",
+            AuthChange::RoleDelete { .. } => "AuthRoleDelete",
+            AuthChange::RoleGrantPermission { .. } => "AuthRoleGrantPermission",
+            AuthChange::RoleRevokePermission { .. } => "AuthRoleRevokePermission",
+        },
+        Command::RestoreBegin(_) | Command::RestoreChunk(_) | Command::RestoreCommit(_) | Command::RestoreAbort(_) => {
+            "Restore"
+        }
+    }
+}
+
+impl ferretcd_raft::PeerObserver for Metrics {
+    fn sent(&self, to: MemberId, bytes: u64) {
+        self.peer_sent.with_label_values(&[&to.to_string()]).inc_by(bytes);
+    }
+    fn received(&self, from: MemberId, bytes: u64) {
+        self.peer_received.with_label_values(&[&from.to_string()]).inc_by(bytes);
+    }
+    fn send_failed(&self, to: MemberId) {
+        self.peer_send_failures.with_label_values(&[&to.to_string()]).inc();
+    }
+    fn round_trip(&self, to: MemberId, took: Duration) {
+        self.peer_round_trip.with_label_values(&[&to.to_string()]).observe(took.as_secs_f64());
     }
 }
 

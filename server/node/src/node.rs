@@ -15,8 +15,8 @@ use ferretcd_raft::transport::server::{Answer, PeerRequests};
 use ferretcd_raft::{Effects, Group, GroupError, GroupView, Identity, Role, Timing};
 use ferretcd_state::{Effect, State};
 use ferretcd_types::{
-    Alarm, AlarmKind, ClusterId, Epoch, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range, Reply,
-    RequestId,
+    Alarm, AlarmKind, ClusterId, Command, Epoch, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range,
+    Reply, RequestId,
 };
 use ferretcd_wal::Wal;
 use parking_lot::Mutex;
@@ -145,8 +145,14 @@ impl Shared {
                 // The users are others now.
                 self.tokens.drop_of(None);
             }
-            Effect::LeaseGranted { id, ttl } => self.lease_clock.granted(id, ttl),
-            Effect::LeaseRevoked { id } => self.lease_clock.revoked(id),
+            Effect::LeaseGranted { id, ttl } => {
+                self.metrics.lease_granted(ttl);
+                self.lease_clock.granted(id, ttl);
+            }
+            Effect::LeaseRevoked { id } => {
+                self.metrics.lease_revoked();
+                self.lease_clock.revoked(id);
+            }
             Effect::LeasesReset => self.lease_clock.reset(|| self.state.leases(), Duration::ZERO),
             Effect::MembersChanged => self.members_changed.notify_one(),
             Effect::Installed { revision, .. } => {
@@ -174,6 +180,10 @@ impl Effects for Shared {
         effects.into_iter().for_each(|e| self.take(e));
         self.identity.learn_epoch(self.state.epoch());
         self.lease_clock.reset(|| self.state.leases(), Duration::ZERO);
+    }
+
+    fn timed(&self, command: &Command, success: bool, took: Duration) {
+        self.metrics.applied(command, success, took);
     }
 
     fn applied(&self, pos: LogPos) {
@@ -257,6 +267,7 @@ impl Node {
     /// CRC of the key space at a revision (0 is now): hash, compacted revision, the revision that was hashed.
     pub async fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), Error> {
         let state = self.inner.state.clone();
+        let _took = self.inner.metrics.hash_rev.start_timer();
         tokio::task::spawn_blocking(move || state.hash_kv(revision))
             .await
             .map_err(Error::internal)?
@@ -266,6 +277,7 @@ impl Node {
     /// CRC of everything that all members have alike (etcd's Hash): keys with history, leases, members, users, alarms.
     pub async fn hash(&self) -> Result<u32, Error> {
         let state = self.inner.state.clone();
+        let _took = self.inner.metrics.hash.start_timer();
         let hashed = tokio::task::spawn_blocking(move || state.pin().hash()).await.map_err(Error::internal)?;
         hashed.map_err(Error::internal)
     }

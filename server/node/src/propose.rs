@@ -119,6 +119,7 @@ impl Inner {
                 return Err(Error::TooManyRequests);
             }
         }
+        let (begun, operation) = (Instant::now(), crate::metrics::operation(&command));
         let proposal = Proposal { id: self.request_ids.next(), caller, command };
         let bytes = codec::encode_proposal(&proposal);
         if bytes.len() > self.limits.max_request_bytes {
@@ -134,6 +135,7 @@ impl Inner {
             error = self.submit(&bytes, deadline) => Err(error),
         };
         self.metrics.proposals_pending.dec();
+        self.metrics.proposed(operation, outcome.is_ok(), begun.elapsed());
         if outcome.is_err() {
             self.metrics.proposals_failed.inc();
         }

@@ -22,10 +22,17 @@ pub(crate) type RoundWaiter = oneshot::Sender<Result<(), Error>>;
 impl Node {
     /// Reads keys; linearizable unless the request says serializable.
     pub async fn range(&self, request: Range) -> Result<RangeReply, Error> {
+        let begun = Instant::now();
+        let reply = self.range_untimed(request).await;
+        self.inner.metrics.proposed("Range", reply.is_ok(), begun.elapsed());
+        reply
+    }
+
+    async fn range_untimed(&self, request: Range) -> Result<RangeReply, Error> {
         if !request.serializable {
             self.inner.linearize().await?;
         }
-        let state = &self.inner.state;
+        let (state, begun) = (&self.inner.state, Instant::now());
         let may = |permits: &Permits, client: &Client| permits.check_range(client, &request);
         let read = || {
             // A read of many keys may wait for the disk; a few keys come from memory in microseconds.
@@ -34,7 +41,9 @@ impl Node {
             }
             tokio::task::block_in_place(|| state.range(&request))
         };
-        self.guarded(may, read).await
+        let reply = self.guarded(may, read).await;
+        self.inner.metrics.ranged(reply.is_ok(), begun.elapsed());
+        reply
     }
 }
 
@@ -132,7 +141,7 @@ impl Inner {
                 _ if Instant::now() >= deadline => return Err(Error::Timeout),
                 // No leader any more, a quorum that is slow, a connection that broke: ask again until the deadline.
                 Ok(Err(_)) => tokio::time::sleep_until(again.min(Instant::now() + Duration::from_millis(50))).await,
-                Err(_) => {}
+                Err(_) => self.metrics.slow_read_indexes.inc(),
             }
         };
         self.wait_applied(index, deadline).await
@@ -175,6 +184,9 @@ pub(crate) async fn rounds(inner: Arc<Inner>, mut waiting: mpsc::Receiver<RoundW
             return;
         }
         let outcome = inner.round().await;
+        if outcome.is_err() {
+            inner.metrics.read_indexes_failed.inc();
+        }
         for waiter in batch.drain(..) {
             let _ = waiter.send(outcome.clone());
         }

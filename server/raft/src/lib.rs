@@ -9,6 +9,7 @@ pub mod group;
 pub mod identity;
 mod log;
 mod machine;
+mod observer;
 pub mod snapshot;
 #[cfg(test)]
 mod suite;
@@ -19,4 +20,5 @@ pub use config::Timing;
 pub use group::{Group, GroupError, GroupParts, GroupView, Progress, Role};
 pub use identity::{Identity, PeerIdentity};
 pub use machine::Effects;
+pub use observer::PeerObserver;
 pub use transport::client::Peers;

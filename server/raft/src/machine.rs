@@ -4,7 +4,7 @@ use crate::entry;
 use crate::snapshot::{SnapshotDir, SnapshotFile};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_pos};
 use ferretcd_state::{Effect, SnapshotKind, State};
-use ferretcd_types::{Error, LogPos, Reply, RequestId, codec};
+use ferretcd_types::{Command, Error, LogPos, Reply, RequestId, codec};
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotOf;
@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Most entries that are applied in one go before the task yields: about a millisecond of work.
@@ -26,6 +27,8 @@ pub trait Effects: Send + Sync + 'static {
     fn reply(&self, id: RequestId, outcome: Result<Reply, Error>);
     /// The whole state was replaced by a leader's snapshot: what was published before may not join up with what comes.
     fn installed(&self, effects: Vec<Effect>);
+    /// A command was applied, or refused, in this time.
+    fn timed(&self, _command: &Command, _success: bool, _took: Duration) {}
     /// Everything up to here is applied.
     fn applied(&self, pos: LogPos);
 }
@@ -50,7 +53,9 @@ impl Machine {
             }
             EntryPayload::Normal(data) => {
                 let proposal = codec::decode_proposal(entry::proposal(&data)).map_err(io::Error::other)?;
+                let begun = Instant::now();
                 let applied = self.state.apply(pos, &proposal).map_err(io::Error::other)?;
+                self.effects.timed(&proposal.command, applied.outcome.is_ok(), begun.elapsed());
                 if !applied.effects.is_empty() {
                     self.effects.publish(applied.effects);
                 }

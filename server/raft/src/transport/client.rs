@@ -2,6 +2,7 @@
 
 use crate::entry;
 use crate::identity::Identity;
+use crate::observer::PeerObserver;
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
 use crate::transport::dial::Dialer;
@@ -19,8 +20,9 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{AnyError, OptionalSend};
-use parking_lot::RwLock;
-use std::collections::HashMap;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,15 +55,22 @@ const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
 const REFUSAL_REPORT: Duration = Duration::from_secs(10);
 
 /// Channels to the other members, by ID. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Peers {
     identity: Arc<Identity>,
     dialer: Dialer,
+    observer: Arc<dyn PeerObserver>,
     routes: Arc<RwLock<HashMap<u64, Route>>>,
     /// Where the members are now. openraft keeps its connections when a member's URLs change, so they look here.
     book: Arc<RwLock<HashMap<u64, PeerNode>>>,
     /// When a refusal of each member was last told.
     refused: Arc<RwLock<HashMap<u64, Instant>>>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("identity", &self.identity).finish_non_exhaustive()
+    }
 }
 
 /// The way to one member.
@@ -143,8 +152,13 @@ pub(crate) fn source_text(e: &dyn std::error::Error) -> String {
 
 impl Peers {
     /// No channels yet.
-    pub fn new(identity: Arc<Identity>, dialer: Dialer) -> Self {
-        Peers { identity, dialer, routes: Arc::default(), book: Arc::default(), refused: Arc::default() }
+    pub fn new(identity: Arc<Identity>, dialer: Dialer, observer: Arc<dyn PeerObserver>) -> Self {
+        Peers { identity, dialer, observer, routes: Arc::default(), book: Arc::default(), refused: Arc::default() }
+    }
+
+    /// Who counts what goes between members.
+    pub(crate) fn observer(&self) -> &Arc<dyn PeerObserver> {
+        &self.observer
     }
 
     /// This member's identity.
@@ -322,6 +336,7 @@ impl PeerConnection {
         if undelivered(status) {
             self.peers.turn(self.id);
         }
+        self.peers.observer.send_failed(MemberId(self.id));
         match status.code() {
             // Nobody there: openraft backs off.
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
@@ -408,6 +423,10 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
             let in_flight = Arc::new(AtomicUsize::new(0));
             let counter = in_flight.clone();
+            // When each request left whose answer is awaited; only heartbeats are timed, which wait for no disk.
+            let times = Arc::new(Mutex::new(VecDeque::new()));
+            let left = times.clone();
+            let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
             // A task of its own, so that requests leave while answers are still awaited. It ends when the input
             // does, or when the answers' half is dropped and closes the channel.
             tokio::spawn(async move {
@@ -419,7 +438,10 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                     };
                     let Some(request) = request else { return };
                     counter.fetch_add(1, Ordering::AcqRel);
-                    if tx.send(convert::append_request(request)).await.is_err() {
+                    left.lock().push_back(request.entries.is_empty().then(Instant::now));
+                    let message = convert::append_request(request);
+                    observer.sent(to, message.encoded_len() as u64);
+                    if tx.send(message).await.is_err() {
                         return;
                     }
                 }
@@ -431,8 +453,9 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                 Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, ttl))),
             };
             let this = &*self;
-            let answers =
-                stream::unfold((answers, in_flight, false), move |(mut answers, in_flight, over)| async move {
+            let answers = stream::unfold(
+                (answers, in_flight, times, false),
+                move |(mut answers, in_flight, times, over)| async move {
                     if over {
                         return None;
                     }
@@ -440,21 +463,28 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                         match tokio::time::timeout(ttl, answers.message()).await {
                             Ok(Ok(Some(answer))) => {
                                 in_flight.fetch_sub(1, Ordering::AcqRel);
+                                if let Some(Some(begun)) = times.lock().pop_front() {
+                                    this.peers.observer.round_trip(MemberId(this.id), Instant::elapsed(&begun));
+                                }
+                                this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
                                 let over = !matches!(result, Ok(Ok(_)));
-                                return Some((result, (answers, in_flight, over)));
+                                return Some((result, (answers, in_flight, times, over)));
                             }
                             Ok(Ok(None)) => return None,
-                            Ok(Err(status)) => return Some((Err(this.failure(&status)), (answers, in_flight, true))),
+                            Ok(Err(status)) => {
+                                return Some((Err(this.failure(&status)), (answers, in_flight, times, true)));
+                            }
                             // Nothing asked, nothing owed: an idle stream stays open.
                             Err(_) if in_flight.load(Ordering::Acquire) == 0 => {}
                             Err(_) => {
                                 let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, ttl));
-                                return Some((Err(late), (answers, in_flight, true)));
+                                return Some((Err(late), (answers, in_flight, times, true)));
                             }
                         }
                     }
-                });
+                },
+            );
             let answers: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(answers);
             Ok(answers)
         })
@@ -596,7 +626,8 @@ mod tests {
         assert_eq!(route.urls, ["http://127.0.0.1:2", "http://127.0.0.1:3", "http://127.0.0.1:1"]);
         assert_eq!(route.urls[route.at], "http://127.0.0.1:1");
         // It came, and moves once more: where it was two moves ago is forgotten.
-        let route = Route::new(&Dialer::default(), route.node, route.urls, 0).unwrap().moved(node(&["http://127.0.0.1:4"]));
+        let route =
+            Route::new(&Dialer::default(), route.node, route.urls, 0).unwrap().moved(node(&["http://127.0.0.1:4"]));
         assert_eq!(route.urls, ["http://127.0.0.1:4", "http://127.0.0.1:2", "http://127.0.0.1:3"]);
         assert_eq!(route.at, 1);
         assert!(Route::new(&Dialer::default(), node(&[]), vec![], 0).is_err());

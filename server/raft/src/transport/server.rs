@@ -3,6 +3,7 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
+use crate::observer::PeerObserver;
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::MESSAGE_BYTES_MAX;
 use crate::transport::convert;
@@ -15,6 +16,7 @@ use ferretcd_types::{Error, LeaseId, MemberId};
 use futures::{Stream, StreamExt};
 use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::alias::SnapshotOf;
+use prost::Message;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +49,7 @@ struct Opened {
     identity: Arc<Identity>,
     raft: RawRaft,
     snapshots: SnapshotDir,
+    observer: Arc<dyn PeerObserver>,
 }
 
 /// The door for other members. It answers probes from the start, since members that found a cluster ask each other
@@ -66,7 +69,8 @@ impl Door {
     /// Lets the group's members in.
     pub fn open(&self, group: &Group) {
         let (identity, raft, snapshots) = group.for_door();
-        let _ = self.opened.set(Opened { identity, raft, snapshots });
+        let observer = group.peers().observer().clone();
+        let _ = self.opened.set(Opened { identity, raft, snapshots, observer });
     }
 
     /// The gRPC service.
@@ -110,11 +114,15 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<pb::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let (opened, _) = self.enter(request.metadata())?;
+        let (opened, peer) = self.enter(request.metadata())?;
+        let (from, observer) = (peer.from, opened.observer.clone());
         // A broken or damaged request ends the input; openraft then ends the answers, and the leader starts anew.
         let identity = opened.identity.clone();
         let input = request.into_inner().map(move |item| {
             identity.heard_leader();
+            if let Ok(message) = &item {
+                observer.received(from, message.encoded_len() as u64);
+            }
             item.and_then(convert::append_request_from)
         });
         let input = input.take_while(|item| {
@@ -122,8 +130,13 @@ impl Peer for PeerService {
             async move { ok }
         });
         let input = input.filter_map(|item| async move { item.ok() });
-        let answers = opened.raft.stream_append(input).map(|answer| match answer {
-            Ok(result) => Ok(convert::append_response(result)),
+        let observer = opened.observer.clone();
+        let answers = opened.raft.stream_append(input).map(move |answer| match answer {
+            Ok(result) => {
+                let answer = convert::append_response(result);
+                observer.sent(from, answer.encoded_len() as u64);
+                Ok(answer)
+            }
             Err(fatal) => Err(stopped(fatal)),
         });
         Ok(Response::new(Box::pin(answers)))

@@ -1,0 +1,221 @@
+//! `/metrics` beside real etcd's after the same work: every family that etcd shows is there under the same name, with the
+//! same type and labels, or stands in a list with the reason why it does not.
+
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Command, Stdio};
+use support::{Cluster, Member, etcd_tool, eventually, finished};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What etcd shows and we leave out: names begin so.
+const LEFT_OUT: &[(&str, &str)] = &[
+    ("go_", "figures of the Go runtime"),
+    ("etcd_server_go_version", "there is no Go"),
+    ("etcd_grpc_proxy_", "of the gRPC proxy"),
+    ("etcd_debugging_store_", "of the v2 store, which neither serves"),
+    ("etcd_debugging_disk_backend_commit_", "the inside of a bbolt commit"),
+    ("etcd_mvcc_db_open_read_transactions", "bbolt's transactions"),
+    ("etcd_debugging_snap_save_", "etcd's .snap files"),
+    ("etcd_snap_", "etcd's .snap files"),
+    ("promhttp_", "Go's HTTP handler"),
+    ("etcd_debugging_mvcc_db_compaction_", "no dashboard has them; deletions run elsewhere and otherwise"),
+    ("etcd_debugging_mvcc_index_compaction_", "no dashboard has them; deletions run elsewhere and otherwise"),
+    ("etcd_debugging_mvcc_events_total", "no dashboard has them"),
+    ("etcd_debugging_mvcc_pending_events_total", "no dashboard has them"),
+    ("etcd_debugging_mvcc_slow_watcher_total", "no dashboard has them"),
+    ("etcd_debugging_server_watch_send_loop_", "the inside of etcd's send loop"),
+    ("etcd_debugging_auth_revision", "comes with authentication"),
+];
+
+/// What the etcd mixin's alerts and dashboards ask for.
+const MIXIN: &[&str] = &[
+    "etcd_disk_backend_commit_duration_seconds",
+    "etcd_disk_wal_fsync_duration_seconds",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_network_client_grpc_received_bytes_total",
+    "etcd_network_client_grpc_sent_bytes_total",
+    "etcd_network_peer_received_bytes_total",
+    "etcd_network_peer_round_trip_time_seconds",
+    "etcd_network_peer_sent_bytes_total",
+    "etcd_network_peer_sent_failures_total",
+    "etcd_server_has_leader",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_quota_backend_bytes",
+    "grpc_server_handled_total",
+    "grpc_server_handling_seconds",
+    "grpc_server_started_total",
+    "process_resident_memory_bytes",
+];
+
+/// A family's type, and its label names.
+type Families = BTreeMap<String, (String, BTreeSet<String>)>;
+
+fn families(text: &str) -> Families {
+    let mut families = Families::new();
+    for line in text.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            families.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()));
+        } else if !line.starts_with('#') {
+            let sample = line.split(['{', ' ']).next().unwrap();
+            let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| sample.strip_suffix(end));
+            let name = histogram.filter(|name| families.contains_key(*name)).unwrap_or(sample);
+            let labels = line.split_once('{').map_or("", |(_, rest)| rest.rsplit_once('}').unwrap().0);
+            let names = labels.split(r#"",""#).filter_map(|label| label.split_once(r#"=""#)).map(|(name, _)| name);
+            families.get_mut(name).unwrap().1.extend(names.filter(|name| *name != "le").map(str::to_owned));
+        }
+    }
+    families
+}
+
+/// Real etcd, ended with the test.
+struct Etcd {
+    child: Child,
+    place: Member,
+}
+
+impl Etcd {
+    async fn start(cluster: &Cluster) -> Etcd {
+        let place = Member::new("real", cluster.tmp.path());
+        let mut command = Command::new(etcd_tool("etcd"));
+        let own = [
+            "--name=real".to_owned(),
+            format!("--data-dir={}", place.dir.display()),
+            format!("--listen-client-urls=http://{}", place.client),
+            format!("--advertise-client-urls=http://{}", place.client),
+            format!("--listen-peer-urls={}", place.peer_url()),
+            format!("--initial-advertise-peer-urls={}", place.peer_url()),
+            format!("--initial-cluster=real={}", place.peer_url()),
+            "--log-level=error".to_owned(),
+        ];
+        let child = command.args(own).env_clear().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        place.ready().await;
+        Etcd { child, place }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The same small work on either.
+fn work(m: &Member) {
+    let ctl = |args: &[&str]| m.etcdctl(args).unwrap();
+    for args in [&["put", "a", "1"], &["put", "b", "2"], &["put", "a", "3"]] {
+        ctl(args);
+    }
+    ctl(&["get", "a"]);
+    ctl(&["get", "", "--prefix"]);
+    ctl(&["del", "", "--prefix"]);
+    let id = ctl(&["lease", "grant", "100"]).split_whitespace().nth(1).unwrap().to_owned();
+    ctl(&["put", "--lease", &id, "leased", "x"]);
+    ctl(&["lease", "keep-alive", "--once", &id]);
+    ctl(&["lease", "revoke", &id]);
+    ctl(&["compaction", "3"]);
+    ctl(&["defrag"]);
+    ctl(&["endpoint", "hashkv"]);
+    finished(m.etcdctl_command(&["alarm", "list"]).output().unwrap()).unwrap();
+}
+
+/// HTTP/1.0, so that nobody cuts the answer into chunks.
+async fn metrics(m: &Member) -> String {
+    let mut stream = tokio::net::TcpStream::connect(&m.client).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 "), "{head}");
+    body.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_family_of_etcds_is_there_or_left_out_for_a_reason() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let etcd = Etcd::start(&cluster).await;
+    let ours = &cluster.members[0];
+    for m in [ours, &etcd.place] {
+        work(m);
+        assert_eq!(m.http("/health").await.0, 200);
+    }
+    let text = metrics(ours).await;
+    let (mine, theirs) = (families(&text), families(&metrics(&etcd.place).await));
+    assert!(theirs.len() > 100, "{} families", theirs.len());
+    let left_out = |name: &str| LEFT_OUT.iter().any(|(start, _)| name.starts_with(start));
+    let mut wrong = Vec::new();
+    for (name, form) in theirs.iter().filter(|(name, _)| !left_out(name)) {
+        match mine.get(name) {
+            Some(found) if found == form => {}
+            found => wrong.push(format!("{name}: {form:?} in etcd, {found:?} here")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    has("etcd_server_version{server_version=\"3.7.1\"} 1");
+    has("etcd_cluster_version{cluster_version=\"3.7\"} 1");
+    has("etcd_mvcc_put_total 4");
+    has("etcd_mvcc_delete_total 3");
+    has("etcd_debugging_mvcc_keys_total 0");
+    has("etcd_debugging_lease_granted_total 1");
+    has("etcd_debugging_lease_revoked_total 1");
+    has("etcd_debugging_lease_renewed_total 1");
+    has("etcd_server_health_success 1");
+    has("etcd_disk_backend_defrag_duration_seconds_count 1");
+    let keep_alive = "grpc_method=\"LeaseKeepAlive\",grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"";
+    has(&format!("grpc_server_msg_received_total{{{keep_alive}}} 1"));
+    has(&format!("grpc_server_msg_sent_total{{{keep_alive}}} 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mixins_metrics_are_there_with_series_on_every_member() {
+    let cluster = Cluster::start(&["a", "b", "c"]).await;
+    for n in 0..20 {
+        cluster.members[n % 3].put("k", "v").await.unwrap();
+    }
+    // A follower never fails to send to anybody it does not send to, and nobody is away here.
+    let on_any = ["etcd_network_peer_sent_failures_total", "etcd_network_peer_round_trip_time_seconds"];
+    let leader = cluster.leader().await;
+    for (at, m) in cluster.members.iter().enumerate() {
+        let text = eventually("all series are there", async || {
+            let text = metrics(m).await;
+            let has = |name: &&&str| {
+                let begins =
+                    |line: &str| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "));
+                let bucket = format!("{name}_bucket");
+                text.lines().any(|line| begins(line) || line.starts_with(&bucket))
+            };
+            let missing: Vec<_> = MIXIN.iter().filter(|name| !has(name) && !on_any.contains(name)).collect();
+            if missing.is_empty() { Ok(text) } else { Err(format!("{} lacks {missing:?}", m.name)) }
+        })
+        .await;
+        let round_trips = text.lines().filter(|l| l.starts_with("etcd_network_peer_round_trip_time_seconds_count{To="));
+        assert!(at != leader || round_trips.count() == 2, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_away_shows_as_failed_sends() {
+    let mut cluster = Cluster::start(&["a", "b", "c"]).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    let id = cluster.members[away].status().await.unwrap().header.unwrap().member_id;
+    cluster.members[away].kill();
+    let series = format!("etcd_network_peer_sent_failures_total{{To=\"{id:x}\"}} ");
+    eventually("the leader counts failures", async || {
+        let text = metrics(&cluster.members[leader]).await;
+        let counted = text.lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok());
+        counted.filter(|n| *n > 0).ok_or_else(|| series.clone())
+    })
+    .await;
+}
