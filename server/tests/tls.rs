@@ -169,6 +169,23 @@ async fn revoked_certificates_and_those_for_other_hosts_stay_outside() {
 }
 
 #[tokio::test]
+async fn the_common_name_of_a_certificate_is_its_user() {
+    let mut cluster = Cluster::new(&["a"]);
+    let pki = Pki::new(cluster.tmp.path());
+    secure(&mut cluster, &pki.ca, |_| pki.issue("member", "member"));
+    cluster.members[0].start();
+    let member = &cluster.members[0];
+    let (root, nobody) = (pki.issue("root", "root"), pki.issue("nobody", "nobody"));
+    answers(member, &pki.ca, Some(&root)).await;
+    for args in [&["user", "add", "root:secret"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
+        etcdctl(member, &pki.ca, Some(&root), args).unwrap();
+    }
+    etcdctl(member, &pki.ca, Some(&root), &["put", "k", "v"]).unwrap();
+    let refused = etcdctl(member, &pki.ca, Some(&nobody), &["put", "k", "v"]).unwrap_err();
+    assert!(refused.contains("permission denied"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_member_whose_name_is_not_allowed_or_whose_address_is_not_its_own_is_refused_by_its_peers() {
     for (name, hosts, refusal) in [
         ("stranger", &["127.0.0.1"][..], "client certificate authentication failed"),
