@@ -183,7 +183,7 @@ fn mask(json: &mut Value, own: &[&str], within: &str) {
 /// Sends all rows to both and fails with every difference that has no reason.
 async fn compare(etcd: &str, ours: &str, rows: Vec<Row>) {
     let (mut etcd, mut ours) = (Server::new(etcd).await, Server::new(ours).await);
-    let (mut wrong, mut missing) = (Vec::new(), Vec::new());
+    let mut wrong = Vec::new();
     let count = rows.len();
     for row in rows {
         let (theirs, own) = (etcd.ask(&row).await, ours.ask(&row).await);
@@ -191,32 +191,12 @@ async fn compare(etcd: &str, ours: &str, rows: Vec<Row>) {
         let body = String::from_utf8_lossy(&row.ask.body).chars().take(200).collect::<String>();
         let name = format!("{} {} {body}", row.ask.method, row.ask.path);
         match row.differs {
-            // A method that is not there yet says so itself; its row compares as soon as it is.
-            _ if own.status == 501 && theirs.status != 501 && NOT_YET.iter().any(|p| row.ask.path.starts_with(p)) => {
-                missing.push(name);
-            }
             None if a != b => wrong.push(format!("--- {name}\netcd: {a}\nours: {b}")),
             Some(why) if a == b => wrong.push(format!("--- {name}\nno longer differs, though: {why}")),
             _ => {}
         }
     }
-    if !missing.is_empty() {
-        eprintln!("{} of {count} rows not compared, since their methods are not there yet:", missing.len());
-        missing.iter().for_each(|name| eprintln!("  {name}"));
-    }
     assert!(wrong.is_empty(), "{} of {count} rows differ:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-/// Paths whose methods may still answer 501.
-const NOT_YET: &[&str] = &["/v3/maintenance/", "/v3/cluster/member/update"];
-
-/// False, with a word about it, while the service of this path is not there: its rows build on one another.
-async fn has(ours: &str, path: &str) -> bool {
-    let there = ask(ours, &Ask::post(path, "{}")).await.status != 501;
-    if !there {
-        eprintln!("not compared, since the service of {path} is not there yet");
-    }
-    there
 }
 
 async fn both() -> (Etcd, Cluster) {
@@ -460,9 +440,6 @@ async fn every_path_is_answered_as_etcd_answers_it() {
 async fn locks_and_elections_are_answered_as_etcd_answers_them() {
     let (etcd, cluster) = both().await;
     let ours = &cluster.members[0].client;
-    if !has(ours, "/v3/election/leader").await || !has(ours, "/v3/lock/unlock").await {
-        return;
-    }
     let rows = vec![
         post("/v3/lock/lock", r#"{"name":"bQ=="}"#).own(&["key"]),
         post("/v3/lock/unlock", r#"{"key":"{key}"}"#),
@@ -488,9 +465,6 @@ async fn locks_and_elections_are_answered_as_etcd_answers_them() {
 async fn users_and_roles_are_answered_as_etcd_answers_them() {
     let (etcd, cluster) = both().await;
     let ours = &cluster.members[0].client;
-    if !has(ours, "/v3/auth/status").await {
-        return;
-    }
     let root = |row: Row| row.header("Authorization", "{token}");
     let rows = vec![
         post("/v3/auth/status", "{}"),

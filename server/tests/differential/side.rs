@@ -2,14 +2,13 @@
 
 use crate::differential::call::{Answer, Call};
 use crate::differential::generate::STREAMS;
-use crate::support::{PATIENCE, etcd_tool};
+use crate::support::{PATIENCE, etcd_tool, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::watch_request::RequestUnion;
 use pb::{
     kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
 };
 use std::fmt::Debug;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -54,10 +53,7 @@ impl Side {
         // Memory where there is some: this compares answers, and both servers sync each write.
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let [client, peer] = [(); 2].map(|()| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("http://{}", listener.local_addr().unwrap())
-        });
+        let [client, peer] = [(); 2].map(|()| format!("http://{}", free_address()));
         let child = Command::new(binary)
             .args(["--name=m", "--data-dir", &dir.path().join("data").display().to_string()])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
@@ -35,9 +36,20 @@ pub struct Cluster {
     pub tmp: tempfile::TempDir,
 }
 
+/// An address that nobody listens at, for a process that is started next. The kernel's own choice (port 0) would be one
+/// of those that it gives to outgoing connections, too: one of them may take it before the process does. So this counts
+/// through lower ones, from a place that differs between test processes.
 pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    const PORTS: std::ops::Range<u32> = 10_000..30_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(7919);
+    for _ in PORTS {
+        let at = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", (PORTS.start + at) as u16)) {
+            return listener.local_addr().unwrap().to_string();
+        }
+    }
+    panic!("no free port");
 }
 
 /// All keys of a member, with values and mod revisions.
