@@ -318,6 +318,7 @@ impl Draft<'_> {
     }
 
     fn check_put(&self, put: &Put) -> Result<(), Error> {
+        // The lease is looked for first, as in etcd.
         if put.lease != LeaseId::NONE && !self.model.leases.contains(&put.lease) {
             return Err(Error::LeaseNotFound);
         }
@@ -384,6 +385,16 @@ impl Draft<'_> {
             within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
                 && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
         });
+        // Without an order or a filter the first keys are taken, one more than asked for, and only those are sorted.
+        let filters = [
+            request.min_mod_revision,
+            request.max_mod_revision,
+            request.min_create_revision,
+            request.max_create_revision,
+        ];
+        if request.limit > 0 && request.sort_order == SortOrder::None && filters == [0; 4] {
+            kvs.truncate(request.limit as usize + 1);
+        }
         kvs.sort_by(|a, b| {
             let order = match request.sort_target {
                 SortTarget::Key => a.key.cmp(&b.key),
