@@ -585,8 +585,10 @@ impl Answers {
         for name in ["a", "q"] {
             ask!(a, LockClient, lock, LockRequest { name: bytes(name), lease: 0 });
             ask!(a, LockClient, unlock, UnlockRequest { key: bytes(name) });
-            ask!(a, ElectionClient, campaign, CampaignRequest { name: bytes(name), ..Default::default() });
-            ask!(a, ElectionClient, leader, LeaderRequest { name: bytes(name) });
+            // A name of its own: it would wait for the lock, or for who won it before, until their leases end.
+            let election = Bytes::from(format!("{name} {}", a.who));
+            ask!(a, ElectionClient, campaign, CampaignRequest { name: election.clone(), ..Default::default() });
+            ask!(a, ElectionClient, leader, LeaderRequest { name: election.clone() });
             let leader = Some(LeaderKey { key: bytes(name), ..Default::default() });
             ask!(a, ElectionClient, proclaim, ProclaimRequest { leader: leader.clone(), value: bytes("v") });
             ask!(a, ElectionClient, resign, ResignRequest { leader });
