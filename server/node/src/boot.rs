@@ -217,7 +217,6 @@ impl Boot {
             (Some(Intent::Join | Intent::Run), _) | (None, ClusterState::Existing) => false,
         };
         self.requests.meet(self.threshold(&dir, known, may_found)?);
-        let arrival = own_arrival(&dir).map_err(|e| unwritable(&dir.join("arrival"), &e))?;
         let (me, start) = match (known, intent, self.config.state) {
             (Some(me), _, _) => (me, Start::Again),
             (None, Some(Intent::Run), _) => {
@@ -229,16 +228,16 @@ impl Boot {
             }
             (None, ..) if may_found => {
                 let me = self.founder()?;
-                (me, self.admission(me, arrival, None).await?)
+                (me, self.admission(me, None).await?)
             }
             (None, ..) => {
                 let started = Instant::now();
                 let me = self.join(started).await?;
-                (me, self.admission(me, arrival, Some(started + JOIN_TIMEOUT)).await?)
+                (me, self.admission(me, Some(started + JOIN_TIMEOUT)).await?)
             }
         };
         let opened = self.open(&dir, me, start).await?;
-        self.bring_up(opened, me, start, arrival).await
+        self.bring_up(opened, me, start).await
     }
 
     fn own_urls(&self) -> Result<&Vec<String>, BootError> {
@@ -316,7 +315,9 @@ impl Boot {
 
     /// Waits until it is clear how a member without a log comes to its place: as one of those that found the cluster,
     /// or, never having run, as one that the cluster awaits.
-    async fn admission(&self, me: Remembered, arrival: u64, until: Option<Instant>) -> Result<Start, BootError> {
+    async fn admission(&self, me: Remembered, until: Option<Instant>) -> Result<Start, BootError> {
+        let dir = self.config.data_dir.join("member");
+        let arrival = own_arrival(&dir).map_err(|e| unwritable(&dir.join("arrival"), &e))?;
         let named = self.config.initial_cluster.len();
         let asker = Asker { member: me.member, cluster: me.cluster, founder: me.founder, named, intact: me.logged };
         let request = ProbeRequest { member_id: me.member.0, arrival, founder: me.founder };
@@ -451,7 +452,7 @@ impl Boot {
         self.config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"))
     }
 
-    async fn bring_up(self, opened: Opened, me: Remembered, start: Start, arrival: u64) -> Result<Member, BootError> {
+    async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
@@ -496,7 +497,7 @@ impl Boot {
             Start::Again if group.is_founded().await.map_err(raft)? || !self.founds(me)? => false,
             Start::Again => {
                 let intact = Remembered { logged: true, ..me };
-                self.admission(intact, arrival, None).await? == Start::Found
+                self.admission(intact, None).await? == Start::Found
             }
         };
         if founds {
