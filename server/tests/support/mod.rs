@@ -7,7 +7,9 @@ pub mod http;
 pub mod pki;
 
 use ferretcd_proto::etcdserverpb as pb;
-use ferretcd_proto::etcdserverpb::{kv_client::KvClient, maintenance_client::MaintenanceClient};
+use ferretcd_proto::etcdserverpb::{
+    cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
+};
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -196,12 +198,25 @@ impl Member {
         status.map(tonic::Response::into_inner).map_err(|e| e.to_string())
     }
 
-    /// Waits until a linearizable read works through it.
+    /// Waits until a linearizable read works through it, and the cluster knows its client URLs: a member writes them
+    /// as the first thing that it does, and a test that came before them would see the list of members change.
     pub async fn ready(&self) {
         eventually(&format!("{} is ready", self.name), async || {
-            self.get("\0", false).await.map(drop).map_err(|e| format!("{e}\n{}", tail(&self.log())))
+            self.listed().await.map_err(|e| format!("{e}\n{}", tail(&self.log())))
         })
         .await;
+    }
+
+    /// One look for [`Member::ready`].
+    async fn listed(&self) -> Result<(), String> {
+        let header = self.kv().await.range(pb::RangeRequest { key: "\0".into(), ..Default::default() }).await;
+        let me = header.map_err(|e| e.to_string())?.into_inner().header.unwrap().member_id;
+        let list = pb::MemberListRequest { linearizable: true };
+        let list = ClusterClient::new(self.channel().await).member_list(list).await.map_err(|e| e.to_string())?;
+        match list.into_inner().members.iter().any(|m| m.id == me && !m.client_ur_ls.is_empty()) {
+            true => Ok(()),
+            false => Err("its client URLs are not published".to_owned()),
+        }
     }
 
     pub async fn put(&self, key: &str, value: &str) -> Result<i64, tonic::Status> {
