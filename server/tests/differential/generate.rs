@@ -73,7 +73,10 @@ impl World {
             45..55 => Call::DeleteRange(self.delete(r)),
             55..72 => Call::Txn(self.txn(r, 2)),
             72..76 => Call::Compact(pb::CompactionRequest { revision: self.compaction(r), physical: r.one_in(2) }),
-            76..79 => Call::LeaseGrant(pb::LeaseGrantRequest { id: lease(r), ttl: self.ttl(r) }),
+            76..79 => {
+                let id = lease(r);
+                Call::LeaseGrant(pb::LeaseGrantRequest { id, ttl: self.ttl(r, id) })
+            }
             79..81 => Call::LeaseRevoke(pb::LeaseRevokeRequest { id: lease(r) }),
             81..83 => Call::LeaseTimeToLive(pb::LeaseTimeToLiveRequest { id: lease(r), keys: r.one_in(2) }),
             83 => Call::LeaseLeases,
@@ -215,12 +218,14 @@ impl World {
         }
     }
 
-    /// Far apart, since LeaseLeases lists by expiry; never so short that one ends by itself.
-    fn ttl(&self, r: &mut Random) -> i64 {
+    /// Far apart, since LeaseLeases lists by expiry, and never the same for two leases: etcd's comparison asks the clock
+    /// anew for each side, so two that end a moment apart may come either way round. Never so short that one ends by itself.
+    fn ttl(&self, r: &mut Random, id: i64) -> i64 {
+        let own = 300 * id.rem_euclid(10);
         match r.below(12) {
             0 => 9_000_000_001,
-            1 => 9_000_000_000,
-            n => 3000 * n as i64,
+            1 => 9_000_000_000 - own,
+            n => 3000 * n as i64 + own,
         }
     }
 
