@@ -253,7 +253,8 @@ async fn a_learner_joins_catches_up_votes_and_is_removed() {
     cluster.members[3].ready().await;
     assert_eq!(cluster.agreed().await.len(), 30);
     cluster.members[3].put("through", "d").await.unwrap();
-    cluster.members[0].etcdctl(&["member", "remove", &format!("{id:x}")]).unwrap();
+    // Refused as unhealthy while a voter was not heard from lately, which a busy machine makes happen.
+    eventually("it is removed", async || cluster.members[0].etcdctl(&["member", "remove", &format!("{id:x}")])).await;
     assert_eq!(cluster.members[3].ended().await, Some(1));
     assert!(cluster.members[3].log().contains("was removed from the cluster"), "{}", cluster.members[3].log());
     assert_eq!(cluster.members[0].etcdctl(&["member", "list"]).unwrap().lines().count(), 3);

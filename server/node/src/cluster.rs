@@ -91,13 +91,9 @@ impl Inner {
     /// The leader's half. Decides on what it sees, then changes exactly that or nothing: the group refuses when the
     /// members changed in between.
     pub(crate) async fn change_members_here(&self, change: Change) -> Result<(MemberId, u64), Error> {
-        let view = self.view();
+        let view = self.settled_view().await?;
         if view.role != Role::Leader {
             return Err(Error::NotLeader);
-        }
-        if view.applied < view.membership_index {
-            // The last change is not applied here yet: what would be checked is out of date.
-            return Err(Error::Unhealthy);
         }
         let members = self.members();
         let id = match &change {
@@ -161,6 +157,19 @@ impl Inner {
         }
         tracing::info!(member = %id, index = pos.index, "the members changed");
         Ok((id, pos.index))
+    }
+
+    /// What this member knows of the group, once it has applied the last change of members: before that, checks would
+    /// look at the members of yesterday. A change that a quorum does not take up within an election time-out is a sign of
+    /// trouble, and no other one may come on top of it.
+    async fn settled_view(&self) -> Result<GroupView, Error> {
+        let mut view = self.view.clone();
+        let settled = view.wait_for(|v| v.role != Role::Leader || v.applied >= v.membership_index);
+        match tokio::time::timeout(self.timing.election, settled).await {
+            Ok(Ok(view)) => Ok(view.clone()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Unhealthy),
+        }
     }
 
     fn may_add(&self, view: &GroupView, members: &[Member], add: &AddMember) -> Result<(), Error> {

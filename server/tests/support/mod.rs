@@ -248,7 +248,9 @@ impl Member {
 
     pub fn etcdctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(etcd_tool("etcdctl"));
-        command.env_clear().arg(format!("--endpoints=http://{}", self.client)).args(args).stdin(Stdio::null());
+        // Its own limit of 5 s is for people; machines that run tests are busy.
+        command.env_clear().args(["--command-timeout=30s", "--dial-timeout=15s"]);
+        command.arg(format!("--endpoints=http://{}", self.client)).args(args).stdin(Stdio::null());
         command
     }
 
