@@ -46,6 +46,10 @@ pub struct Config {
     pub keep_alive: (Option<Duration>, Duration),
     /// Share ports with another process.
     pub reuse_port: bool,
+    /// A calling member's address must be among the names of its certificate.
+    pub compares_peer_address: bool,
+    /// Also say how long calls take (`--metrics=extensive`).
+    pub extensive_metrics: bool,
     /// HTTP beside gRPC, and who may ask by it.
     pub web: Web,
     /// What the log is to say.
@@ -226,6 +230,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         max_learners: usize::try_from(flags.max_learners).unwrap_or(0),
         strict_reconfig_check: flags.strict_reconfig_check,
         spool_dir: data_dir.join("member").join("spool"),
+        warning_apply: flags.warning_apply_duration.length(),
         auth: AuthConfig {
             tokens: auth_token::check(&flags.auth_token, |text| go_duration(text).map(|d| d.length()))?,
             // 0 is the default, as in etcd.
@@ -255,6 +260,8 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         max_concurrent_streams: flags.max_concurrent_streams,
         keep_alive: (Some(interval).filter(|i| !i.is_zero()), flags.grpc_keepalive_timeout.length()),
         reuse_port: flags.socket_reuse_port,
+        compares_peer_address: !flags.peer_skip_client_san_verification,
+        extensive_metrics: flags.metrics == "extensive",
         web: Web {
             gateway: flags.enable_grpc_gateway,
             gateway_calls_max: flags.max_concurrent_streams,
@@ -294,8 +301,8 @@ fn unusual(flags: &Flags, notices: &mut Vec<Notice>) {
     if !flags.pre_vote {
         remark("--pre-vote=false has no effect: this server always asks before it calls an election".to_owned());
     }
-    if flags.metrics != "basic" {
-        remark(format!("--metrics={} has no effect: this server exports what \"basic\" does", flags.metrics));
+    if !["basic", "extensive"].contains(&flags.metrics.as_str()) {
+        remark(format!("--metrics={} is taken for \"basic\"; there are \"basic\" and \"extensive\"", flags.metrics));
     }
     for gate in flags.feature_gates.without_effect() {
         remark(format!("feature gate {gate} has no effect in this server"));
@@ -341,7 +348,6 @@ fn client_tls(flags: &Flags, notices: &mut Vec<Notice>) -> Result<Files, String>
         asks_client: flags.client_cert_auth || !flags.trusted_ca_file.is_empty(),
         names_client: flags.client_cert_auth,
         allowed: allowed(&flags.client_cert_allowed_cn, &flags.client_cert_allowed_hostname)?,
-        compares_address: false,
         auto: flags.auto_tls,
         calls: false,
     };
@@ -389,7 +395,6 @@ fn peer_tls(flags: &Flags, notices: &mut Vec<Notice>) -> Result<Files, String> {
         asks_client: flags.peer_client_cert_auth || !flags.peer_trusted_ca_file.is_empty(),
         names_client: false,
         allowed: allowed(&flags.peer_cert_allowed_cn, &flags.peer_cert_allowed_hostname)?,
-        compares_address: !flags.peer_skip_client_san_verification,
         auto: flags.peer_auto_tls,
         calls: true,
     };

@@ -183,17 +183,17 @@ flags! {
         turn_auth_off: bool = "false", "Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.";
     }
     "Profiling and monitoring" {
-        enable_pprof: bool = "false", "Accepted without effect.";
+        enable_pprof: bool = "false", "Accepted without effect: it serves profiles of the Go runtime.";
         metrics: String = "basic", "\"basic\" or \"extensive\".";
         listen_metrics_urls: Urls = "", "URLs to listen on for /metrics and the health endpoints.";
     }
     "Logging" {
         logger: String = "zap", "Only \"zap\", etcd's form of log lines.";
-        log_outputs: List = "default", "default, stderr, stdout, or files to append to.";
+        log_outputs: List = "default", "default, stderr, stdout, systemd/journal alone, or files to append to.";
         log_level: String = "info", "debug, info, warn, error, panic or fatal.";
         log_format: String = "json", "json or console.";
-        enable_log_rotation: bool = "false", "Accepted without effect.";
-        log_rotation_config_json: String = "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "See --enable-log-rotation.";
+        enable_log_rotation: bool = "false", "Rename the log's file when it is full, and begin a new one; --log-outputs must name one file.";
+        log_rotation_config_json: String = "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "Megabytes of a file, days and number that full ones are kept (0 is no bound), local time in their names, packing.";
         warning_unary_request_duration: GoDuration = "300ms", "Accepted without effect.";
     }
     "Distributed tracing" {
@@ -209,7 +209,7 @@ flags! {
         compaction_batch_limit: isize = "1000", "Accepted without effect: compaction paces itself.";
         compaction_sleep_interval: GoDuration = "10ms", "Accepted without effect: compaction paces itself.";
         watch_progress_notify_interval: GoDuration = "10m", "How often an idle watcher that asked for it hears of progress.";
-        warning_apply_duration: GoDuration = "100ms", "Accepted without effect.";
+        warning_apply_duration: GoDuration = "100ms", "Applying an entry for longer than this is mentioned in the log.";
         bootstrap_defrag_threshold_megabytes: usize = "0", "Accepted without effect.";
         max_learners: isize = "1", "Learners allowed at once.";
         downgrade_check_time: GoDuration = "5s", "Accepted without effect.";

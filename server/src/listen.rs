@@ -13,9 +13,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -44,8 +47,15 @@ const HANDSHAKES_MAX: usize = CONNECTIONS_MAX / 8;
 /// etcd's bound for one handshake, waiting for its turn and looking up of names included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// etcd's time for the head of an HTTP/1 request.
+/// etcd's time for the head of an HTTP/1 request; the first bytes, which tell HTTP/1 from HTTP/2, must be there as soon.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How many first bytes tell HTTP/1 from HTTP/2: the length of the preface of HTTP/2.
+const PREFACE_BYTES: usize = 24;
+
+/// When the kernel asks a silent connection whether its other end is still there, and how often again (etcd's number).
+/// A client that lost its power says nothing any more, and its place would stay taken for good.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// The first byte of a TLS connection: its record type "handshake".
 const TLS_HANDSHAKE: u8 = 22;
@@ -85,6 +95,8 @@ pub struct Service {
     pub secure_router: Router,
     /// The certificates, where TLS is spoken.
     pub tls: Option<Arc<Material>>,
+    /// A caller's address must be among the names of its certificate, if it shows one.
+    pub compares_address: bool,
     /// Streams that one connection may have open.
     pub streams_max: u32,
     /// Connections at once on one listener.
@@ -168,9 +180,14 @@ pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(door.service.connections_max));
     let connections = TaskTracker::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        // When all places are taken, the wait for one must not outlast the stop.
+        let (place, accepted) = tokio::select! {
+            next = next => next,
             () = stop.cancelled() => break,
         };
         match accepted {
@@ -193,6 +210,53 @@ pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
 }
 
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, TCP_KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, TCP_KEEP_ALIVE)
+}
+
+/// A stream whose first bytes are counted.
+struct Counted<S> {
+    stream: S,
+    /// Bytes that were read, counted up to [`PREFACE_BYTES`].
+    read: Arc<AtomicUsize>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.read.load(Ordering::Relaxed) < PREFACE_BYTES {
+            self.read.fetch_add(buf.filled().len() - before, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// One listener's way in.
 struct Door {
     place: Place,
@@ -205,6 +269,7 @@ impl Door {
         match accepted {
             Accepted::Tcp(stream, from) => {
                 let _ = stream.set_nodelay(true);
+                let _ = keep_alive(&stream);
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
                     Some(false) => self.connection(stream, &self.service.router, None, stop).await,
@@ -276,7 +341,7 @@ impl Door {
         let config = configs.server.ok_or("no certificate")?;
         let stream = TlsAcceptor::from(config).accept(stream).await.map_err(|e| e.to_string())?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        if let (Some(cert), Some(from), true) = (shown, from, tls.files().compares_address) {
+        if let (Some(cert), Some(from), true) = (shown, from, self.service.compares_address) {
             verify::address_fits(cert, from).await?;
         }
         // As in etcd, an empty name is nobody's.
@@ -307,11 +372,21 @@ impl Door {
             }
             router.clone().oneshot(request)
         });
+        let read = Arc::new(AtomicUsize::new(0));
+        let stream = Counted { stream, read: read.clone() };
+        // hyper waits without end for the bytes that tell the versions apart.
+        let silent = async {
+            tokio::time::sleep(HEAD_TIMEOUT).await;
+            if read.load(Ordering::Relaxed) >= PREFACE_BYTES {
+                std::future::pending::<()>().await;
+            }
+        };
         // Upgrades are the gateway's WebSockets.
         let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(served);
         let ended = tokio::select! {
             ended = served.as_mut() => ended,
+            () = silent => return,
             () = stop.cancelled() => {
                 served.as_mut().graceful_shutdown();
                 served.await
@@ -334,6 +409,76 @@ mod tests {
 
     async fn who(request: axum::extract::Request) -> String {
         request.extensions().get::<CertName>().map_or("nobody".to_owned(), |n| n.0.clone())
+    }
+
+    fn plain_service(router: Router) -> Service {
+        Service {
+            kind: "client",
+            secure_router: router.clone(),
+            router,
+            tls: None,
+            compares_address: false,
+            streams_max: 10,
+            connections_max: 1,
+            keep_alive: (None, Duration::from_secs(20)),
+        }
+    }
+
+    fn door_of(service: Service) -> Door {
+        let place = Place { address: Address::Unix("x".into()), plain: true, secure: true };
+        Door { place, service, handshakes: Semaphore::new(1) }
+    }
+
+    /// Whether a connection on which these bytes come, and nothing more, is closed in the time for a request's head.
+    async fn is_closed_after(bytes: &[u8]) -> bool {
+        let door = door_of(plain_service(Router::new()));
+        let (mut here, there) = tokio::io::duplex(1 << 16);
+        here.write_all(bytes).await.unwrap();
+        let served = door.connection(there, &door.service.router, None, CancellationToken::new());
+        tokio::time::timeout(HEAD_TIMEOUT + Duration::from_secs(1), served).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_or_half_a_head_loses_the_connection() {
+        for bytes in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\nHost: a.test.with.a.long.name\r\n"] {
+            assert!(is_closed_after(bytes).await, "{}", String::from_utf8_lossy(bytes));
+        }
+        // A gRPC client connects long before it has something to ask.
+        assert!(!is_closed_after(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_told_to_look_for_lost_clients() {
+        use rustix::net::sockopt;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (here, there) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        keep_alive(&here.unwrap()).unwrap();
+        let there = there.unwrap().0;
+        assert!(!sockopt::socket_keepalive(&there).unwrap());
+        keep_alive(&there).unwrap();
+        assert!(sockopt::socket_keepalive(&there).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&there).unwrap(), TCP_KEEP_ALIVE);
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_neither_for_a_request_that_never_ends_nor_for_a_place() {
+        let (begun, mut begins) = tokio::sync::mpsc::channel(1);
+        let take = move |request: axum::extract::Request| async move {
+            let _ = begun.send(()).await;
+            let _ = axum::body::to_bytes(request.into_body(), 100).await;
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let place = Place { address: Address::Tcp(address), plain: true, secure: false };
+        let socket = Socket { place, listener: Listener::Tcp(listener) };
+        let stop = CancellationToken::new();
+        let service = plain_service(Router::new().fallback(take));
+        let serving = tokio::spawn(serve(socket, service, stop.clone()));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
+        begins.recv().await.unwrap();
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(30), serving).await.expect("it stops").unwrap();
     }
 
     /// Who a handler takes a caller with alice's certificate for.
@@ -363,7 +508,6 @@ mod tests {
             asks_client: true,
             names_client,
             allowed: Allowed::CommonNames(vec!["alice".to_owned()]),
-            compares_address: false,
             auto: false,
             calls: false,
         };
@@ -373,12 +517,9 @@ mod tests {
             router: Router::new(),
             secure_router: Router::new().route("/who", axum::routing::get(who)),
             tls: Some(material),
-            streams_max: 10,
-            connections_max: 10,
-            keep_alive: (None, Duration::from_secs(20)),
+            ..plain_service(Router::new())
         };
-        let place = Place { address: Address::Unix("x".into()), plain: false, secure: true };
-        let door = Door { place, service, handshakes: Semaphore::new(1) };
+        let door = door_of(service);
         let (here, there) = tokio::io::duplex(1 << 16);
         let serving = tokio::spawn(async move { door.enter_secure(there, None, CancellationToken::new()).await });
 

@@ -9,10 +9,12 @@ use crate::{notify, telemetry};
 use ferretcd_api::Options;
 use ferretcd_node::{Boot, BootError, Member, Node};
 use ferretcd_raft::transport::dial::Dialer;
+use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,8 +25,9 @@ const EXIT_IDENTITY: u8 = 78;
 /// Streams of one peer connection: appends, votes, snapshots and forwarded requests of one member.
 const PEER_STREAMS_MAX: u32 = 100_000;
 
-/// How members' silent connections are asked whether they live.
-const PEER_KEEP_ALIVE: (Option<Duration>, Duration) = (Some(Duration::from_secs(2 * 3600)), Duration::from_secs(20));
+/// How members' silent connections are asked whether they live. Members that live are never silent for so long: they ask
+/// themselves every two seconds. One that does not may hold half a snapshot here.
+const PEER_KEEP_ALIVE: (Option<Duration>, Duration) = (Some(Duration::from_secs(30)), Duration::from_secs(20));
 
 /// How often a member that is not ready looks whether it is.
 const READY_LOOK: Duration = Duration::from_millis(50);
@@ -51,7 +54,15 @@ pub fn main(settings: &Settings) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(&format!("cannot start the runtime: {e}"), 1),
     };
-    runtime.block_on(run(config, settings.flags.self_signed_cert_validity))
+    to_the_end(runtime, run(config, settings.flags.self_signed_cert_validity))
+}
+
+/// Runs the work, and waits for nothing else: a look-up of a name that nobody answers takes the resolver half a minute,
+/// which would pass after the last line of the log. What must be finished is awaited in [`stop`].
+fn to_the_end<F: Future>(runtime: Runtime, work: F) -> F::Output {
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
 }
 
 /// Settings that cannot be followed: etcd's line for the log, and one for people.
@@ -107,11 +118,11 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         Err(e) => return fail(&e, 1),
     };
     let called = peer_tls.clone();
-    config.boot.dialer = Dialer::with_tls(Arc::new(move || called.current().client));
+    let election = config.boot.node.timing.election;
+    config.boot.dialer = Dialer::new(Arc::new(move || called.current().client), election);
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
 
-    let election = config.boot.node.timing.election;
     let boot = Boot::new(config.boot);
     let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
     let peer_service = Service {
@@ -119,6 +130,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         router: peer_router.clone(),
         secure_router: peer_router,
         tls: Some(peer_tls),
+        compares_address: config.compares_peer_address,
         streams_max: PEER_STREAMS_MAX,
         connections_max,
         keep_alive: PEER_KEEP_ALIVE,
@@ -135,7 +147,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         _ = int.recv() => return ExitCode::SUCCESS,
     };
     let registry = member.node.metrics().registry().clone();
-    let options = match Options::new(registry, election) {
+    let options = match Options::new(registry, election, config.extensive_metrics) {
         Ok(options) => options.with_web(config.web.clone()),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
@@ -148,12 +160,15 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         router: serve(member.node.clone(), &options),
         secure_router: serve(member.node.clone(), &secure_options),
         tls: Some(client_tls.clone()),
+        compares_address: false,
         streams_max: config.max_concurrent_streams,
         connections_max,
         keep_alive: config.keep_alive,
     };
     let main_door = if client_http.is_empty() { ferretcd_api::router } else { ferretcd_api::grpc_router };
-    spawn(&clients, metrics, &service(ferretcd_api::metrics_router), &stop_clients);
+    // etcd compares there, and not at the other listeners for clients.
+    let metrics_service = Service { compares_address: true, ..service(ferretcd_api::metrics_router) };
+    spawn(&clients, metrics, &metrics_service, &stop_clients);
     spawn(&clients, client_http, &service(ferretcd_api::http_router), &stop_clients);
     spawn(&clients, client, &service(main_door), &stop_clients);
     tokio::spawn(tell_ready(member.node.clone(), config.listen.client, stop_clients.clone()));
@@ -248,4 +263,24 @@ async fn stop(
     peers.close();
     peers.wait().await;
     tracing::info!("stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_waits_for_no_thread_that_hangs() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let begun = std::time::Instant::now();
+        let (hangs, hung) = std::sync::mpsc::channel();
+        to_the_end(runtime, async move {
+            tokio::task::spawn_blocking(move || {
+                hangs.send(()).unwrap();
+                std::thread::sleep(Duration::from_secs(120));
+            });
+            hung.recv().unwrap();
+        });
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    }
 }

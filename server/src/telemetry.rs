@@ -1,9 +1,15 @@
 //! Logs in etcd's form (one JSON object a line with level, ts, caller, msg and the fields), and what a panic does.
 
+mod journal;
+mod rotation;
+
 use crate::flags::Flags;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::rotation::Rotating;
 use std::fmt::{self, Write as _};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::path::Path;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -35,7 +41,11 @@ pub fn init(flags: &Flags) -> Result<(), String> {
         "console" => Format::Console,
         other => return Err(format!("unknown log format: {other}, supported values json, console")),
     };
-    let writer = outputs(&flags.log_outputs.0)?;
+    let rotation = match flags.enable_log_rotation {
+        true => Some(rotation(&flags.log_outputs.0, &flags.log_rotation_config_json)?),
+        false => None,
+    };
+    let writer = outputs(&flags.log_outputs.0, rotation.as_ref())?;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(writer);
@@ -44,8 +54,20 @@ pub fn init(flags: &Flags) -> Result<(), String> {
     Ok(())
 }
 
+/// Names of outputs that are no files.
+const STREAMS: [&str; 5] = ["default", "stderr", "/dev/stderr", "stdout", "/dev/stdout"];
+const JOURNAL: &str = "systemd/journal";
+
+/// Rotation wants one file, beside which there may be other outputs.
+fn rotation(names: &[String], json: &str) -> Result<rotation::Settings, String> {
+    if names.iter().filter(|name| !STREAMS.contains(&name.as_str())).count() != 1 {
+        return Err("--log-outputs requires a single file path when --log-rotate-config-json is defined".to_owned());
+    }
+    rotation::Settings::read(json)
+}
+
 /// `--log-outputs`: each name once, and standard error for want of another.
-fn outputs(names: &[String]) -> Result<BoxMakeWriter, String> {
+fn outputs(names: &[String], rotation: Option<&rotation::Settings>) -> Result<BoxMakeWriter, String> {
     use tracing_subscriber::fmt::writer::MakeWriterExt;
     let mut names = names.to_vec();
     names.sort_unstable();
@@ -53,16 +75,31 @@ fn outputs(names: &[String]) -> Result<BoxMakeWriter, String> {
     if names.len() > 1 && names.iter().any(|n| n == "default") {
         return Err(format!("multi logoutput for {:?} is not supported yet", "default"));
     }
+    if names.len() > 1 && names.iter().any(|n| n == JOURNAL) {
+        let given: Vec<String> = names.iter().map(|n| format!("{n:?}")).collect();
+        return Err(format!(
+            "running with systemd/journal but other '--log-outputs' values ([{}]) are configured with 'default'; \
+             override 'default' value with something else",
+            given.join(" ")
+        ));
+    }
     let mut all: Option<BoxMakeWriter> = None;
     for name in &names {
         let one = match name.as_str() {
             "default" | "stderr" | "/dev/stderr" => BoxMakeWriter::new(io::stderr),
             "stdout" | "/dev/stdout" => BoxMakeWriter::new(io::stdout),
-            path => {
-                let file = OpenOptions::new().create(true).append(true).open(path);
-                let file = file.map_err(|e| format!("--log-outputs: cannot open {path}: {e}"))?;
-                BoxMakeWriter::new(move || Appender(file.try_clone()))
+            JOURNAL => {
+                let journal = Journal::open(Path::new(journal::SOCKET))?;
+                BoxMakeWriter::new(move || journal.clone())
             }
+            path => file(path, rotation).map_err(|e| {
+                let why = match e.kind() {
+                    io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+                    io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+                    _ => e.to_string(),
+                };
+                format!("open sink {path:?}: open {path}: {why}")
+            })?,
         };
         all = Some(match all {
             Some(others) => BoxMakeWriter::new(others.and(one)),
@@ -70,6 +107,15 @@ fn outputs(names: &[String]) -> Result<BoxMakeWriter, String> {
         });
     }
     Ok(all.unwrap_or_else(|| BoxMakeWriter::new(io::stderr)))
+}
+
+fn file(path: &str, rotation: Option<&rotation::Settings>) -> io::Result<BoxMakeWriter> {
+    if let Some(settings) = rotation {
+        let file = Rotating::open(Path::new(path), settings.clone())?;
+        return Ok(BoxMakeWriter::new(move || file.clone()));
+    }
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(BoxMakeWriter::new(move || Appender(file.try_clone())))
 }
 
 /// A file of the log, opened once and written in whole lines.
@@ -239,6 +285,24 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn outputs_that_do_not_go_together_are_refused_in_etcds_words() {
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let told = |list: &[&str]| outputs(&names(list), None).map(drop).unwrap_err();
+        assert_eq!(told(&["stdout", "default"]), "multi logoutput for \"default\" is not supported yet");
+        assert_eq!(
+            told(&["systemd/journal", "stderr"]),
+            "running with systemd/journal but other '--log-outputs' values ([\"stderr\" \"systemd/journal\"]) are \
+             configured with 'default'; override 'default' value with something else"
+        );
+        assert_eq!(told(&["/no/such/x"]), "open sink \"/no/such/x\": open /no/such/x: no such file or directory");
+        for list in [&["default"][..], &["stderr", "stdout"], &["/tmp/a", "/tmp/b"]] {
+            let error = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
+            assert_eq!(rotation(&names(list), "{}").unwrap_err(), error);
+        }
+        assert_eq!(rotation(&names(&["stderr", "/tmp/a"]), "{}").map(|s| s.max_bytes), Ok(100 << 20));
     }
 
     fn line(format: Format) -> String {

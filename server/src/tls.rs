@@ -35,8 +35,6 @@ pub struct Files {
     pub names_client: bool,
     /// Whose certificates are let in.
     pub allowed: Allowed,
-    /// The caller's address must be among its certificate's names.
-    pub compares_address: bool,
     /// Make a certificate if none is given.
     pub auto: bool,
     /// They are for calls to others, too.

@@ -80,6 +80,13 @@ fn settings_that_cannot_be_followed_end_as_in_etcd() {
         (&["--config-file=/nope"], &[]),
         (&[], &[("ETCD_HEARTBEAT_INTERVAL", "x")]),
         (&["--advertise-client-urls=http://:1"], &[]),
+        (&["--enable-log-rotation"], &[]),
+        (&["--enable-log-rotation", "--log-outputs=/tmp/a,/tmp/b"], &[]),
+        (&["--enable-log-rotation", "--log-outputs=/tmp/a", "--log-rotation-config-json={\"maxage\":"], &[]),
+        (&["--enable-log-rotation", "--log-outputs=/tmp/a", "--log-rotation-config-json={\"maxsize\":\"1\"}"], &[]),
+        (&["--log-outputs=systemd/journal,stderr"], &[]),
+        (&["--log-outputs=/no/such/file"], &[]),
+        (&["--log-outputs=stdout,default"], &[]),
     ] {
         let (ours, theirs) = (ferretcd(args, env), etcd(args, env));
         assert_eq!((ours.status.code(), theirs.status.code()), (Some(1), Some(1)), "{args:?}: {}", stderr(&ours));
@@ -281,4 +288,31 @@ async fn http_can_have_listeners_of_its_own() {
     assert!(!told.contains("health"), "{told}");
     let grpc = Member::at(&http, dir.path()).get("k", true).await;
     assert!(grpc.is_err());
+}
+
+#[tokio::test]
+async fn a_full_log_is_renamed_and_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    fs::create_dir(&logs).unwrap();
+    let mut member = Member::new("rotating", dir.path());
+    member.flags.extend([
+        "--log-level=debug".to_owned(),
+        "--log-outputs=".to_owned() + logs.join("etcd.log").to_str().unwrap(),
+        "--enable-log-rotation".to_owned(),
+        r#"--log-rotation-config-json={"maxsize": 1, "maxbackups": 2, "compress": true}"#.to_owned(),
+    ]);
+    // What an earlier process wrote leaves no room for another line.
+    fs::write(logs.join("etcd.log"), vec![b'x'; 1 << 20]).unwrap();
+    member.start();
+    member.ready().await;
+    eventually("the full file is packed", async || {
+        let names: Vec<String> =
+            fs::read_dir(&logs).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let packed = |n: &&String| n.starts_with("etcd-2") && n.ends_with(".log.gz");
+        if names.iter().filter(packed).count() == 1 && names.len() == 2 { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+    let log = fs::read_to_string(logs.join("etcd.log")).unwrap();
+    assert!(log.starts_with("{\"level\":") && log.contains("\"msg\":\"starting\""), "{log}");
 }

@@ -21,14 +21,12 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("etcd_mvcc_db_open_read_transactions", "bbolt's transactions"),
     ("etcd_debugging_snap_save_", "etcd's .snap files"),
     ("etcd_snap_", "etcd's .snap files"),
-    ("promhttp_", "Go's HTTP handler"),
     ("etcd_debugging_mvcc_db_compaction_", "no dashboard has them; deletions run elsewhere and otherwise"),
     ("etcd_debugging_mvcc_index_compaction_", "no dashboard has them; deletions run elsewhere and otherwise"),
     ("etcd_debugging_mvcc_events_total", "no dashboard has them"),
     ("etcd_debugging_mvcc_pending_events_total", "no dashboard has them"),
     ("etcd_debugging_mvcc_slow_watcher_total", "no dashboard has them"),
     ("etcd_debugging_server_watch_send_loop_", "the inside of etcd's send loop"),
-    ("etcd_debugging_auth_revision", "comes with authentication"),
 ];
 
 /// What the etcd mixin's alerts and dashboards ask for.
@@ -95,6 +93,7 @@ impl Etcd {
             format!("--initial-advertise-peer-urls={}", place.peer_url()),
             format!("--initial-cluster=real={}", place.peer_url()),
             "--log-level=error".to_owned(),
+            "--metrics=extensive".to_owned(),
         ];
         let child = command.args(own).env_clear().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         place.ready().await;
@@ -141,7 +140,10 @@ async fn metrics(m: &Member) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_family_of_etcds_is_there_or_left_out_for_a_reason() {
-    let cluster = Cluster::start(&["solo"]).await;
+    let mut cluster = Cluster::new(&["solo"]);
+    cluster.members[0].flags.push("--metrics=extensive".to_owned());
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
     let etcd = Etcd::start(&cluster).await;
     let ours = &cluster.members[0];
     for m in [ours, &etcd.place] {
@@ -171,6 +173,11 @@ async fn every_family_of_etcds_is_there_or_left_out_for_a_reason() {
     has("etcd_debugging_lease_revoked_total 1");
     has("etcd_debugging_lease_renewed_total 1");
     has("etcd_server_health_success 1");
+    has("etcd_debugging_auth_revision 1");
+    has("promhttp_metric_handler_requests_in_flight 1");
+    has("promhttp_metric_handler_requests_total{code=\"200\"} 0");
+    let put = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
+    has(&format!("grpc_server_handling_seconds_count{{{put}}} 4"));
     has("etcd_disk_backend_defrag_duration_seconds_count 1");
     let keep_alive = "grpc_method=\"LeaseKeepAlive\",grpc_service=\"etcdserverpb.Lease\",grpc_type=\"bidi_stream\"";
     has(&format!("grpc_server_msg_received_total{{{keep_alive}}} 1"));
@@ -179,7 +186,14 @@ async fn every_family_of_etcds_is_there_or_left_out_for_a_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mixins_metrics_are_there_with_series_on_every_member() {
-    let cluster = Cluster::start(&["a", "b", "c"]).await;
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    for member in &mut cluster.members {
+        member.flags.push("--metrics=extensive".to_owned());
+        member.start();
+    }
+    for member in &cluster.members {
+        member.ready().await;
+    }
     for n in 0..20 {
         cluster.members[n % 3].put("k", "v").await.unwrap();
     }
@@ -218,4 +232,21 @@ async fn a_member_that_is_away_shows_as_failed_sends() {
         counted.filter(|n| *n > 0).ok_or_else(|| series.clone())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_come_packed_if_that_is_asked_for_and_long_ones_only_then() {
+    use support::http::{Ask, ask};
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    let packed = ask(&m.client, &Ask::get("/metrics").header("Accept-Encoding", "gzip")).await;
+    assert_eq!((packed.status, packed.header("content-encoding")), (200, Some("gzip")));
+    assert_eq!(packed.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8; escaping=underscores"));
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed.body.as_slice()), &mut text).unwrap();
+    assert!(text.contains("\netcd_server_has_leader 1\n"), "{text}");
+    assert!(!text.contains("grpc_server_handling_seconds"), "of --metrics=extensive");
+    let plain = ask(&m.client, &Ask::get("/metrics").header("Accept-Encoding", "identity")).await;
+    assert_eq!(plain.header("content-encoding"), None);
+    assert!(plain.text().contains("\netcd_server_has_leader 1\n") && packed.body.len() * 4 < plain.body.len());
 }

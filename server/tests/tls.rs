@@ -276,6 +276,70 @@ async fn made_certificates_serve_without_any_file() {
     assert_eq!(fs::read(made(a)).unwrap(), before, "a start made another certificate");
 }
 
+#[tokio::test]
+async fn the_metrics_listener_compares_a_certificate_with_its_callers_address_and_the_client_listener_does_not() {
+    let mut cluster = Cluster::new(&["a"]);
+    let pki = Pki::new(cluster.tmp.path());
+    secure(&mut cluster, &pki.ca, |_| pki.issue("member", "member"));
+    let metrics = support::free_address();
+    cluster.members[0].flags.push(format!("--listen-metrics-urls=https://{metrics}"));
+    cluster.members[0].start();
+    let member = &cluster.members[0];
+    let (near, far) = (pki.issue("near", "x"), pki.issue_for("far", "x", 5, &["127.0.0.9"]));
+    for cert in [&near, &far] {
+        answers(member, &pki.ca, Some(cert)).await;
+    }
+    let tls13 = &rustls::version::TLS13;
+    let ask = |cert: &Cert| ask(client_with(&pki, &[tls13], &["http/1.1"], Some(cert)), &metrics, "/health");
+    let (_, text) = ask(&near).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let refused = ask(&far).map(|(_, text)| text);
+    assert!(refused.as_ref().map_or(true, String::is_empty), "{refused:?}");
+    let why = "certificate is valid for [127.0.0.9], not 127.0.0.1";
+    eventually("the log says why", async || if member.log().contains(why) { Ok(()) } else { Err(member.log()) }).await;
+}
+
+#[tokio::test]
+async fn unix_sockets_serve_etcdctl_with_tls_and_without() {
+    let mut cluster = Cluster::new(&["a"]);
+    let pki = Pki::new(cluster.tmp.path());
+    // etcd's clients take the socket's name for the server's.
+    let cert = pki.issue_for("member", "member", 1, &["localhost", "127.0.0.1", "secure.sock"]);
+    secure(&mut cluster, &pki.ca, |_| cert.clone());
+    let at = |name: &str| cluster.tmp.path().join(name).display().to_string();
+    let (secure, plain) = (format!("unixs://{}", at("secure.sock")), format!("unix:{}", at("plain.sock")));
+    let member = &mut cluster.members[0];
+    member.flags.push(format!("--listen-client-urls=https://{},{secure},{plain}", member.client));
+    member.start();
+    let member = &cluster.members[0];
+    answers(member, &pki.ca, Some(&cert)).await;
+    let ctl = |endpoint: &str, flags: &[String], args: &[&str]| {
+        let mut command = Command::new(etcd_tool("etcdctl"));
+        command.env_clear().arg(format!("--endpoints={endpoint}")).arg("--command-timeout=20s").args(flags).args(args);
+        finished(command.stdin(Stdio::null()).output().unwrap())
+    };
+    let caller = pki.issue_for("caller", "caller", 2, &["elsewhere"]);
+    let flags = [
+        format!("--cacert={}", pki.ca.display()),
+        format!("--cert={}", caller.cert.display()),
+        format!("--key={}", caller.key.display()),
+    ];
+    assert_eq!(ctl(&secure, &flags, &["put", "k", "v"]).unwrap(), "OK\n");
+    assert_eq!(ctl(&plain, &[], &["get", "k", "--print-value-only"]).unwrap(), "v\n");
+    let mut watch = Command::new(etcd_tool("etcdctl"));
+    watch.env_clear().arg(format!("--endpoints={secure}")).args(&flags).args(["watch", "k", "--rev=1"]);
+    let mut watch = watch.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut text = [0; 8];
+    watch.stdout.as_mut().unwrap().read_exact(&mut text).unwrap();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert_eq!(&text, b"PUT\nk\nv\n");
+    // Without a certificate, and without TLS, nobody comes in there.
+    ctl(&secure, &["--command-timeout=3s".to_owned(), flags[0].clone()], &["get", "k"]).unwrap_err();
+    let unsafe_name = format!("unix://{}", at("secure.sock"));
+    ctl(&unsafe_name, &["--command-timeout=3s".to_owned()], &["get", "k"]).unwrap_err();
+}
+
 /// One request over TLS, or why there was none; with the protocol that was agreed on.
 fn ask(config: rustls::ClientConfig, address: &str, path: &str) -> Result<(Option<Vec<u8>>, String), String> {
     let name = ServerName::try_from("127.0.0.1").unwrap();
@@ -289,12 +353,28 @@ fn ask(config: rustls::ClientConfig, address: &str, path: &str) -> Result<(Optio
 }
 
 fn client(pki: &Pki, versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&str]) -> rustls::ClientConfig {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    client_with(pki, versions, alpn, None)
+}
+
+fn client_with(
+    pki: &Pki,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    alpn: &[&str],
+    cert: Option<&Cert>,
+) -> rustls::ClientConfig {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(pki.ca_pem.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let builder = builder.with_root_certificates(roots);
+    let mut config = match cert {
+        Some(cert) => {
+            let chain = vec![CertificateDer::from_pem_file(&cert.cert).unwrap()];
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&cert.key).unwrap()).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     config
 }

@@ -252,7 +252,7 @@ mod tests {
     impl Door {
         fn of(member: &Fake) -> Self {
             let registry = Registry::new();
-            let metrics = CallMetrics::register(&registry).unwrap();
+            let metrics = CallMetrics::register(&registry, false).unwrap();
             let gate = Gate { member: member.clone(), metrics, election_timeout: Duration::from_secs(1) };
             let server = HealthServer::new(HealthService).max_decoding_message_size(MESSAGE_BYTES);
             let router = crate::service(server).layer(middleware::from_fn_with_state(gate, pass::<Fake>));
@@ -335,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn the_gate_asks_for_root_before_the_request_is_read() {
         let method = |path: &str| METHODS[method::find(path).unwrap()];
-        let metrics = CallMetrics::register(&Registry::new()).unwrap();
+        let metrics = CallMetrics::register(&Registry::new(), false).unwrap();
         let door = Gate { member: Fake::healthy(), metrics, election_timeout: Duration::from_secs(1) };
         let token = |name: &str| Credential::Token(name.into());
         let snapshot = method("/etcdserverpb.Maintenance/Snapshot");

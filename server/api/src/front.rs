@@ -11,8 +11,8 @@ use axum::{
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
-        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HOST,
-        LOCATION, ORIGIN,
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION,
+        CONTENT_TYPE, HOST, LOCATION, ORIGIN,
     },
 };
 use tower::ServiceExt;
@@ -115,6 +115,9 @@ async fn pass(State(front): State<Front>, request: Request) -> Response {
 }
 
 async fn pass_http(State(front): State<Front>, request: Request) -> Response {
+    if let Some(why) = malformed(&request) {
+        return ([(CONNECTION, "close")], text(StatusCode::BAD_REQUEST, why)).into_response();
+    }
     if let Some(refusal) = front.access.refuses(request.uri(), request.headers()) {
         return refusal;
     }
@@ -130,6 +133,28 @@ async fn pass_http(State(front): State<Front>, request: Request) -> Response {
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("accept, content-type, authorization"));
     }
     response
+}
+
+/// What Go's server refuses before any handler sees it. Which host is meant must be beyond doubt, since
+/// [`Access::refuses`] goes by it.
+fn malformed(request: &Request) -> Option<&'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(byte);
+    match host {
+        None if request.version() == Version::HTTP_11 => Some("400 Bad Request: missing required Host header"),
+        Some(_) if another.is_some() => Some("400 Bad Request"),
+        Some(host) if !host.as_bytes().iter().all(is_host) => Some("400 Bad Request: malformed Host header"),
+        _ if !is_escaped(request.uri().path()) => Some("400 Bad Request"),
+        _ => None,
+    }
+}
+
+/// Whether each percent sign is followed by two hexadecimal digits.
+fn is_escaped(path: &str) -> bool {
+    let mut parts = path.split('%');
+    parts.next();
+    parts.all(|part| part.len() >= 2 && part.bytes().take(2).all(|b| b.is_ascii_hexdigit()))
 }
 
 /// A path that a listener without a first door does not serve.
@@ -207,7 +232,7 @@ fn redirect(method: &Method, uri: &Uri, path: &str) -> Response {
     (status, location, html, format!("<a href=\"{to}\">Temporary Redirect</a>.\n\n")).into_response()
 }
 
-/// The path with its percent escapes undone; one that is none stays as it is.
+/// The path with its percent escapes undone.
 fn decoded(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -246,6 +271,9 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", "a.test");
+        }
         let response = door.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
@@ -282,6 +310,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_whose_host_or_path_is_in_doubt_is_refused_as_by_go() {
+        let door = door(&[], &["a.test"]);
+        let ask = async |version, path: &str, hosts: &[&str]| {
+            let request = Request::builder().version(version).uri(path);
+            let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
+            let response = door.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            let status = response.status().as_u16();
+            let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        let refused = |why: &str| (400, format!("400 Bad Request{why}"));
+        let (v11, v10) = (Version::HTTP_11, Version::HTTP_10);
+        assert_eq!(ask(v11, "/health", &[]).await, refused(": missing required Host header"));
+        assert_eq!(ask(v10, "/health", &[]).await.0, 421);
+        assert_eq!(ask(v11, "/health", &["a.test", "b.test"]).await, refused(""));
+        assert_eq!(ask(v11, "/health", &["a test"]).await, refused(": malformed Host header"));
+        for path in ["/v3/kv/%zz", "/v3/kv/%", "/v3/kv/%a", "/%+1"] {
+            assert_eq!(ask(v11, path, &["a.test"]).await, refused(""), "{path}");
+        }
+        assert_eq!(ask(v11, "/heal%74h", &["a.test:2379"]).await.0, 404);
+    }
+
+    #[tokio::test]
     async fn paths_are_cleaned_by_a_redirect() {
         let door = door(&[], &[]);
         for (path, to) in [("/v3", "/v3/"), ("//health?a=1", "/health?a=1"), ("/v3/kv/../kv/put", "/v3/kv/put")] {
@@ -300,7 +351,8 @@ mod tests {
     async fn grpc_is_told_by_version_and_content_type() {
         let door = door(&["http://a.test"], &["a.test"]);
         let ask = async |version, content: &str| {
-            let request = Request::builder().version(version).uri("http://a.test/x").header("content-type", content);
+            let request =
+                Request::builder().version(version).uri("/x").header("host", "a.test").header("content-type", content);
             let response = door.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
             response.status().as_u16()
         };

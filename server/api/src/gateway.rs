@@ -81,8 +81,7 @@ impl Gateway {
             route: route.clone(),
             metadata: metadata::of(&parts.headers),
             end: Deadline::after(timeout),
-            // The semaphore is never closed.
-            place: self.calls.clone().acquire_owned().await.ok(),
+            calls: self.calls.clone(),
         };
         match route.form {
             Form::Unary => call.unary(messages).await,
@@ -109,16 +108,23 @@ struct Call {
     route: Route,
     metadata: tonic::metadata::MetadataMap,
     end: Deadline,
-    /// Its place among the calls, kept until its answer ends.
-    place: Option<OwnedSemaphorePermit>,
+    calls: Arc<Semaphore>,
 }
 
 impl Call {
+    /// Its place among the calls, kept until its answer ends. It is taken when the request is there: a client that sends
+    /// half of one must not keep others out.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        self.calls.clone().acquire_owned().await.ok()
+    }
+
     async fn unary(mut self, messages: Messages) -> Response {
         let message = match messages.only().await {
             Ok(message) => message,
             Err(status) => return refusal(&status),
         };
+        let _place = self.place().await;
         let request = tonic::Request::from_parts(self.metadata, http::Extensions::new(), message);
         let call = async {
             self.client.ready().await.map_err(unready)?;
@@ -135,6 +141,7 @@ impl Call {
     /// A stream of answers, a line each. The status and the headers wait for the first one, since an error before it
     /// is the status.
     async fn stream(mut self, messages: impl stream::Stream<Item = Bytes> + Send + 'static) -> Response {
+        let place = self.place().await;
         let request = tonic::Request::from_parts(self.metadata, http::Extensions::new(), messages);
         let first = async {
             self.client.ready().await.map_err(unready)?;
@@ -147,7 +154,7 @@ impl Call {
             Ok(None) => return StatusCode::OK.into_response(),
             Err(status) => return (http_status(status.code()), headers(false), error_line(&status)).into_response(),
         };
-        let lines = Lines { answers, kind: self.route.output, end: self.end, _place: self.place };
+        let lines = Lines { answers, kind: self.route.output, end: self.end, _place: place };
         let first = match lines.line(first) {
             Ok(line) => line,
             Err(status) => return (http_status(status.code()), headers(false), error_line(&status)).into_response(),
@@ -272,4 +279,23 @@ fn http_status(code: Code) -> StatusCode {
         Code::DeadlineExceeded => 504,
     };
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn half_a_request_keeps_nobody_out() {
+        let gateway = Gateway::new(Router::new(), 100, 1);
+        let put = |body: Body| {
+            let request = http::Request::post("/v3/kv/put").body(body).unwrap();
+            gateway.answer("/v3/kv/put", request)
+        };
+        let half = stream::once(async { Ok::<_, Infallible>("{\"key\":") }).chain(stream::pending());
+        let mut waiting = Box::pin(put(Body::from_stream(half)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        let other = tokio::time::timeout(Duration::from_secs(30), put(Body::from("{}"))).await;
+        assert!(other.is_ok(), "it waits for a place");
+    }
 }

@@ -1,5 +1,6 @@
 //! The plain HTTP doors: health, version, metrics. Paths and bodies are etcd's, which probes and scripts compare.
 
+mod gzip;
 mod metrics;
 mod vars;
 
@@ -16,8 +17,8 @@ use ferretcd_node::{
 };
 use ferretcd_types::{AlarmKind, Error};
 use http::{
-    HeaderValue, Method, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
 };
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
@@ -198,11 +199,20 @@ async fn debug_vars<M: Member>(State(door): State<Door<M>>) -> Response {
 /// The text format as Go's Prometheus client names it.
 const METRICS_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
-async fn metrics<M: Member>(State(door): State<Door<M>>) -> Response {
+async fn metrics<M: Member>(State(door): State<Door<M>>, headers: HeaderMap) -> Response {
+    let _scrape = door.probes.scrape();
     door.member.refresh_metrics();
-    let encoder = TextEncoder::new();
-    match encoder.encode_to_string(&door.registry.gather()) {
-        Ok(body) => ([(CONTENT_TYPE, METRICS_FORMAT)], body).into_response(),
+    let shown = TextEncoder::new().encode_to_string(&door.registry.gather()).map_err(|e| e.to_string());
+    let packed = shown.and_then(|shown| match gzip::is_wanted(&headers) {
+        true => gzip::pack(shown.as_bytes()).map(|packed| (Some("gzip"), packed)).map_err(|e| e.to_string()),
+        false => Ok((None, shown.into_bytes())),
+    });
+    door.probes.scraped(packed.is_ok());
+    match packed {
+        Ok((encoding, body)) => {
+            let encoding = encoding.map(|encoding| [(CONTENT_ENCODING, encoding)]);
+            ([(CONTENT_TYPE, METRICS_FORMAT)], encoding, body).into_response()
+        }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be written: {error}\n")),
     }
 }

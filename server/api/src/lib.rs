@@ -84,9 +84,10 @@ impl Default for Web {
 }
 
 impl Options {
-    /// Registers the doors' counters. Fails when the registry has some of those names already, so make one per registry.
-    pub fn new(registry: Registry, election_timeout: Duration) -> Result<Self, prometheus::Error> {
-        let metrics = CallMetrics::register(&registry)?;
+    /// Registers the doors' counters, with how long calls take if `extensive` (`--metrics`). Fails when the registry has
+    /// some of those names already, so make one per registry.
+    pub fn new(registry: Registry, election_timeout: Duration, extensive: bool) -> Result<Self, prometheus::Error> {
+        let metrics = CallMetrics::register(&registry, extensive)?;
         let probes = ProbeMetrics::register(&registry)?;
         Ok(Options { registry, metrics, probes, election_timeout, web: Web::default() })
     }

@@ -30,7 +30,8 @@ struct MethodMetrics {
     handled: Vec<IntCounter>,
     received: IntCounter,
     sent: IntCounter,
-    seconds: Histogram,
+    /// How long calls take, with `--metrics=extensive`.
+    seconds: Option<Histogram>,
 }
 
 /// Most client versions that are told apart: a handful is what a cluster sees; whoever makes versions up ends here.
@@ -40,8 +41,9 @@ const CLIENT_VERSIONS_MAX: usize = 64;
 const UNKNOWN_VERSION: &str = "unknown";
 
 impl CallMetrics {
-    /// Registers the counters, all methods and codes at zero, so that rates exist before the first failure.
-    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+    /// Registers the counters, all methods and codes at zero, so that rates exist before the first failure; and if
+    /// `extensive`, a histogram of how long the calls of each method take.
+    pub fn register(registry: &Registry, extensive: bool) -> Result<Self, prometheus::Error> {
         let labels = ["grpc_type", "grpc_service", "grpc_method"];
         let with_code = [labels.as_slice(), &["grpc_code"]].concat();
         let started = Opts::new("grpc_server_started_total", "Total number of RPCs started on the server.");
@@ -66,7 +68,7 @@ impl CallMetrics {
         let received = IntCounterVec::new(received, &labels)?;
         let sent = Opts::new("grpc_server_msg_sent_total", "Total number of RPC messages sent by the server.");
         let sent = IntCounterVec::new(sent, &labels)?;
-        // etcd has this one with --metrics=extensive only; an alert of the mixin is about it. The buckets are Go's.
+        // An alert of the mixin is about this one. The buckets are Go's.
         let seconds = HistogramOpts::new(
             "grpc_server_handling_seconds",
             "Histogram of response latency (seconds) of RPCs that had been application-level handled by the server.",
@@ -80,7 +82,9 @@ impl CallMetrics {
         version.with_label_values(&[crate::version::SERVER]).set(1);
         registry.register(Box::new(received.clone()))?;
         registry.register(Box::new(sent.clone()))?;
-        registry.register(Box::new(seconds.clone()))?;
+        if extensive {
+            registry.register(Box::new(seconds.clone()))?;
+        }
         registry.register(Box::new(leaderless_streams.clone()))?;
         registry.register(Box::new(version))?;
         registry.register(Box::new(started.clone()))?;
@@ -97,7 +101,7 @@ impl CallMetrics {
                 handled: CODE_NAMES.iter().map(|name| with_code(name)).collect(),
                 received: received.with_label_values(&labels),
                 sent: sent.with_label_values(&labels),
-                seconds: seconds.with_label_values(&labels),
+                seconds: extensive.then(|| seconds.with_label_values(&labels)),
             }
         };
         Ok(CallMetrics {
@@ -213,7 +217,9 @@ impl Call {
         }
         let position = usize::try_from(i32::from(code)).unwrap_or_default();
         let Some(metrics) = self.methods.get(self.method) else { return };
-        metrics.seconds.observe(self.begun.elapsed().as_secs_f64());
+        if let Some(seconds) = &metrics.seconds {
+            seconds.observe(self.begun.elapsed().as_secs_f64());
+        }
         if let Some(counter) = metrics.handled.get(position) {
             counter.inc();
         }
@@ -266,7 +272,7 @@ mod tests {
     #[test]
     fn every_method_and_code_is_there_from_the_start() {
         let registry = Registry::new();
-        let _metrics = CallMetrics::register(&registry).unwrap();
+        let _metrics = CallMetrics::register(&registry, false).unwrap();
         let text = text(&registry);
         let put = r#"grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"}"#;
         assert!(text.contains(&format!("grpc_server_started_total{{{put} 0")));
@@ -277,7 +283,7 @@ mod tests {
     #[test]
     fn a_call_ends_once_and_a_dropped_one_is_cancelled() {
         let registry = Registry::new();
-        let metrics = CallMetrics::register(&registry).unwrap();
+        let metrics = CallMetrics::register(&registry, false).unwrap();
         let watch = find("/etcdserverpb.Watch/Watch").unwrap();
         let mut call = metrics.start(watch);
         call.end(Code::Ok);
@@ -289,6 +295,19 @@ mod tests {
         let handled = |code, n| text.contains(&format!("grpc_server_handled_total{{grpc_code=\"{code}\",{labels} {n}"));
         assert!(handled("OK", 1) && handled("Canceled", 1) && handled("Internal", 0));
         assert!(text.contains(&format!("grpc_server_started_total{{{labels} 2")));
+    }
+
+    #[test]
+    fn how_long_calls_take_is_kept_on_demand_only() {
+        for extensive in [false, true] {
+            let registry = Registry::new();
+            let metrics = CallMetrics::register(&registry, extensive).unwrap();
+            metrics.start(find("/etcdserverpb.KV/Put").unwrap()).end(Code::Ok);
+            let put = "grpc_server_handling_seconds_count{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",\
+                       grpc_type=\"unary\"} 1";
+            assert_eq!(text(&registry).contains(put), extensive);
+            assert_eq!(text(&registry).contains("grpc_server_handling_seconds"), extensive);
+        }
     }
 
     #[test]
@@ -313,7 +332,7 @@ mod tests {
     #[test]
     fn made_up_versions_do_not_make_series_without_end() {
         let registry = Registry::new();
-        let metrics = CallMetrics::register(&registry).unwrap();
+        let metrics = CallMetrics::register(&registry, false).unwrap();
         for i in 0..CLIENT_VERSIONS_MAX + 10 {
             metrics.count_client(Kind::Unary, Some(&format!("3.{i}")));
         }

@@ -141,11 +141,15 @@ pub(crate) fn judge(asker: &Asker, answers: &Answers) -> Verdict {
     }
     let quorum = size / 2 + 1;
     if formed.is_empty() && asker.founder {
-        let there = 1 + heard.iter().filter(|(_, a)| a.arrival() == ProbeArrival::First).count();
+        // Who names other members, or another token, would found another cluster.
+        let agrees = |a: &ProbeResponse| a.arrival() == ProbeArrival::First && a.cluster_id == asker.cluster.0;
+        let there = 1 + heard.iter().filter(|(_, a)| agrees(a)).count();
         if there >= quorum {
             return Verdict::Found;
         }
-        return Verdict::Wait(format!("{there} of the {size} named members are there, {quorum} can found the cluster"));
+        return Verdict::Wait(format!(
+            "{there} of the {size} named members are there and agree, {quorum} can found the cluster"
+        ));
     }
     // quorum - 1 of the size - 1 others may know an earlier arrival; so many meet them.
     let needed = if asker.intact { 1 } else { size - quorum + 1 };
@@ -170,7 +174,8 @@ mod tests {
     }
 
     fn empty(id: u64, arrival: ProbeArrival) -> (String, Result<ProbeResponse, String>) {
-        let answer = ProbeResponse { arrival: arrival.into(), member_id: id, ..ProbeResponse::default() };
+        let answer =
+            ProbeResponse { arrival: arrival.into(), member_id: id, cluster_id: 1, ..ProbeResponse::default() };
         (format!("u{id}"), Ok(answer))
     }
 
@@ -204,6 +209,14 @@ mod tests {
         assert!(matches!(judge(&founder(5), &[empty(1, First), empty(1, First), away(2)]), Verdict::Wait(_)));
         let join = Asker { founder: false, ..founder(3) };
         assert!(matches!(judge(&join, &[empty(1, First), empty(2, First)]), Verdict::Wait(_)));
+    }
+
+    #[test]
+    fn members_that_would_found_another_cluster_do_not_count() {
+        let mut other = empty(1, First);
+        other.1.as_mut().unwrap().cluster_id = 2;
+        assert!(matches!(judge(&founder(3), &[other.clone(), away(2)]), Verdict::Wait(_)));
+        assert_eq!(judge(&founder(3), &[other, empty(2, First)]), Verdict::Found);
     }
 
     #[test]

@@ -7,12 +7,13 @@
 
 use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, write_durably};
 use crate::auth::SimpleTokens;
+use crate::difference::difference;
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
 use crate::watch::Hub;
 use crate::workers;
-use ferretcd_proto::peer::ProbeRequest;
+use ferretcd_proto::peer::{ProbeMember, ProbeRequest};
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_raft::transport::client::probe;
 use ferretcd_raft::transport::dial::Dialer;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
-/// How long one member may take to say who it is.
+/// How long one member may take to say who it is, beside the election time-out.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait between two rounds of asking.
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
@@ -273,6 +274,25 @@ impl Boot {
             .collect()
     }
 
+    /// The members that the flags name, for others to compare.
+    fn named(&self) -> Vec<ProbeMember> {
+        let member = |(name, urls): (&String, &Vec<String>)| ProbeMember {
+            id: static_member_id(urls, &self.config.token).0,
+            name: name.clone(),
+            peer_urls: urls.clone(),
+            is_learner: false,
+        };
+        self.config.initial_cluster.iter().map(member).collect()
+    }
+
+    /// How a member was started whose flags lead to another cluster.
+    fn difference(&self, there: &[ProbeMember]) -> String {
+        difference(&self.config.initial_cluster, there).map_or_else(
+            || "--initial-cluster-token differs".to_owned(),
+            |how| format!("--initial-cluster differs: {how}"),
+        )
+    }
+
     fn founder(&self) -> Result<Remembered, BootError> {
         let member = static_member_id(self.own_urls()?, &self.config.token);
         let founders = self.founders();
@@ -294,6 +314,8 @@ impl Boot {
                 None => Some(MemberId(0)),
             },
             founder,
+            founds: if founder { static_cluster_id(self.founders().into_keys()) } else { ClusterId(0) },
+            named: if founder { self.named() } else { Vec::new() },
             founders: if founder { self.founders().into_keys().collect() } else { BTreeSet::new() },
             arrivals: Arc::new(Mutex::new(arrivals)),
         })
@@ -306,8 +328,9 @@ impl Boot {
 
     /// One round of asking the other named members.
     async fn ask(&self, request: ProbeRequest) -> Box<Answers> {
+        let timeout = PROBE_TIMEOUT + self.config.node.timing.election;
         let asked = self.other_urls().into_iter().map(|url| async move {
-            let answer = probe(&self.config.dialer, &url, request, PROBE_TIMEOUT).await;
+            let answer = probe(&self.config.dialer, &url, request, timeout).await;
             (url, answer)
         });
         futures::future::join_all(asked).await.into_boxed_slice()
@@ -328,8 +351,8 @@ impl Boot {
             let missing = match judge(&asker, &answers) {
                 Verdict::Found => return Ok(Start::Found),
                 Verdict::Join(epoch) => return Ok(Start::Join(epoch)),
-                Verdict::Ran(url) => return Err(self.formed(me, &url, true)),
-                Verdict::Unlisted(url) => return Err(self.formed(me, &url, false)),
+                Verdict::Ran(url) => return Err(self.formed(me, &url, &answers, true)),
+                Verdict::Unlisted(url) => return Err(self.formed(me, &url, &answers, false)),
                 Verdict::Wait(missing) => missing,
             };
             if until.is_some_and(|at| Instant::now() > at) {
@@ -342,8 +365,18 @@ impl Boot {
                 let waited_s = started.elapsed().as_secs();
                 tracing::warn!(waited_s, "waiting: {missing}");
                 for (url, answer) in &answers {
-                    if let Err(why) = answer {
-                        tracing::warn!(peer = url, "no answer: {why}");
+                    match answer {
+                        Err(why) => tracing::warn!(peer = url, "no answer: {why}"),
+                        Ok(a) if !a.formed && a.cluster_id != 0 && a.cluster_id != me.cluster.0 => {
+                            let (here, there) = (me.cluster, ClusterId(a.cluster_id));
+                            let how = self.difference(&a.members);
+                            tracing::error!(
+                                peer = url, %here, %there,
+                                "cluster ID mismatch: this member and the one at {url} would found different clusters; \
+                                 {how}; start all members with the same"
+                            );
+                        }
+                        Ok(_) => {}
                     }
                 }
             }
@@ -352,9 +385,13 @@ impl Boot {
     }
 
     /// Why an empty member must not start where a cluster is.
-    fn formed(&self, me: Remembered, url: &str, listed: bool) -> BootError {
+    fn formed(&self, me: Remembered, url: &str, answers: &Answers, listed: bool) -> BootError {
         let dir = self.config.data_dir.display();
         let me = me.member;
+        let there = answers.iter().find(|(at, _)| at == url).and_then(|(_, answer)| answer.as_ref().ok());
+        let how = there.map_or_else(String::new, |there| self.difference(&there.members));
+        let is_named = there.is_some_and(|there| there.members.iter().any(|m| m.id == me.0));
+        let other = if is_named { "has other members" } else { "does not list this member" };
         BootError::Identity(if listed {
             format!(
                 "member {me} has already been bootstrapped: the member at {url} knows that it has run, and this data \
@@ -364,8 +401,8 @@ impl Boot {
             )
         } else {
             format!(
-                "the member at {url} is in a cluster that was formed already and does not list this member ({me}); check \
-                 --initial-cluster and --initial-cluster-token, or join it with `member add` and \
+                "the member at {url} is in a cluster that was formed already and {other} (this is {me}): {how}; \
+                 check --initial-cluster and --initial-cluster-token, or join it with `member add` and \
                  --initial-cluster-state existing"
             )
         })
@@ -466,6 +503,7 @@ impl Boot {
             identity: opened.identity.clone(),
             state: state.clone(),
             metrics: opened.metrics,
+            warning_apply: self.config.node.warning_apply,
             members_changed: tokio::sync::Notify::new(),
             tokens: Arc::new(SimpleTokens::new(self.config.node.auth.token_ttl)),
         });
@@ -663,14 +701,18 @@ impl Member {
     async fn hand_leadership_over(&self) {
         let inner = &self.node.inner;
         let view = inner.view();
-        if view.role != ferretcd_raft::Role::Leader {
+        // A leader whose quorum is silent has nobody to hand over to, and would wait for that.
+        if view.role != ferretcd_raft::Role::Leader || view.leader != Some(inner.identity.member) {
             return;
         }
+        // One that does not answer would make the stop wait, too.
+        let answers = |at: Instant| at.elapsed() < inner.timing.election;
         let heir = view
             .voters()
             .filter(|(id, _, _)| *id != inner.identity.member)
-            .max_by_key(|(id, _, _)| view.progress.get(id).and_then(|p| p.matched))
-            .map(|(id, _, _)| *id);
+            .filter_map(|(id, _, _)| Some((*id, view.progress.get(id)?)))
+            .max_by_key(|(_, p)| (p.last_heard.is_some_and(answers), p.matched, p.last_heard))
+            .map(|(id, _)| id);
         if let Some(heir) = heir
             && let Err(e) = self.node.move_leader(heir).await
         {

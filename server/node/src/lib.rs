@@ -6,6 +6,7 @@ mod admission;
 pub mod auth;
 pub mod boot;
 pub mod cluster;
+mod difference;
 pub mod downgrade;
 pub mod health;
 mod ids;

@@ -3,7 +3,7 @@
 
 use crate::node::Inner;
 use crate::process::Process;
-use ferretcd_raft::Role;
+use ferretcd_raft::{Role, Way};
 use ferretcd_types::{AlarmKind, AuthChange, Command, Event, EventKind, MemberId};
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -15,6 +15,11 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    late_heartbeats: IntCounter,
+    auth_revision: IntGauge,
+    peers_disconnected: IntCounterVec,
+    snapshots_sent: SnapshotMetrics,
+    snapshots_received: SnapshotMetrics,
     pub(crate) proposals_pending: IntGauge,
     pub(crate) proposals_failed: IntCounter,
     proposals_committed: IntGauge,
@@ -69,6 +74,32 @@ pub struct Metrics {
     peer_round_trip: HistogramVec,
     process: ProcessMetrics,
     last_leader: parking_lot::Mutex<Option<u64>>,
+}
+
+/// Snapshots that go one way between members.
+#[derive(Debug)]
+struct SnapshotMetrics {
+    under_way: IntGaugeVec,
+    succeeded: IntCounterVec,
+    failed: IntCounterVec,
+    seconds: HistogramVec,
+}
+
+impl SnapshotMetrics {
+    fn new(m: &Maker, way: &str, label: &str) -> Self {
+        let name = |end: &str| format!("etcd_network_snapshot_{way}_{end}");
+        SnapshotMetrics {
+            under_way: m.gauges(&name("inflights_total"), "Snapshots on their way between members.", &[label]),
+            succeeded: m.counters(&name("success"), "Snapshots that came whole.", &[label]),
+            failed: m.counters(&name("failures"), "Snapshots that did not come whole.", &[label]),
+            seconds: m.histograms(
+                &name("total_duration_seconds"),
+                "Latency of snapshots that came whole.",
+                (0.1, 2.0, 10),
+                &[label],
+            ),
+        }
+    }
 }
 
 /// See [`Process`].
@@ -148,8 +179,8 @@ const FEATURES: &[(&str, &str, bool)] = &[
     ("TxnModeWriteWithSharedBuffer", "BETA", true),
 ];
 
-/// An apply that takes longer counts as slow (etcd's --warning-apply-duration).
-const SLOW_APPLY: Duration = Duration::from_millis(100);
+/// A sync that takes longer is mentioned in the log (etcd's number): an election time-out is as long, by default.
+const SLOW_FSYNC: Duration = Duration::from_secs(1);
 
 struct Maker(Registry);
 
@@ -192,10 +223,6 @@ impl Maker {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
-    /// Always 0: what it counts does not happen here.
-    fn zero(&self, name: &str, help: &str) {
-        self.counter(name, help);
-    }
 }
 
 impl Default for Metrics {
@@ -213,11 +240,20 @@ impl Metrics {
         for (name, stage, enabled) in FEATURES {
             features.with_label_values(&[name, stage]).set(i64::from(*enabled));
         }
-        m.zero("etcd_server_heartbeat_send_failures_total", "Heartbeats that the leader sent too late.");
         m.gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being applied: 1 is yes.");
         // From a tenth of a millisecond, as etcd has them.
         let fine = (0.0001, 2.0, 20);
         Metrics {
+            late_heartbeats: m
+                .counter("etcd_server_heartbeat_send_failures_total", "Heartbeats that the leader sent too late."),
+            auth_revision: m.gauge("etcd_debugging_auth_revision", "Revision of users and roles."),
+            peers_disconnected: m.counters(
+                "etcd_network_disconnected_peers_total",
+                "Times that a member was lost.",
+                &["Local", "Remote"],
+            ),
+            snapshots_sent: SnapshotMetrics::new(&m, "send", "To"),
+            snapshots_received: SnapshotMetrics::new(&m, "receive", "From"),
             proposals_pending: m.gauge("etcd_server_proposals_pending", "Proposals waiting to be committed."),
             proposals_failed: m.counter("etcd_server_proposals_failed_total", "Proposals that failed."),
             proposals_committed: m.gauge("etcd_server_proposals_committed_total", "Last committed raft index."),
@@ -317,10 +353,10 @@ impl Metrics {
         &self.registry
     }
 
-    pub(crate) fn applied(&self, command: &Command, success: bool, took: Duration) {
+    pub(crate) fn applied(&self, command: &Command, success: bool, took: Duration, slow: bool) {
         let labels = ["v3", operation(command), flag(success)];
         self.apply.with_label_values(&labels).observe(took.as_secs_f64());
-        if took > SLOW_APPLY {
+        if slow {
             self.slow_applies.inc();
         }
     }
@@ -358,6 +394,13 @@ impl Metrics {
         }
     }
 
+    fn snapshots(&self, way: Way) -> &SnapshotMetrics {
+        match way {
+            Way::To => &self.snapshots_sent,
+            Way::From => &self.snapshots_received,
+        }
+    }
+
     /// Reads the gauges that are looked up and not counted. Called before every scrape.
     pub(crate) fn refresh(&self, inner: &Inner) {
         let view = inner.view();
@@ -371,6 +414,7 @@ impl Metrics {
         self.db_in_use.set(inner.state.logical_bytes() as f64);
         self.keys.set(inner.state.key_count() as i64);
         self.current_revision.set(inner.state.revision());
+        self.auth_revision.set(i64::try_from(inner.state.permits().revision()).unwrap_or(i64::MAX));
         self.compact_revision.set(inner.state.compacted_revision());
         self.watchers.set(inner.hub.synced() as i64);
         self.watch_streams.set(inner.hub.streams() as i64);
@@ -463,6 +507,26 @@ impl ferretcd_raft::PeerObserver for Metrics {
     fn send_failed(&self, to: MemberId) {
         self.peer_send_failures.with_label_values(&[&to.to_string()]).inc();
     }
+    fn disconnected(&self, from: MemberId, to: MemberId) {
+        self.peers_disconnected.with_label_values(&[&from.to_string(), &to.to_string()]).inc();
+    }
+    fn heartbeat_late(&self) {
+        self.late_heartbeats.inc();
+    }
+    fn snapshot_begins(&self, way: Way, member: MemberId) {
+        self.snapshots(way).under_way.with_label_values(&[&member.to_string()]).inc();
+    }
+    fn snapshot_ends(&self, way: Way, member: MemberId, well: bool, took: Duration) {
+        let (metrics, member) = (self.snapshots(way), member.to_string());
+        metrics.under_way.with_label_values(&[&member]).dec();
+        match well {
+            true => {
+                metrics.succeeded.with_label_values(&[&member]).inc();
+                metrics.seconds.with_label_values(&[&member]).observe(took.as_secs_f64());
+            }
+            false => metrics.failed.with_label_values(&[&member]).inc(),
+        }
+    }
     fn round_trip(&self, to: MemberId, took: Duration) {
         self.peer_round_trip.with_label_values(&[&to.to_string()]).observe(took.as_secs_f64());
     }
@@ -478,6 +542,9 @@ impl crate::Node {
 impl ferretcd_wal::Observer for Metrics {
     fn fsync_duration(&self, duration: Duration) {
         self.wal_fsync.observe(duration.as_secs_f64());
+        if duration > SLOW_FSYNC {
+            tracing::warn!(took = ?duration, "expected-duration" = ?SLOW_FSYNC, "slow fdatasync");
+        }
     }
     fn write_duration(&self, duration: Duration) {
         self.wal_write.observe(duration.as_secs_f64());
@@ -495,6 +562,29 @@ impl ferretcd_storage::Observer for Metrics {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn snapshots_between_members_are_counted_by_member_and_way() {
+        use ferretcd_raft::{PeerObserver, Way};
+        use ferretcd_types::MemberId;
+        let metrics = super::Metrics::default();
+        for (well, way) in [(true, Way::To), (false, Way::To), (true, Way::From)] {
+            metrics.snapshot_begins(way, MemberId(10));
+            metrics.snapshot_ends(way, MemberId(10), well, std::time::Duration::from_secs(1));
+        }
+        metrics.snapshot_begins(Way::To, MemberId(10));
+        let text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
+        for line in [
+            "send_success{To=\"a\"} 1",
+            "send_failures{To=\"a\"} 1",
+            "send_inflights_total{To=\"a\"} 1",
+            "send_total_duration_seconds_count{To=\"a\"} 1",
+            "receive_success{From=\"a\"} 1",
+            "receive_inflights_total{From=\"a\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == format!("etcd_network_snapshot_{line}")), "{line}\n{text}");
+        }
+    }
+
     #[test]
     fn every_metric_is_defined_once() {
         let metrics = super::Metrics::default();

@@ -3,7 +3,7 @@
 use crate::admission::Arrivals;
 use crate::auth::{Auth, AuthConfig, Credential, SimpleTokens};
 use crate::lease::LeaseClock;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, operation};
 use crate::propose::PROPOSALS_MAX;
 use crate::read::{READS_WAITING_MAX, RoundWaiter};
 use crate::waiters::Waiters;
@@ -77,6 +77,8 @@ pub struct NodeConfig {
     pub strict_reconfig_check: bool,
     /// Where restores are spooled; inside the data directory.
     pub spool_dir: PathBuf,
+    /// Applying an entry for longer than this is mentioned in the log, and counted (`--warning-apply-duration`).
+    pub warning_apply: Duration,
     /// How users are known.
     pub auth: AuthConfig,
 }
@@ -129,6 +131,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) members_changed: tokio::sync::Notify,
+    pub(crate) warning_apply: Duration,
     pub(crate) tokens: Arc<SimpleTokens>,
 }
 
@@ -183,7 +186,15 @@ impl Effects for Shared {
     }
 
     fn timed(&self, command: &Command, success: bool, took: Duration) {
-        self.metrics.applied(command, success, took);
+        let slow = took > self.warning_apply;
+        self.metrics.applied(command, success, took, slow);
+        if slow {
+            let request = operation(command);
+            tracing::warn!(
+                ?took, "expected-duration" = ?self.warning_apply, request,
+                "apply request took too long"
+            );
+        }
     }
 
     fn applied(&self, pos: LogPos) {
@@ -391,6 +402,10 @@ pub(crate) struct Threshold {
     pub(crate) founder: bool,
     /// Those that its flags name.
     pub(crate) founders: BTreeSet<MemberId>,
+    /// The same with their URLs, for a member whose flags name others.
+    pub(crate) named: Vec<pb::ProbeMember>,
+    /// The cluster that they found; 0 if this member is none of them.
+    pub(crate) founds: ClusterId,
     pub(crate) arrivals: Arc<Mutex<Arrivals>>,
 }
 
@@ -483,8 +498,13 @@ impl Requests {
     /// Who this member is, as far as it knows.
     fn myself(&self) -> Option<pb::ProbeResponse> {
         let Some(node) = self.node.get() else {
-            let me = self.threshold.get()?.empty?;
-            return Some(pb::ProbeResponse { member_id: me.0, ..pb::ProbeResponse::default() });
+            let threshold = self.threshold.get()?;
+            return Some(pb::ProbeResponse {
+                cluster_id: threshold.founds.0,
+                member_id: threshold.empty?.0,
+                members: threshold.named.clone(),
+                ..pb::ProbeResponse::default()
+            });
         };
         let inner = &node.inner;
         let formed = inner.identity.epoch() != Epoch::UNKNOWN && inner.state.epoch() != Epoch::UNKNOWN;
@@ -493,12 +513,16 @@ impl Requests {
             return None;
         }
         let view = inner.view();
-        let members = inner.members().into_iter().map(|m: Member| pb::ProbeMember {
+        let listed = inner.members().into_iter().map(|m: Member| pb::ProbeMember {
             id: m.id.0,
             name: m.name,
             peer_urls: m.peer_urls,
             is_learner: m.is_learner,
         });
+        let members = match self.threshold.get() {
+            Some(threshold) if !formed => threshold.named.clone(),
+            _ => listed.collect(),
+        };
         Some(pb::ProbeResponse {
             cluster_id: inner.identity.cluster.0,
             member_id: inner.identity.member.0,
@@ -506,7 +530,7 @@ impl Requests {
             name: inner.config.name.clone(),
             formed,
             has_leader: view.leader.is_some(),
-            members: members.collect(),
+            members,
             removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
             arrival: pb::ProbeArrival::Unsaid.into(),
         })

@@ -182,9 +182,24 @@ async fn turn_auth_off(inner: Arc<Inner>) {
 /// A member that was removed, or whose raft has stopped, ends.
 async fn watch_for_the_end(inner: Arc<Inner>) {
     let mut view = inner.group.view();
+    let mut known = None;
     loop {
-        let leader = view.borrow_and_update().leader;
+        let (leader, term) = {
+            let view = view.borrow_and_update();
+            (view.leader, view.term)
+        };
         inner.metrics.saw_leader(leader.map(|id| id.0));
+        let me = inner.identity.member;
+        // etcd's lines: elections again and again show in them.
+        match (known, leader) {
+            (Some(lost), None) => tracing::warn!("raft.node: {me} lost leader {lost} at term {term}"),
+            (None, Some(leader)) => tracing::info!("raft.node: {me} elected leader {leader} at term {term}"),
+            (Some(old), Some(new)) if old != new => {
+                tracing::info!("raft.node: {me} changed leader from {old} to {new} at term {term}");
+            }
+            _ => {}
+        }
+        known = leader;
         if let Some(fatal) = view.borrow().fatal.clone() {
             // A normal stop ends raft as well; then nobody asks.
             inner.ended.send_replace(Some(format!("raft has stopped: {fatal}")));

@@ -20,5 +20,5 @@ pub use config::Timing;
 pub use group::{Group, GroupError, GroupParts, GroupView, Progress, Role};
 pub use identity::{Identity, PeerIdentity};
 pub use machine::Effects;
-pub use observer::PeerObserver;
+pub use observer::{PeerObserver, Way};
 pub use transport::client::Peers;

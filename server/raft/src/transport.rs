@@ -3,4 +3,5 @@
 pub mod client;
 mod convert;
 pub mod dial;
+mod reach;
 pub mod server;

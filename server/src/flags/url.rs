@@ -56,7 +56,10 @@ impl Url {
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let unknown = || format!("URL scheme must be http, https, unix, or unixs: {text}");
-        let Some((scheme, place)) = text.split_once("://") else {
+        // Go writes schemes in small letters, and a socket's path may follow its scheme's colon at once.
+        let socket =
+            || text.split_once(':').filter(|(s, p)| s.to_ascii_lowercase().starts_with("unix") && p.starts_with('/'));
+        let Some((scheme, place)) = text.split_once("://").or_else(socket) else {
             // Go takes what stands before the first colon for a scheme, if it can be one.
             let first = text.split('/').next().unwrap_or_default();
             let is_scheme = first.starts_with(|c: char| c.is_ascii_alphabetic());
@@ -66,7 +69,7 @@ impl Url {
                 unknown()
             });
         };
-        let scheme = match scheme {
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" => Scheme::Http,
             "https" => Scheme::Https,
             "unix" => Scheme::Unix,
@@ -127,6 +130,18 @@ mod tests {
             ("http://a:b", "parse \"http://a:b\": invalid port \":b\" after host"),
         ] {
             assert_eq!(Url::parse(text).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn schemes_have_any_case_and_sockets_one_slash_or_three() {
+        for (text, same) in [
+            ("HTTPS://127.0.0.1:1", "https://127.0.0.1:1"),
+            ("unix:/tmp/x", "unix:///tmp/x"),
+            ("Unixs:///tmp/x", "unixs:///tmp/x"),
+            ("unix://localhost:1", "unix://localhost:1"),
+        ] {
+            assert_eq!(Url::parse(text).unwrap().to_string(), same);
         }
     }
 

@@ -257,7 +257,6 @@ mod tests {
             asks_client: true,
             names_client: false,
             allowed: Allowed::Anyone,
-            compares_address: false,
             auto: false,
             calls: true,
         }

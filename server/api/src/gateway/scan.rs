@@ -17,9 +17,12 @@ pub enum Broken {
 #[derive(Debug)]
 pub struct Values {
     scanner: Scanner,
-    /// From the first byte of the next value on.
+    /// What came last, and before it the part of a value that came earlier.
     buffer: Vec<u8>,
-    /// How much of the buffer the scanner has seen.
+    /// Where in the buffer the next value begins. What is before it was given away; it is only dropped with the next
+    /// bytes, since moving the rest up for every value would make a large piece of small values cost its square.
+    begin: usize,
+    /// How far the scanner has seen.
     scanned: usize,
     /// Longest value in bytes.
     limit: usize,
@@ -28,16 +31,18 @@ pub struct Values {
 impl Values {
     /// No bytes yet. A value of more than `limit` bytes is refused.
     pub fn new(limit: usize) -> Self {
-        Values { scanner: Scanner::default(), buffer: Vec::new(), scanned: 0, limit }
+        Values { scanner: Scanner::default(), buffer: Vec::new(), begin: 0, scanned: 0, limit }
     }
 
     /// More bytes. Take all values with [`Values::next`] before the next call, so that no more than one value waits.
     pub fn push(&mut self, bytes: &[u8]) {
-        let begin = match self.buffer.is_empty() {
-            true => bytes.iter().position(|b| !is_space(*b)).unwrap_or(bytes.len()),
-            false => 0,
-        };
-        self.buffer.extend_from_slice(&bytes[begin..]);
+        self.buffer.drain(..self.begin);
+        self.scanned -= self.begin;
+        self.begin = 0;
+        self.buffer.extend_from_slice(bytes);
+        if self.scanned == 0 {
+            self.skip_space();
+        }
     }
 
     /// The next value, if it is complete.
@@ -51,7 +56,7 @@ impl Values {
                 }
                 Step::EndedBefore => return Ok(Some(self.take())),
             }
-            if self.scanned > self.limit {
+            if self.scanned - self.begin > self.limit {
                 return Err(Broken::TooLarge);
             }
         }
@@ -60,7 +65,7 @@ impl Values {
 
     /// What is left when no more bytes come: nothing, or a number or literal that only the end could end.
     pub fn finish(&mut self) -> Result<Option<Vec<u8>>, Broken> {
-        if self.buffer.is_empty() {
+        if self.begin == self.buffer.len() {
             return Ok(None);
         }
         match self.scanner.step(b' ') {
@@ -71,12 +76,18 @@ impl Values {
 
     /// The scanned bytes; what follows begins the next value.
     fn take(&mut self) -> Vec<u8> {
-        let rest = self.buffer.split_off(self.scanned);
-        let value = std::mem::take(&mut self.buffer);
+        let value = self.buffer.get(self.begin..self.scanned).unwrap_or_default().to_vec();
         self.scanner = Scanner::default();
-        self.scanned = 0;
-        self.push(&rest);
+        self.begin = self.scanned;
+        self.skip_space();
         value
+    }
+
+    /// Space before a value is no part of it.
+    fn skip_space(&mut self) {
+        let rest = self.buffer.get(self.begin..).unwrap_or_default();
+        self.begin += rest.iter().position(|b| !is_space(*b)).unwrap_or(rest.len());
+        self.scanned = self.begin;
     }
 }
 
@@ -375,6 +386,21 @@ mod tests {
                 assert!(ours == theirs || beyond, "{text}: {ours}");
             }
         }
+    }
+
+    #[test]
+    fn a_piece_of_many_values_costs_no_more_than_its_length() {
+        // As much as a WebSocket's message may have; by its square this would take minutes.
+        let piece = b"{}".repeat(2 << 20);
+        let (begun, mut values, mut found) = (std::time::Instant::now(), Values::new(80), 0);
+        values.push(&piece);
+        while values.next().unwrap().is_some() {
+            found += 1;
+        }
+        assert_eq!((found, values.finish()), (2 << 20, Ok(None)));
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+        values.push(b" ");
+        assert!(values.buffer.len() <= 1, "what was given away is still held");
     }
 
     #[test]

@@ -2,15 +2,16 @@
 
 use crate::entry;
 use crate::identity::Identity;
-use crate::observer::PeerObserver;
+use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
 use crate::transport::dial::Dialer;
+use crate::transport::reach::{Reach, Told};
 use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::peer_client::PeerClient;
 use ferretcd_types::{Error, LeaseId, MemberId, PeerNode};
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -65,6 +66,8 @@ pub struct Peers {
     book: Arc<RwLock<HashMap<u64, PeerNode>>>,
     /// When a refusal of each member was last told.
     refused: Arc<RwLock<HashMap<u64, Instant>>>,
+    /// Who does not answer now.
+    reach: Arc<Reach>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -153,7 +156,15 @@ pub(crate) fn source_text(e: &dyn std::error::Error) -> String {
 impl Peers {
     /// No channels yet.
     pub fn new(identity: Arc<Identity>, dialer: Dialer, observer: Arc<dyn PeerObserver>) -> Self {
-        Peers { identity, dialer, observer, routes: Arc::default(), book: Arc::default(), refused: Arc::default() }
+        Peers {
+            identity,
+            dialer,
+            observer,
+            routes: Arc::default(),
+            book: Arc::default(),
+            refused: Arc::default(),
+            reach: Arc::default(),
+        }
     }
 
     /// Who counts what goes between members.
@@ -175,6 +186,7 @@ impl Peers {
     pub(crate) fn learn(&self, members: &[(MemberId, PeerNode, bool)]) {
         let book: HashMap<u64, PeerNode> = members.iter().map(|(id, node, _)| (id.0, node.clone())).collect();
         self.routes.write().retain(|id, _| book.contains_key(id));
+        self.reach.retain(|id| book.contains_key(&id));
         *self.book.write() = book;
     }
 
@@ -212,6 +224,40 @@ impl Peers {
         }
     }
 
+    /// A call to the member was not answered. The log's words are etcd's.
+    fn unanswered(&self, id: u64, error: &str) {
+        let peer = MemberId(id);
+        let urls = || self.book.read().get(&id).map_or_else(String::new, |node| node.peer_urls.join(","));
+        match self.reach.failed(id, Instant::now()) {
+            Some(Told::Lost) => {
+                self.observer.disconnected(self.identity.member, peer);
+                tracing::warn!(
+                    "peer-id" = %peer, "peer-urls" = urls(), error,
+                    "peer became inactive (message send to peer failed)"
+                );
+            }
+            Some(Told::Away(time)) => {
+                tracing::warn!(
+                    "peer-id" = %peer, "peer-urls" = urls(), "inactive-for" = ?time, error,
+                    "peer is still inactive (message send to peer failed)"
+                );
+            }
+            None => {}
+        }
+    }
+
+    /// A call to the member was answered.
+    fn answered(&self, id: u64) {
+        if let Some(time) = self.reach.answered(id, Instant::now()) {
+            tracing::info!("peer-id" = %MemberId(id), "inactive-for" = ?time, "peer became active");
+        }
+    }
+
+    /// A call to the member begins.
+    fn awaits(&self, id: u64) -> Awaited<'_> {
+        Awaited { peers: self, id, settled: false }
+    }
+
     /// Whether a refusal is to be logged: raft asks several times a second, a person reads it once.
     fn tells_refusal(&self, id: u64) -> bool {
         let mut refused = self.refused.write();
@@ -242,13 +288,20 @@ impl Peers {
         let request = self.request(leader, message);
         match tokio::time::timeout(LEADER_CALL_TIMEOUT, call(client(channel), request)).await {
             Err(_) => Err(Error::Timeout),
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => {
+                self.answered(leader.0);
+                Ok(response.into_inner())
+            }
             // The leader refused: it says so in etcd's words.
-            Ok(Err(status)) if status.code() == Code::Aborted => Err(Error::from_text(status.message())),
+            Ok(Err(status)) if status.code() == Code::Aborted => {
+                self.answered(leader.0);
+                Err(Error::from_text(status.message()))
+            }
             Ok(Err(status)) => {
                 tracing::debug!(%leader, %status, "call to the leader failed");
                 if undelivered(&status) {
                     self.turn(leader.0);
+                    self.unanswered(leader.0, &describe(&status));
                 }
                 // One that was surely not taken up may be tried again, elsewhere by then.
                 Err(if undelivered(&status) { Error::NotLeader } else { Error::TimeoutConnectionLost })
@@ -299,25 +352,60 @@ impl Peers {
     }
 }
 
+/// A call that waits for its answer. openraft drops calls that take too long; then nobody else says that there was none.
+struct Awaited<'p> {
+    peers: &'p Peers,
+    id: u64,
+    settled: bool,
+}
+
+impl Awaited<'_> {
+    /// The member has answered, whatever it said.
+    fn answered(mut self) {
+        self.settled = true;
+        self.peers.answered(self.id);
+    }
+
+    /// It is known otherwise how the call ended.
+    fn ended(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.peers.unanswered(self.id, "no answer in time");
+        }
+    }
+}
+
 /// openraft's door to the other members.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) peers: Peers,
 }
 
-/// openraft's connection to one member.
+/// openraft's connection to one member. Each task of a leader has its own.
 #[derive(Debug)]
 pub(crate) struct PeerConnection {
     peers: Peers,
     id: u64,
     node: PeerNode,
+    /// When the last heartbeat left, if it was answered.
+    beat: Option<Instant>,
+}
+
+/// How much later than it should have the next heartbeat leaves: etcd allows two intervals.
+fn lateness(last: Instant, now: Instant, interval: Duration) -> Option<Duration> {
+    now.saturating_duration_since(last).checked_sub(interval.saturating_mul(2)).filter(|late| !late.is_zero())
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerConnection;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
-        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone() }
+        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone(), beat: None }
     }
 }
 
@@ -337,6 +425,9 @@ impl PeerConnection {
             self.peers.turn(self.id);
         }
         self.peers.observer.send_failed(MemberId(self.id));
+        if !matches!(status.code(), Code::FailedPrecondition | Code::Unauthenticated) {
+            self.peers.unanswered(self.id, &describe(status));
+        }
         match status.code() {
             // Nobody there: openraft backs off.
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
@@ -362,10 +453,33 @@ impl PeerConnection {
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let request = self.peers.request(MemberId(self.id), message);
-        match tokio::time::timeout(ttl, call(self.client()?, request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failure(&status)),
+        let client = self.client()?;
+        let awaited = self.peers.awaits(self.id);
+        match tokio::time::timeout(ttl, call(client, request)).await {
+            Ok(Ok(response)) => {
+                awaited.answered();
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => {
+                awaited.ended();
+                Err(self.failure(&status))
+            }
             Err(_) => Err(RPCError::Timeout(self.timeout(kind, ttl))),
+        }
+    }
+
+    /// A heartbeat leaves. One that leaves late shows a leader that is too slow for its time-outs: its disk, its processor,
+    /// or a process that was stopped for a while.
+    fn beats(&mut self, interval: Duration) {
+        let now = Instant::now();
+        let last = self.beat.replace(now);
+        if let Some(late) = last.and_then(|last| lateness(last, now, interval)) {
+            self.peers.observer.heartbeat_late();
+            tracing::warn!(
+                to = %MemberId(self.id), "heartbeat-interval" = ?interval, "expected-duration" = ?(interval * 2),
+                "exceeded-duration" = ?late,
+                "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
+            );
         }
     }
 
@@ -419,6 +533,17 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
     {
         Box::pin(async move {
             let ttl = option.hard_ttl();
+            // A heartbeat is a stream of one empty request; its time-out is the interval of heartbeats.
+            let mut input = input;
+            let first = input.next().now_or_never();
+            let second = if let Some(Some(_)) = first { input.next().now_or_never() } else { None };
+            let ended = matches!(first, Some(None)) || matches!(second, Some(None));
+            if ended && first.iter().flatten().any(|request| request.entries.is_empty()) {
+                self.beats(ttl);
+            }
+            let begun_at = self.beat.take();
+            let taken = [first, second].into_iter().flatten().flatten();
+            let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
             let in_flight = Arc::new(AtomicUsize::new(0));
@@ -447,11 +572,20 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                 }
             });
             let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
+            let awaited = self.peers.awaits(self.id);
             let answers = match tokio::time::timeout(ttl, client.append(request)).await {
-                Ok(Ok(answers)) => answers.into_inner(),
-                Ok(Err(status)) => return Err(self.failure(&status)),
+                Ok(Ok(answers)) => {
+                    awaited.answered();
+                    answers.into_inner()
+                }
+                Ok(Err(status)) => {
+                    awaited.ended();
+                    return Err(self.failure(&status));
+                }
                 Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, ttl))),
             };
+            // Only now: a heartbeat that waited for a member that is away says nothing of this one.
+            self.beat = begun_at;
             let this = &*self;
             let answers = stream::unfold(
                 (answers, in_flight, times, false),
@@ -517,6 +651,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             membership: entry::encode_stored(&snapshot.meta.last_membership),
             bytes: snapshot.snapshot.bytes,
         };
+        let way = Transfer::begin(self.peers.observer.clone(), Way::To, MemberId(self.id));
         let (tx, rx) = mpsc::channel(4);
         let path = snapshot.snapshot.path.clone();
         let reader = tokio::task::spawn_blocking(move || send_file(head, &path, &tx));
@@ -534,7 +669,10 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, ttl))),
         };
         match reader.await {
-            Ok(Ok(())) => Ok(SnapshotResponse::new(vote_from_pb(response.vote))),
+            Ok(Ok(())) => {
+                way.succeeded();
+                Ok(SnapshotResponse::new(vote_from_pb(response.vote)))
+            }
             Ok(Err(e)) => Err(StreamingError::Network(NetworkError::new(&e))),
             Err(e) => Err(StreamingError::Network(NetworkError::new(&e))),
         }
@@ -612,6 +750,15 @@ mod tests {
         let cut = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
         hang_up.await.unwrap();
         assert!(!undelivered(&cut), "{cut:?}");
+    }
+
+    #[test]
+    fn a_heartbeat_is_late_after_two_intervals() {
+        let (start, interval) = (Instant::now(), Duration::from_millis(100));
+        let after = |ms: u64| lateness(start, start + Duration::from_millis(ms), interval);
+        assert_eq!(after(100), None);
+        assert_eq!(after(200), None);
+        assert_eq!(after(750), Some(Duration::from_millis(550)));
     }
 
     fn node(urls: &[&str]) -> PeerNode {

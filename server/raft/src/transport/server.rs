@@ -3,7 +3,7 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
-use crate::observer::PeerObserver;
+use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::MESSAGE_BYTES_MAX;
 use crate::transport::convert;
@@ -160,6 +160,7 @@ impl Peer for PeerService {
     ) -> Result<Response<pb::SnapshotResponse>, Status> {
         let (opened, peer) = self.enter(request.metadata())?;
         let from = peer.from;
+        let way = Transfer::begin(opened.observer.clone(), Way::From, from);
         let mut parts = request.into_inner();
         let Some(pb::SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a snapshot must begin with its head"));
@@ -185,6 +186,7 @@ impl Peer for PeerService {
         }
         file.sync_all().await.map_err(failed)?;
         drop(file);
+        way.succeeded();
         let last_membership =
             entry::decode_stored(head.membership).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let meta = SnapshotMeta { last_log_id: log_id_from_pb(head.last), last_membership };
