@@ -305,6 +305,11 @@ impl Door {
         match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
             Ok((stream, name)) => self.connection(stream, &self.service.secure_router, name, stop).await,
             Err(error) => {
+                // Somebody who speaks without TLS; in Go's words, which people look for.
+                let error = match error.contains("InvalidContentType") {
+                    true => "tls: first record does not look like a TLS handshake".to_owned(),
+                    false => error,
+                };
                 let remote = from.map_or_else(|| "@".to_owned(), |f| f.to_string());
                 // Probes of load balancers come and go without a word.
                 if error.contains("eof") {

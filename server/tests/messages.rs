@@ -40,6 +40,31 @@ async fn a_member_that_waits_for_the_others_names_them_and_why_they_are_not_ther
 }
 
 #[tokio::test]
+async fn a_member_that_speaks_tls_to_one_that_does_not_is_told_so() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    let pki = support::pki::Pki::new(cluster.tmp.path());
+    let cert = pki.issue("member", "member");
+    // Each takes the other for what it is itself.
+    let list = cluster.members[1].flags[0].replace("http://", "https://");
+    let b = &mut cluster.members[1];
+    let url = format!("https://{}", b.peer);
+    b.flags = vec![
+        list,
+        format!("--listen-peer-urls={url}"),
+        format!("--initial-advertise-peer-urls={url}"),
+        format!("--peer-cert-file={}", cert.cert.display()),
+        format!("--peer-key-file={}", cert.key.display()),
+        format!("--peer-trusted-ca-file={}", pki.ca.display()),
+    ];
+    cluster.members.iter_mut().for_each(Member::start);
+    let [a, b] = [&cluster.members[0], &cluster.members[1]];
+    line(&[a], &["no answer: ", "it seems to speak TLS; is its peer URL https://?", &b.peer]).await;
+    line(&[b], &["no answer: ", "it seems to speak no TLS; is its peer URL http://?", &a.peer]).await;
+    let said = "tls: first record does not look like a TLS handshake";
+    line(&[b], &["rejected connection on peer endpoint", said]).await;
+}
+
+#[tokio::test]
 async fn members_that_name_different_members_say_which_differ_and_how() {
     let mut cluster = Cluster::new(&["a", "b", "c"]);
     let (real, wrong) = (cluster.members[2].peer_url(), format!("http://{}", support::free_address()));

@@ -141,7 +141,20 @@ pub async fn probe(
         let response = client(channel).probe(request).await.map_err(|s| s.message().to_owned())?;
         Ok(response.into_inner())
     };
-    tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+    let answer = tokio::time::timeout(timeout, call).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}"))).map_err(|why| explained(url, why))
+}
+
+/// What a library says when one side speaks TLS and the other does not, in words that lead to the mistake.
+fn explained(url: &str, why: String) -> String {
+    if url.starts_with("http://") && why.contains("http2 error") {
+        return format!("{why}: it seems to speak TLS; is its peer URL https://?");
+    }
+    if url.starts_with("https://") && why.contains("InvalidContentType") {
+        return "tls: first record does not look like a TLS handshake: it seems to speak no TLS; is its peer URL http://?"
+            .to_owned();
+    }
+    why
 }
 
 /// The innermost cause: "transport error" alone tells nobody what to do.
@@ -228,6 +241,7 @@ impl Peers {
     fn unanswered(&self, id: u64, error: &str) {
         let peer = MemberId(id);
         let urls = || self.book.read().get(&id).map_or_else(String::new, |node| node.peer_urls.join(","));
+        let error = explained(&urls(), error.to_owned());
         match self.reach.failed(id, Instant::now()) {
             Some(Told::Lost) => {
                 self.observer.disconnected(self.identity.member, peer);
