@@ -3,8 +3,10 @@
 use ferretcd_types::{Client, Error};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header, Validation};
+use p256::pkcs8::{EncodePrivateKey, LineEnding};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,10 +64,11 @@ impl Jwt {
         let algorithm = METHODS.iter().find(|(name, _)| *name == method).map(|(_, algorithm)| *algorithm);
         let algorithm = algorithm.ok_or_else(|| {
             let names: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
-            format!("invalid auth signature method {method:?}: use one of {}", names.join(", "))
+            let why = if method == "ES512" { ", which this server cannot make or check" } else { "" };
+            format!("invalid auth signature method {method:?}{why}: use one of {}", names.join(", "))
         })?;
         let family = algorithm.family();
-        let sign = private.map(|pem| signing_key(family, pem)).transpose()?;
+        let sign = private.map(|pem| signing_key(algorithm, pem)).transpose()?;
         let given = public.filter(|_| family != AlgorithmFamily::Hmac).map(|pem| verifying_key(family, pem));
         let verify = match (given.transpose()?, &sign, private) {
             (None, Some(_), Some(secret)) if family == AlgorithmFamily::Hmac => DecodingKey::from_secret(secret),
@@ -135,13 +138,38 @@ impl Keys {
     }
 }
 
-fn signing_key(family: AlgorithmFamily, pem: &[u8]) -> Result<EncodingKey, String> {
-    match family {
+fn signing_key(algorithm: Algorithm, pem: &[u8]) -> Result<EncodingKey, String> {
+    match algorithm.family() {
         AlgorithmFamily::Hmac => Ok(EncodingKey::from_secret(pem)),
         AlgorithmFamily::Rsa => EncodingKey::from_rsa_pem(pem).map_err(bad("RSA private key")),
-        AlgorithmFamily::Ec => EncodingKey::from_ec_pem(pem)
-            .map_err(bad("EC private key in PKCS#8 (openssl pkcs8 -topk8 -nocrypt makes one)")),
+        AlgorithmFamily::Ec => {
+            match std::str::from_utf8(pem).ok().and_then(|text| text.find(SEC1).map(|at| &text[at..])) {
+                Some(sec1) => {
+                    let pem = pkcs8(algorithm, sec1).map_err(|e| format!("key is not a valid EC private key: {e}"))?;
+                    EncodingKey::from_ec_pem(pem.as_bytes()).map_err(bad("EC private key"))
+                }
+                None => EncodingKey::from_ec_pem(pem).map_err(bad("EC private key")),
+            }
+        }
         AlgorithmFamily::Ed => EncodingKey::from_ed_pem(pem).map_err(bad("Ed25519 private key")),
+    }
+}
+
+/// How `openssl ecparam -genkey` begins a key, behind the curve's name.
+const SEC1: &str = "-----BEGIN EC PRIVATE KEY-----";
+
+/// An EC key in SEC 1's form as the one in PKCS#8 that jsonwebtoken reads.
+fn pkcs8(algorithm: Algorithm, sec1: &str) -> Result<impl Deref<Target = String>, String> {
+    let ending = LineEnding::LF;
+    match algorithm {
+        Algorithm::ES256 => {
+            let key = p256::SecretKey::from_sec1_pem(sec1).map_err(|e| format!("{e} (ES256 takes a key on P-256)"))?;
+            key.to_pkcs8_pem(ending).map_err(|e| e.to_string())
+        }
+        _ => {
+            let key = p384::SecretKey::from_sec1_pem(sec1).map_err(|e| format!("{e} (ES384 takes a key on P-384)"))?;
+            key.to_pkcs8_pem(ending).map_err(|e| e.to_string())
+        }
     }
 }
 
@@ -211,6 +239,30 @@ mod tests {
         assert_eq!(refusal, "public and private keys don't match");
     }
 
+    /// Keys as openssl writes them: `ecparam -name prime256v1 -genkey`, and `-name secp384r1`.
+    const P256: &str = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n-----BEGIN EC PRIVATE KEY-----\n\
+        MHcCAQEEIOvh1AQhv9X3OO+EQQ8+OUZhOZDhOUADmq64fB3ptphToAoGCCqGSM49\n\
+        AwEHoUQDQgAEOxbBB3+RDcm3gdjg7eFOIWd6g/P0fM+ZhC24DgdPBhSs8Z9zKhrf\n\
+        avcKOUsoIQmrsiDPBghubClEbR7tBKcDvw==\n\
+        -----END EC PRIVATE KEY-----\n";
+    const P384: &str = "-----BEGIN EC PRIVATE KEY-----\n\
+        MIGkAgEBBDCQSKgPihNAi/J5/IMhNhEMLGhhk0aSZyjzfHxs7M+ZGvuN77OdvFlx\n\
+        NBEH1EMP+imgBwYFK4EEACKhZANiAAQQRq54vKUqYHc/eMuce3GQB2xjuGr0uQYK\n\
+        YV7aumdFq4NgMRjbOcUT+HgF5ax0z8ApilepffXocnRl41hfszhNSBZqWo88M6xT\n\
+        6ZJv4wleGed7Klr0GSmNAaxDWAWF6/A=\n\
+        -----END EC PRIVATE KEY-----\n";
+
+    #[test]
+    fn ec_keys_are_read_as_openssl_writes_them() {
+        for (method, pem) in [("ES256", P256), ("ES384", P384)] {
+            let jwt = Jwt::new(method, None, Some(pem.as_bytes()), HOUR).unwrap();
+            let token = jwt.sign("eve", 2).unwrap();
+            assert_eq!(jwt.verify(&token), Some(Client { user: "eve".into(), auth_revision: 2 }));
+        }
+        let other = Jwt::new("ES384", None, Some(P256.as_bytes()), HOUR).unwrap_err();
+        assert!(other.contains("ES384 takes a key on P-384"), "{other}");
+    }
+
     #[test]
     fn an_ed25519_key_alone_signs_and_verifies() {
         // A private key in PKCS#8, as openssl writes it, of 32 times 7.
@@ -227,7 +279,7 @@ mod tests {
             Jwt::new(method, public, private, HOUR).unwrap_err()
         };
         assert!(refusal("NONE", None, None).contains("RS256, RS384"));
-        assert!(refusal("ES512", None, None).contains("ES384"));
+        assert!(refusal("ES512", None, None).contains("cannot make or check: use one of RS256"));
         assert!(refusal("RS256", None, None).contains("missing key data"));
         assert!(refusal("HS256", Some(b"x"), None).contains("missing key data"));
         assert!(refusal("RS256", Some(b"x"), None).contains("not a valid RSA public key"));
