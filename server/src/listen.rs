@@ -349,9 +349,8 @@ impl Door {
         if let (Some(cert), Some(from), true) = (shown, from, self.service.compares_address) {
             verify::address_fits(cert, from).await?;
         }
-        // As in etcd, an empty name is nobody's.
-        let name = shown.filter(|_| tls.files().names_client).and_then(certificate::common_name);
-        let name = name.filter(|name| !name.is_empty()).map(CertName);
+        let name = shown.filter(|_| tls.files().names_client);
+        let name = name.map(|cert| CertName(certificate::common_name(cert).unwrap_or_default()));
         Ok((stream, name))
     }
 

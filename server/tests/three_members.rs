@@ -180,11 +180,17 @@ async fn a_member_whose_log_is_lost_does_not_vote_with_an_empty_one() {
     let m = &mut cluster.members[2];
     m.kill();
     // As when a disk of its own for --wal-dir is not mounted.
-    std::fs::remove_dir_all(m.dir.join("member/wal")).unwrap();
+    let wal = m.dir.join("member/wal");
+    std::fs::remove_dir_all(&wal).unwrap();
     m.start();
     assert_eq!(m.ended().await, Some(78));
     assert!(m.log().contains("check --wal-dir"), "{}", m.log());
-    assert!(!m.dir.join("member/wal").exists());
+    assert!(!wal.exists());
+    // As when that disk was replaced by a new one.
+    std::fs::create_dir_all(wal.join("lost+found")).unwrap();
+    m.start();
+    assert_eq!(m.ended().await, Some(78));
+    assert!(m.log().contains("check --wal-dir"), "{}", m.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

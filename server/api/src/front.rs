@@ -1,7 +1,7 @@
 //! The first door of a client listener: gRPC by its content type, everything else by path, behind etcd's checks of
 //! who asks from where (`--host-whitelist`, `--cors`).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use axum::{
     Router,
@@ -18,6 +18,7 @@ use http::{
 use tower::ServiceExt;
 
 use crate::{
+    cert::CertName,
     gateway::{Gateway, websocket},
     http::{not_found, text},
 };
@@ -95,6 +96,18 @@ pub struct Front {
     pub gateway: Option<Gateway>,
     /// Who may ask by HTTP.
     pub access: Access,
+    /// Whether calls are in a user's name.
+    pub auth: AuthSwitch,
+}
+
+/// Tells whether authentication is on at this moment.
+#[derive(Clone)]
+pub struct AuthSwitch(pub Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for AuthSwitch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AuthSwitch").field(&(self.0)()).finish()
+    }
 }
 
 /// All of it as one router.
@@ -119,6 +132,9 @@ async fn pass_http(State(front): State<Front>, request: Request) -> Response {
         return ([(CONNECTION, "close")], text(StatusCode::BAD_REQUEST, why)).into_response();
     }
     if let Some(refusal) = front.access.refuses(request.uri(), request.headers()) {
+        return refusal;
+    }
+    if let Some(refusal) = front.refuses_name(&request) {
         return refusal;
     }
     let origin = front.access.origin(request.headers());
@@ -179,6 +195,18 @@ async fn through(router: Router, request: Request) -> Response {
 }
 
 impl Front {
+    /// The gateway makes its calls without the client's certificate. Who comes with a name in one would be nobody
+    /// behind it, whatever the client thinks, so it is told at once, as etcd does, even if it shows a token as well.
+    fn refuses_name(&self, request: &Request) -> Option<Response> {
+        let path = request.uri().path();
+        let called = self.gateway.is_some() && (path.starts_with("/v3/") || path.starts_with("/v3beta/"));
+        let named = request.extensions().get::<CertName>().is_some_and(|name| !name.0.is_empty());
+        (called && named && (self.auth.0)()).then(|| {
+            let why = "CommonName of client sending a request against gateway will be ignored and not used as expected";
+            text(StatusCode::BAD_REQUEST, format!("{why}\n"))
+        })
+    }
+
     async fn serve(self, request: Request) -> Response {
         let path = request.uri().path();
         // The gateway's path of etcd 3.3 and before still works.
@@ -263,7 +291,8 @@ mod tests {
         let http = Router::new().route("/health", any(|| async { "well" })).fallback(crate::http::not_found);
         let grpc = Router::new().fallback(|| async { "grpc" });
         let gateway = Some(Gateway::new(grpc.clone(), 100, 1));
-        router(Front { grpc, http, gateway, access: Access { origins: set(origins), hosts: set(hosts) } })
+        let auth = AuthSwitch(Arc::new(|| true));
+        router(Front { grpc, http, gateway, access: Access { origins: set(origins), hosts: set(hosts) }, auth })
     }
 
     async fn ask(door: &Router, method: Method, uri: &str, headers: &[(&str, &str)]) -> (u16, HeaderMap, String) {
@@ -345,6 +374,29 @@ mod tests {
         assert_eq!(ask(&door, Method::GET, "/v3beta/kv/put", &[]).await.0, 501);
         assert_eq!(ask(&door, Method::GET, "/v3/kv/%70ut", &[]).await.0, 501);
         assert_eq!(decoded("/%7a%zz%"), "/z%zz%");
+    }
+
+    #[tokio::test]
+    async fn a_name_in_a_certificate_does_not_get_through_the_gateway() {
+        let (door, off) = (door(&[], &[]), AuthSwitch(Arc::new(|| false)));
+        let grpc = Router::new();
+        let gateway = Some(Gateway::new(grpc.clone(), 100, 1));
+        let off = router(Front { http: grpc.clone(), grpc, gateway, access: Access::default(), auth: off });
+        let ask = async |door: &Router, path: &str, name: Option<&str>| {
+            let mut request = Request::builder().method(Method::OPTIONS).uri(path);
+            if let Some(name) = name {
+                request = request.extension(CertName(name.to_owned()));
+            }
+            let response = door.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            response.status().as_u16()
+        };
+        for path in ["/v3/kv/put", "/v3/nothing", "/v3beta/kv/put"] {
+            assert_eq!(ask(&door, path, Some("alice")).await, 400);
+            assert_eq!(ask(&door, path, Some("")).await, 200);
+            assert_eq!(ask(&door, path, None).await, 200);
+            assert_eq!(ask(&off, path, Some("alice")).await, 200);
+        }
+        assert_eq!(ask(&door, "/health", Some("alice")).await, 200);
     }
 
     #[tokio::test]

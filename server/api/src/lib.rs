@@ -20,7 +20,7 @@ pub mod version;
 
 pub use cert::CertName;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request, middleware, response::Response};
 use ferretcd_node::Node;
@@ -41,7 +41,7 @@ use tower::Service;
 
 use crate::{
     call::Gate,
-    front::Front,
+    front::{AuthSwitch, Front},
     gateway::Gateway,
     grpc::{
         auth::AuthService, cluster::ClusterService, election::ElectionService,
@@ -158,7 +158,9 @@ fn front(node: Node, options: &Options) -> Front {
     let grpc = grpc.fallback(unknown);
     let Web { gateway, gateway_calls_max, access } = options.web.clone();
     let gateway = gateway.then(|| Gateway::new(grpc.clone(), message_bytes, gateway_calls_max));
-    Front { grpc, http: http::router(options.door(node)), gateway, access }
+    let users = node.clone();
+    let auth = AuthSwitch(Arc::new(move || users.auth_enabled()));
+    Front { grpc, http: http::router(options.door(node)), gateway, access, auth }
 }
 
 /// What the metrics listeners serve: `/metrics`, `/health`, `/livez`, `/readyz`.

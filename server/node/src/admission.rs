@@ -116,6 +116,8 @@ pub(crate) fn judge(asker: &Asker, answers: &Answers) -> Verdict {
     let heard: Vec<(&String, &ProbeResponse)> = answers
         .iter()
         .filter_map(|(url, answer)| answer.as_ref().ok().map(|a| (url, a)))
+        // Another member's URL may lead back here (a name that is not set up yet, a load balancer): that is no other.
+        .filter(|(_, a)| a.member_id != asker.member.0)
         .filter(|(_, a)| a.member_id == 0 || seen.insert(a.member_id))
         .collect();
     if let Some((url, _)) = heard.iter().find(|(_, a)| a.arrival() == ProbeArrival::Other) {
@@ -136,6 +138,10 @@ pub(crate) fn judge(asker: &Asker, answers: &Answers) -> Verdict {
                     size = if asker.founder { asker.named } else { size.max(answer.members.len()) };
                 }
             }
+            // One that lags has not heard of who was just added. All have of the founders.
+            None if !asker.founder
+                && answer.cluster_id == asker.cluster.0
+                && !answer.removed.contains(&asker.member.0) => {}
             _ => return Verdict::Unlisted((*url).clone()),
         }
     }
@@ -244,6 +250,34 @@ mod tests {
         let three = [formed(1, First, ""), formed(2, First, ""), formed(3, First, ""), away(4)];
         assert_eq!(judge(&founder(5), &three), Verdict::Join(Epoch(5)));
         assert!(matches!(judge(&founder(5), &three[..2]), Verdict::Wait(_)));
+    }
+
+    #[test]
+    fn who_was_just_added_waits_for_members_that_have_not_heard_of_it() {
+        let joiner = Asker { founder: false, ..founder(4) };
+        let lagging = |id| {
+            let (url, mut answer) = formed(id, Unsaid, "");
+            answer.as_mut().unwrap().members.retain(|m| m.id != ME.0);
+            (url, answer)
+        };
+        let two = [formed(1, First, ""), formed(2, First, ""), lagging(3)];
+        assert_eq!(judge(&joiner, &two), Verdict::Join(Epoch(5)));
+        assert!(matches!(judge(&joiner, &[formed(1, First, ""), lagging(2), lagging(3)]), Verdict::Wait(_)));
+        // It was removed, or never belonged there: no wait helps.
+        let (url, mut removed) = lagging(3);
+        removed.as_mut().unwrap().removed.push(ME.0);
+        let unlisted = Verdict::Unlisted(url.clone());
+        assert_eq!(judge(&joiner, &[formed(1, First, ""), formed(2, First, ""), (url, removed)]), unlisted);
+        let elsewhere = Asker { cluster: ClusterId(2), ..joiner };
+        assert!(matches!(judge(&elsewhere, &[lagging(3)]), Verdict::Unlisted(_)));
+        // A founder is in everybody's first entry.
+        assert!(matches!(judge(&founder(4), &[lagging(3)]), Verdict::Unlisted(_)));
+    }
+
+    #[test]
+    fn a_url_that_leads_back_is_no_other_member() {
+        assert!(matches!(judge(&founder(2), &[empty(ME.0, First)]), Verdict::Wait(_)));
+        assert_eq!(judge(&founder(3), &[empty(ME.0, First), empty(2, First)]), Verdict::Found);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub(crate) use tokens::SimpleTokens;
 
@@ -121,19 +121,22 @@ impl Node {
         if !self.inner.state.auth_enabled() {
             return Ok(Client::default());
         }
-        let now = |user: &str| {
-            let auth_revision = self.inner.state.permits().revision();
-            Client { user: user.to_owned(), auth_revision }
-        };
         match (&self.credential, &self.inner.auth.config.tokens) {
             (Credential::None, _) => Ok(Client::default()),
-            (Credential::CertName(name), _) => Ok(now(name)),
+            (Credential::CertName(name), _) => {
+                let auth_revision = self.inner.state.permits().revision();
+                Ok(Client { user: name.to_string(), auth_revision })
+            }
             (Credential::Token(token), TokenKind::Simple) => {
-                let user = self.inner.auth.tokens.user_of(token).ok_or(Error::InvalidAuthToken)?;
-                Ok(now(&user))
+                self.inner.auth.tokens.client_of(token).ok_or(Error::InvalidAuthToken)
             }
             (Credential::Token(token), TokenKind::Jwt(jwt)) => jwt.verify(token).ok_or(Error::InvalidAuthToken),
         }
+    }
+
+    /// Whether authentication is on, as far as this member has heard.
+    pub fn auth_enabled(&self) -> bool {
+        self.inner.state.auth_enabled()
     }
 
     /// Refuses a caller that is not what a call asks for as a whole.
@@ -149,8 +152,9 @@ impl Node {
         }
     }
 
-    /// Reads if the caller may, and answers only if nobody's rights have changed meanwhile. Costs nothing while auth is
-    /// off.
+    /// Reads if the caller may, and answers only if nobody's rights have changed meanwhile. A signed token from before
+    /// the last change is refused where keys are looked at, and nowhere else, as in etcd; one from after what this
+    /// member knows is refused. Costs nothing while auth is off.
     pub(crate) async fn guarded<T>(
         &self,
         may: impl FnOnce(&Permits, &Client) -> Result<(), Error>,
@@ -161,9 +165,10 @@ impl Node {
             return read();
         }
         let client = self.client().await?;
-        may(&state.permits(), &client)?;
+        let permits = state.permits();
+        may(&permits, &client)?;
         let answer = read()?;
-        match client.auth_revision != 0 && client.auth_revision != state.permits().revision() {
+        match client.auth_revision > permits.revision() || permits.revision() != state.permits().revision() {
             true => Err(Error::AuthOldRevision),
             false => Ok(answer),
         }
@@ -261,7 +266,9 @@ impl Node {
     }
 
     async fn with_processor<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-        let place = self.inner.auth.hashing.clone().acquire_owned().await.map_err(|_| Error::Stopped)?;
+        // Who floods a member with logins takes time from other logins, and holds nothing here for longer than this.
+        let place = timeout(self.inner.timing.request_timeout(), self.inner.auth.hashing.clone().acquire_owned());
+        let place = place.await.map_err(|_| Error::Timeout)?.map_err(|_| Error::Stopped)?;
         let work = move || {
             let _place = place;
             work()

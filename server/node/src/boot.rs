@@ -22,7 +22,7 @@ use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
 use ferretcd_storage::{Engine, Format, SledEngine, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
-use ferretcd_wal::{OsFs, Wal};
+use ferretcd_wal::{OsFs, Wal, segment};
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -413,7 +413,10 @@ impl Boot {
         let own = self.own_urls()?;
         let mut last = "no other member is named in --initial-cluster".to_owned();
         loop {
-            for (url, answer) in self.ask(ProbeRequest::default()).await {
+            let answers = self.ask(ProbeRequest::default()).await;
+            let removed: BTreeSet<u64> =
+                answers.iter().flat_map(|(_, a)| a.iter().flat_map(|a| &a.removed)).copied().collect();
+            for (url, answer) in answers {
                 let answer = match answer {
                     Ok(answer) if answer.formed => answer,
                     Ok(_) => {
@@ -425,7 +428,9 @@ impl Boot {
                         continue;
                     }
                 };
-                let listed = answer.members.iter().find(|m| m.peer_urls.iter().any(|u| own.contains(u)));
+                // One that lags may still list an earlier member of this URL.
+                let mine = |m: &&ProbeMember| m.peer_urls.iter().any(|u| own.contains(u)) && !removed.contains(&m.id);
+                let listed = answer.members.iter().find(mine);
                 let Some(listed) = listed else {
                     last = format!(
                         "cluster {:x} at {url} lists no member with the peer URL {}; add it with `member add` first",
@@ -473,7 +478,10 @@ impl Boot {
     /// A member without its log has forgotten its votes: it must not come back as if it had given none.
     fn expect_log(&self, dir: &Path, me: Remembered) -> Result<(), BootError> {
         let wal_dir = self.wal_dir(dir);
-        let there = fs::read_dir(&wal_dir).is_ok_and(|mut files| files.next().is_some());
+        // Whatever else is there, such as `lost+found` of a disk that was made anew, is no log.
+        let is_segment =
+            |file: fs::DirEntry| file.file_name().to_str().is_some_and(|n| segment::sequence_of(n).is_some());
+        let there = fs::read_dir(&wal_dir).is_ok_and(|files| files.flatten().any(is_segment));
         if me.logged && !there {
             return Err(BootError::Identity(format!(
                 "the log of member {} is not in {}, where it should be; check --wal-dir and its mount; if the log is \
@@ -505,7 +513,7 @@ impl Boot {
             metrics: opened.metrics,
             warning_apply: self.config.node.warning_apply,
             members_changed: tokio::sync::Notify::new(),
-            tokens: Arc::new(SimpleTokens::new(self.config.node.auth.token_ttl)),
+            tokens: Arc::new(SimpleTokens::new(self.config.node.auth.token_ttl, state.permits().revision())),
         });
         let raft = |e: ferretcd_raft::GroupError| BootError::Raft(e.to_string());
         let group = Group::open(GroupParts {

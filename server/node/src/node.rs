@@ -147,6 +147,7 @@ impl Shared {
                 self.hub.restored(revision);
                 // The users are others now.
                 self.tokens.drop_of(None);
+                self.tokens.know(self.state.permits().revision());
             }
             Effect::LeaseGranted { id, ttl } => {
                 self.metrics.lease_granted(ttl);
@@ -162,9 +163,11 @@ impl Shared {
                 self.hub.installed(revision);
                 // A password may have been changed in what this member did not see.
                 self.tokens.drop_of(None);
+                self.tokens.know(self.state.permits().revision());
             }
             Effect::TokenAssigned { token, user } => self.tokens.assign(token, user),
             Effect::TokensDropped { user } => self.tokens.drop_of(user.as_deref()),
+            Effect::UsersChanged { auth_revision } => self.tokens.know(auth_revision),
             Effect::EpochKnown => self.identity.learn_epoch(self.state.epoch()),
         }
     }

@@ -110,8 +110,8 @@ enum Edit {
     Begin(Box<Staging>),
     Stage(Box<Chunk>),
     DropStaged,
-    /// The staged key space becomes the live one, at this revision.
-    Swap(i64),
+    /// The staged restore is what counts from now on, at this revision and auth revision.
+    Swap(i64, u64),
     Auth(Box<Auth>),
 }
 
@@ -338,6 +338,7 @@ impl<'a> Turn<'a> {
         RestoreCommit { id, totals, revision_bump }: &RestoreCommit,
     ) -> Decided {
         let staging = staging.filter(|staging| staging.id == *id).ok_or(Error::RestoreSuperseded)?;
+        let auth_revision = staging.auth_revision_after(&rooms.auth);
         let before = self.view.base().max(staging.last.main);
         let after = i64::try_from(*revision_bump).ok().and_then(|bump| before.checked_add(bump));
         let revision = match (mismatch(&staging.totals, totals), after) {
@@ -356,9 +357,10 @@ impl<'a> Turn<'a> {
         rooms.auth.delete(batch);
         staging.delete(batch);
         batch.append(staging.small_records());
+        batch.put(keyspace::META_AUTH, staging.auth_state(auth_revision));
         batch.put(keyspace::META_GENERATION, staging.space.generation.to_be_bytes().to_vec());
         batch.put(keyspace::META_COMPACT_SCHEDULED, encode_u64(revision as u64));
-        self.edits.push(Edit::Swap(revision));
+        self.edits.push(Edit::Swap(revision, auth_revision));
         self.effects.push(Effect::Restored { revision });
         self.effects.push(Effect::LeasesReset);
         let live_keys = staging.space.index.read().live;
@@ -375,12 +377,13 @@ impl<'a> Turn<'a> {
 
     fn auth(&mut self, rooms: &Rooms, change: &AuthChange) -> Decided {
         if let Some(changed) = rooms.auth.change(change, &mut self.batch)? {
-            self.edits.push(Edit::Auth(Box::new(changed.auth)));
             match changed.dropped {
                 Dropped::Nobodys => {}
                 Dropped::Of(user) => self.effects.push(Effect::TokensDropped { user: Some(user) }),
                 Dropped::All => self.effects.push(Effect::TokensDropped { user: None }),
             }
+            self.effects.push(Effect::UsersChanged { auth_revision: changed.auth.revision });
+            self.edits.push(Edit::Auth(Box::new(changed.auth)));
         }
         self.revised()
     }
@@ -475,7 +478,7 @@ impl Inner {
                 }
             }
             Edit::DropStaged => self.replace_staging(None),
-            Edit::Swap(revision) => self.swap_staged(rooms, revision),
+            Edit::Swap(revision, auth_revision) => self.swap_staged(rooms, revision, auth_revision),
             Edit::Auth(auth) => {
                 self.refresh_permits(&auth);
                 rooms.auth = *auth;
@@ -489,9 +492,10 @@ impl Inner {
         }
     }
 
-    fn swap_staged(&self, rooms: &mut Rooms, revision: i64) {
+    fn swap_staged(&self, rooms: &mut Rooms, revision: i64, auth_revision: u64) {
         let Some(staging) = self.staging.write().take() else { return };
         (rooms.leases, rooms.auth) = staging.rooms();
+        rooms.auth.revision = auth_revision;
         self.refresh_permits(&rooms.auth);
         {
             let mut index = staging.space.index.write();

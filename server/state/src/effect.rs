@@ -69,4 +69,9 @@ pub enum Effect {
         /// Whose.
         user: Option<String>,
     },
+    /// Users or roles are others from this auth revision on; tokens that end with it were dropped before.
+    UsersChanged {
+        /// The auth revision.
+        auth_revision: u64,
+    },
 }

@@ -1,6 +1,7 @@
 //! Simple tokens: random text that every member takes for a user, because its assignment went through the log. How long
 //! one stays good is each member's own business: for a while after its last use there.
 
+use ferretcd_types::Client;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,9 @@ pub(crate) struct SimpleTokens {
     ttl: Duration,
     started: Instant,
     tokens: RwLock<HashMap<String, Held>>,
+    /// The auth revision that the table is up to. The state knows a new one a moment earlier, in which a token that
+    /// ends with it is still here.
+    known: AtomicU64,
     /// How many there may be when the expired ones are looked for next.
     purge_at: Mutex<usize>,
 }
@@ -33,8 +37,20 @@ struct Held {
 }
 
 impl SimpleTokens {
-    pub(crate) fn new(ttl: Duration) -> Self {
-        SimpleTokens { ttl, started: Instant::now(), tokens: RwLock::default(), purge_at: Mutex::new(PURGE_FROM) }
+    /// No tokens, as of an auth revision.
+    pub(crate) fn new(ttl: Duration, auth_revision: u64) -> Self {
+        SimpleTokens {
+            ttl,
+            started: Instant::now(),
+            tokens: RwLock::default(),
+            known: AtomicU64::new(auth_revision),
+            purge_at: Mutex::new(PURGE_FROM),
+        }
+    }
+
+    /// Tokens that ended with this auth revision are gone.
+    pub(crate) fn know(&self, auth_revision: u64) {
+        self.known.store(auth_revision, Ordering::Release);
     }
 
     fn now(&self) -> u64 {
@@ -64,8 +80,15 @@ impl SimpleTokens {
         tokens.insert(token, Held { user, expires });
     }
 
-    /// Whose token it is, if it is good; it stays so for its full time again.
-    pub(crate) fn user_of(&self, token: &str) -> Option<String> {
+    /// Whose token it is and as of which auth revision, if it is good; it stays so for its full time again.
+    pub(crate) fn client_of(&self, token: &str) -> Option<Client> {
+        // Before the look into the table: what ends after this is refused by its revision.
+        let auth_revision = self.known.load(Ordering::Acquire);
+        let user = self.user_of(token)?;
+        Some(Client { user, auth_revision })
+    }
+
+    fn user_of(&self, token: &str) -> Option<String> {
         let tokens = self.tokens.read();
         let held = tokens.get(token)?;
         if held.expires.load(Ordering::Relaxed) <= self.now() {
@@ -101,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_is_good_for_its_time_after_its_last_use() {
-        let tokens = SimpleTokens::new(Duration::from_secs(300));
+        let tokens = SimpleTokens::new(Duration::from_secs(300), 1);
         assign(&tokens, "a.1", "alice");
         for _ in 0..3 {
             tokio::time::advance(Duration::from_secs(299)).await;
@@ -113,7 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_end_with_their_user_or_all_at_once() {
-        let tokens = SimpleTokens::new(Duration::from_secs(300));
+        let tokens = SimpleTokens::new(Duration::from_secs(300), 1);
         assign(&tokens, "a.1", "alice");
         assign(&tokens, "b.2", "bob");
         tokens.drop_of(Some("alice"));
@@ -124,7 +147,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tokens_are_bounded_and_the_longest_unused_goes_first() {
-        let tokens = SimpleTokens::new(Duration::from_secs(300));
+        let tokens = SimpleTokens::new(Duration::from_secs(300), 1);
         assign(&tokens, "first", "u");
         tokio::time::advance(Duration::from_secs(1)).await;
         for n in 0..TOKENS_MAX {
@@ -135,6 +158,18 @@ mod tests {
         tokio::time::advance(Duration::from_secs(300)).await;
         assign(&tokens, "last", "u");
         assert_eq!(tokens.tokens.read().len(), 1, "the expired ones went together");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_good_as_of_the_last_change_that_the_table_has_seen() {
+        let tokens = SimpleTokens::new(Duration::from_secs(300), 3);
+        assign(&tokens, "a.1", "alice");
+        let alice = |auth_revision| Some(Client { user: "alice".into(), auth_revision });
+        // The state may be at 4 already: this client is refused there.
+        assert_eq!(tokens.client_of("a.1"), alice(3));
+        tokens.know(4);
+        assert_eq!(tokens.client_of("a.1"), alice(4));
+        assert_eq!(tokens.client_of("b.2"), None);
     }
 
     #[test]

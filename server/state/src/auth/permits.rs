@@ -88,17 +88,23 @@ impl Permits {
 
     /// Whether a client may do what only root may.
     pub fn check_root(&self, client: &Client) -> Result<(), Error> {
-        self.check_user(client)?;
-        match self.has_role(&client.user, ROOT) {
+        if !self.enabled {
+            return Ok(());
+        }
+        if client.user.is_empty() {
+            return Err(Error::UserEmpty);
+        }
+        let rights = self.users.get(client.user.as_bytes()).ok_or(Error::UserNotFound)?;
+        match rights.has(ROOT) {
             true => Ok(()),
-            false if self.enabled => Err(Error::PermissionDenied),
-            false => Ok(()),
+            false => Err(Error::PermissionDenied),
         }
     }
 
-    /// Whether a client may do what every user may.
+    /// Whether a client may do what every user may. As in etcd nobody looks whether the user exists: whoever showed a
+    /// certificate is one, also without a name in it.
     pub fn check_user(&self, client: &Client) -> Result<(), Error> {
-        match self.enabled && client.user.is_empty() {
+        match self.enabled && client.user.is_empty() && client.auth_revision == 0 {
             true => Err(Error::UserEmpty),
             false => Ok(()),
         }
@@ -141,9 +147,14 @@ impl Permits {
         Ok(())
     }
 
-    /// As [`Permits::check_txn`], for a transaction that writes nothing.
+    /// As [`Permits::check_txn`], for a transaction that writes nothing. It is refused to an old token even if it reads
+    /// nothing either.
     pub fn check_read_txn(&self, client: &Client, txn: &Txn) -> Result<(), Error> {
-        self.check_txn(client, txn, &|_| Vec::new())
+        self.check_txn(client, txn, &|_| Vec::new())?;
+        match self.enabled && client.auth_revision != 0 && client.auth_revision < self.revision {
+            true => Err(Error::AuthOldRevision),
+            false => Ok(()),
+        }
     }
 
     /// Whether a client may put. Who cannot write all keys of a lease could not end it, and so must not hang another

@@ -107,6 +107,20 @@ impl Staging {
         (leases, self.auth.clone())
     }
 
+    /// The auth revision after the end of the restore: above that of the users who are replaced, if there are any, so
+    /// that no signed token of theirs is good for those who come.
+    pub fn auth_revision_after(&self, replaced: &Auth) -> u64 {
+        match replaced.revision > Auth::default().revision {
+            true => self.auth.revision.max(replaced.revision).saturating_add(1),
+            false => self.auth.revision,
+        }
+    }
+
+    /// The auth store's state record with this revision.
+    pub fn auth_state(&self, revision: u64) -> Bytes {
+        crate::auth::encode_state(self.auth.enabled, revision)
+    }
+
     /// Adds the record of the restore itself.
     pub fn save_header(&self, batch: &mut Batch) {
         batch.put(keyspace::META_RESTORE, self.header(self.space.generation));

@@ -228,14 +228,21 @@ fn tokens_are_assigned_and_dropped_on_every_member_alike() {
     assert_eq!(member.ask(ask("ghost", "x")), Err(Error::AuthFailed));
     member.ask(AuthChange::UserAdd { name: "cert".into(), hash: Bytes::new(), no_password: true }).unwrap();
     assert_eq!(member.ask(ask("cert", "x")), Err(Error::AuthFailed));
-    let dropped = |user: &str| [Effect::TokensDropped { user: Some(user.into()) }];
+    let mut auth_revision = member.state.permits().revision();
+    let mut changed = |user: &str| {
+        auth_revision += 1;
+        [Effect::TokensDropped { user: Some(user.into()) }, Effect::UsersChanged { auth_revision }]
+    };
     let password = AuthChange::UserChangePassword { name: "alice".into(), hash: "other".into() };
-    assert_eq!(member.ask_all(password).1, dropped("alice"));
+    assert_eq!(member.ask_all(password).1, changed("alice"));
     assert_eq!(member.state.auth_user("alice").unwrap().unwrap().hash, "other");
-    assert_eq!(member.ask_all(AuthChange::UserDelete { name: "bob".into() }).1, dropped("bob"));
-    assert_eq!(member.ask_all(AuthChange::RoleDelete { name: "writer".into() }).1, []);
+    assert_eq!(member.ask_all(AuthChange::UserDelete { name: "bob".into() }).1, changed("bob"));
+    let at = |auth_revision| Effect::UsersChanged { auth_revision };
+    let auth_revision = member.state.permits().revision();
+    assert_eq!(member.ask_all(AuthChange::RoleDelete { name: "writer".into() }).1, [at(auth_revision + 1)]);
     assert_eq!(member.state.auth_user("alice").unwrap().unwrap().roles, [""; 0]);
-    assert_eq!(member.ask_all(AuthChange::Disable).1, [Effect::TokensDropped { user: None }]);
+    let effects = member.ask_all(AuthChange::Disable).1;
+    assert_eq!(effects, [Effect::TokensDropped { user: None }, at(auth_revision + 2)]);
     assert_eq!(member.ask(ask("alice", "x")), Err(Error::AuthNotEnabled));
 }
 
