@@ -19,7 +19,7 @@ mod differential {
 mod support;
 
 use differential::call::Call;
-use differential::generate::{Random, World};
+use differential::generate::{Random, World, users};
 use differential::side::{Pair, Side};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -42,17 +42,52 @@ struct Difference {
     ours: String,
 }
 
+/// One sequence in so many is about users, too: it begins with some, and calls are made in their names.
+const USERS_IN: u64 = 5;
+
+/// What a sequence is made from.
+#[derive(Clone)]
+struct Sequence {
+    calls: Vec<u64>,
+    users: bool,
+}
+
+/// One call of a sequence.
+enum Step {
+    Fixed(Call),
+    Random(u64),
+    ForgetUsers,
+}
+
+impl Sequence {
+    fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        Sequence { calls: (0..CALLS).map(|_| random.next()).collect(), users: seed.is_multiple_of(USERS_IN) }
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if self.users {
+            steps.extend(users().into_iter().map(Step::Fixed));
+        }
+        steps.extend(self.calls.iter().map(|seed| Step::Random(*seed)));
+        steps.extend([Call::Settle, Call::CloseWatches].map(Step::Fixed));
+        if self.users {
+            steps.push(Step::ForgetUsers);
+        }
+        steps
+    }
+}
+
 /// Runs one sequence; the pair may have a history, as long as both have the same.
-async fn run(pair: &mut Pair, calls: &[u64]) -> Result<(), Difference> {
-    let mut world = World::new(pair.revision, pair.compacted);
+async fn run(pair: &mut Pair, sequence: &Sequence) -> Result<(), Difference> {
+    let mut world = World::new(pair.revision, pair.compacted, sequence.users);
     let mut trace = Vec::new();
-    let last = [Call::Settle, Call::CloseWatches];
-    let made = calls.iter().map(|seed| Some(*seed)).chain(last.iter().map(|_| None));
-    let mut closing = last.iter();
-    for seed in made {
-        let call = match seed {
-            Some(seed) => world.next(&mut Random::new(seed)),
-            None => closing.next().unwrap().clone(),
+    for step in sequence.steps() {
+        let call = match step {
+            Step::Fixed(call) => call,
+            Step::Random(seed) => world.next(&mut Random::new(seed)),
+            Step::ForgetUsers => Call::ForgetUsers(world.root_password.clone()),
         };
         let (etcd, ours) = tokio::join!(pair.etcd.call(&call), pair.ours.call(&call));
         trace.push(format!("{call:?}\n      -> {}", etcd.text));
@@ -76,34 +111,34 @@ async fn run(pair: &mut Pair, calls: &[u64]) -> Result<(), Difference> {
 }
 
 /// Leaves calls out as long as the difference stays.
-async fn shrink(calls: &[u64], mut found: Difference) -> (Vec<u64>, Difference) {
-    let mut calls = calls.to_vec();
+async fn shrink(mut sequence: Sequence, mut found: Difference) -> (Sequence, Difference) {
+    let calls = &mut sequence.calls;
     let mut attempts = 0;
     let mut size = calls.len() / 2;
     while size > 0 && attempts < SHRINKS_MAX {
         let mut at = 0;
         while at < calls.len() && attempts < SHRINKS_MAX {
-            let mut fewer = calls.clone();
-            fewer.drain(at..(at + size).min(calls.len()));
+            let mut fewer = Sequence { calls: calls.clone(), users: sequence.users };
+            fewer.calls.drain(at..(at + size).min(calls.len()));
             attempts += 1;
             match run(&mut Pair::start().await, &fewer).await {
-                Err(difference) => (calls, found) = (fewer, difference),
+                Err(difference) => (*calls, found) = (fewer.calls, difference),
                 Ok(()) => at += size,
             }
         }
         size /= 2;
     }
-    (calls, found)
+    (sequence, found)
 }
 
 async fn report(seed: u64, difference: Difference) -> String {
-    let calls = sequence(seed);
+    let sequence = Sequence::of(seed);
     let mut text = String::new();
-    let fresh = match run(&mut Pair::start().await, &calls).await {
+    let fresh = match run(&mut Pair::start().await, &sequence).await {
         Err(again) => {
-            let (calls, difference) = shrink(&calls, again).await;
-            writeln!(text, "FERRETCD_SEED={seed} FERRETCD_SEQUENCES=1 shows it; {} calls are left:", calls.len())
-                .unwrap();
+            let (sequence, difference) = shrink(sequence, again).await;
+            let left = sequence.calls.len();
+            writeln!(text, "FERRETCD_SEED={seed} FERRETCD_SEQUENCES=1 shows it; {left} calls are left:").unwrap();
             difference
         }
         Ok(()) => {
@@ -120,11 +155,6 @@ async fn report(seed: u64, difference: Difference) -> String {
     }
     write!(text, "  etcd: {}\n  ours: {}", fresh.etcd, fresh.ours).unwrap();
     text
-}
-
-fn sequence(seed: u64) -> Vec<u64> {
-    let mut random = Random::new(seed);
-    (0..CALLS).map(|_| random.next()).collect()
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -152,7 +182,7 @@ async fn random_sequences_are_answered_as_by_etcd() {
                 if seed.is_multiple_of(100) {
                     eprintln!("sequence {seed} after {:?}", started.elapsed());
                 }
-                if let Err(difference) = run(&mut pair, &sequence(seed)).await {
+                if let Err(difference) = run(&mut pair, &Sequence::of(seed)).await {
                     return Err(report(seed, difference).await);
                 }
             }

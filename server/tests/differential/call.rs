@@ -20,10 +20,46 @@ pub enum Call {
     /// On one of the streams.
     WatchCreate(usize, pb::WatchCreateRequest),
     WatchCancel(usize, i64),
+    Auth(AuthCall),
+    /// In whose name the calls that follow are made.
+    Become(Who),
+    /// Turns authentication off by root's password, and removes all users and roles.
+    ForgetUsers(String),
     /// Waits until all watches have sent what there is.
     Settle,
     /// Ends all streams.
     CloseWatches,
+}
+
+/// A call about users and roles.
+#[derive(Clone, Debug)]
+pub enum AuthCall {
+    Enable,
+    Disable,
+    Status,
+    UserAdd(pb::AuthUserAddRequest),
+    UserGet(String),
+    UserList,
+    UserDelete(String),
+    UserChangePassword(pb::AuthUserChangePasswordRequest),
+    UserGrantRole(pb::AuthUserGrantRoleRequest),
+    UserRevokeRole(pb::AuthUserRevokeRoleRequest),
+    RoleAdd(String),
+    RoleGet(String),
+    RoleList,
+    RoleDelete(String),
+    RoleGrantPermission(pb::AuthRoleGrantPermissionRequest),
+    RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub enum Who {
+    Nobody,
+    /// By a token that no server gave.
+    Stranger,
+    /// By name and password; nobody, if that is refused.
+    User(String, String),
 }
 
 /// An answer as text, and what later calls are made from.

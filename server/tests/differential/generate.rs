@@ -1,22 +1,26 @@
 //! Makes calls from numbers: mostly sensible ones on few keys, so that they meet; some are wrong on purpose.
 
-use crate::differential::call::{Answer, Call};
+use crate::differential::call::{Answer, AuthCall, Call, Who};
 use bytes::Bytes;
-use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::{authpb, etcdserverpb as pb};
 use pb::compare::TargetUnion;
 use pb::request_op::Request;
 
 /// SplitMix64: small, and good enough to choose with.
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    /// Ranges whose end does not follow their start are left out.
+    ordered: bool,
+}
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Random(seed)
+        Random { state: seed, ordered: false }
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -48,11 +52,15 @@ pub struct World {
     pub compacted: i64,
     /// Created so far on each stream, whatever became of them.
     watches: [i64; STREAMS],
+    /// There are users.
+    users: bool,
+    /// The one that lets root in.
+    pub root_password: String,
 }
 
 impl World {
-    pub fn new(revision: i64, compacted: i64) -> Self {
-        World { revision, compacted, watches: [0; STREAMS] }
+    pub fn new(revision: i64, compacted: i64, users: bool) -> Self {
+        World { revision, compacted, watches: [0; STREAMS], users, root_password: PASSWORDS[0].to_owned() }
     }
 
     pub fn learn(&mut self, call: &Call, answer: &Answer) {
@@ -62,11 +70,27 @@ impl World {
         match call {
             Call::Compact(c) if answer.ok => self.compacted = c.revision,
             Call::WatchCreate(stream, _) => self.watches[*stream] += 1,
+            Call::Auth(AuthCall::UserAdd(user)) if answer.ok && user.name == "root" => {
+                self.root_password.clone_from(&user.password);
+            }
+            Call::Auth(AuthCall::UserChangePassword(user)) if answer.ok && user.name == "root" => {
+                self.root_password.clone_from(&user.password);
+            }
             _ => {}
         }
     }
 
     pub fn next(&self, r: &mut Random) -> Call {
+        if self.users {
+            // Whether somebody may ask for a range without keys depends in etcd on the shape of the tree that it keeps
+            // permissions in, and nothing depends on the answer.
+            r.ordered = true;
+            match r.below(100) {
+                0..35 => return Call::Auth(self.auth(r)),
+                35..50 => return Call::Become(self.who(r)),
+                _ => {}
+            }
+        }
         match r.below(100) {
             0..27 => Call::Put(self.put(r)),
             27..45 => Call::Range(self.range(r)),
@@ -88,6 +112,60 @@ impl World {
                 Call::WatchCancel(stream, r.below(self.watches[stream] as u64 + 2) as i64)
             }
             _ => Call::Settle,
+        }
+    }
+
+    fn auth(&self, r: &mut Random) -> AuthCall {
+        let user = |r: &mut Random| r.pick(USERS).to_owned();
+        let role = |r: &mut Random| r.pick(ROLES).to_owned();
+        match r.below(32) {
+            0..2 => AuthCall::Enable,
+            2 => AuthCall::Disable,
+            3..5 => AuthCall::Status,
+            5..8 => {
+                let name = user(r);
+                let no_password = name != "root" && r.one_in(6);
+                let options = r.one_in(2).then_some(authpb::UserAddOptions { no_password });
+                let password = password(r, &name);
+                AuthCall::UserAdd(pb::AuthUserAddRequest { name, password, options, ..Default::default() })
+            }
+            8..10 => AuthCall::UserGet(user(r)),
+            10 => AuthCall::UserList,
+            11 => AuthCall::UserDelete(user(r)),
+            12..14 => {
+                let name = user(r);
+                let password = password(r, &name);
+                AuthCall::UserChangePassword(pb::AuthUserChangePasswordRequest { name, password, ..Default::default() })
+            }
+            14..17 => AuthCall::UserGrantRole(pb::AuthUserGrantRoleRequest { user: user(r), role: role(r) }),
+            17..19 => AuthCall::UserRevokeRole(pb::AuthUserRevokeRoleRequest { name: user(r), role: role(r) }),
+            19..21 => AuthCall::RoleAdd(role(r)),
+            21..23 => AuthCall::RoleGet(role(r)),
+            23 => AuthCall::RoleList,
+            24 => AuthCall::RoleDelete(role(r)),
+            25..30 => {
+                let (key, range_end) = interval(r);
+                let perm_type = r.pick(&[0, 0, 1, 1, 2, 2, 5]);
+                let perm = (!r.one_in(12)).then_some(authpb::Permission { perm_type, key, range_end });
+                AuthCall::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest { name: role(r), perm })
+            }
+            _ => {
+                let (key, range_end) = interval(r);
+                AuthCall::RoleRevokePermission(pb::AuthRoleRevokePermissionRequest { role: role(r), key, range_end })
+            }
+        }
+    }
+
+    fn who(&self, r: &mut Random) -> Who {
+        match r.below(12) {
+            0 => Who::Nobody,
+            1 => Who::Stranger,
+            2..6 => Who::User("root".to_owned(), self.root_password.clone()),
+            _ => {
+                let name = r.pick(USERS).to_owned();
+                let password = if r.one_in(4) { password(r, &name) } else { PASSWORDS[0].to_owned() };
+                Who::User(name, password)
+            }
         }
     }
 
@@ -249,6 +327,51 @@ impl World {
     }
 }
 
+const USERS: &[&str] = &["alice", "bob", "alice", "bob", "carol", "root", ""];
+const ROLES: &[&str] = &["reader", "writer", "reader", "writer", "root", "late", ""];
+/// The first is the usual one.
+const PASSWORDS: &[&str] = &["p", "q", ""];
+
+/// Root always has one that is not empty: who ends the sequence must get in.
+fn password(r: &mut Random, name: &str) -> String {
+    let password = r.pick(&[PASSWORDS[0], PASSWORDS[0], PASSWORDS[1], PASSWORDS[2]]);
+    if name == "root" && password.is_empty() { PASSWORDS[1].to_owned() } else { password.to_owned() }
+}
+
+/// What a sequence with users begins with.
+pub fn users() -> Vec<Call> {
+    let user = |name: &str| {
+        AuthCall::UserAdd(pb::AuthUserAddRequest {
+            name: name.into(),
+            password: PASSWORDS[0].into(),
+            ..Default::default()
+        })
+    };
+    let grant = |user: &str, role: &str| {
+        AuthCall::UserGrantRole(pb::AuthUserGrantRoleRequest { user: user.into(), role: role.into() })
+    };
+    let permit = |role: &str, perm_type, key: &'static str, end: &'static str| {
+        let perm = authpb::Permission { perm_type, key: key.into(), range_end: end.into() };
+        AuthCall::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest { name: role.into(), perm: Some(perm) })
+    };
+    let calls = [
+        user("root"),
+        user("alice"),
+        user("bob"),
+        AuthCall::RoleAdd("reader".into()),
+        AuthCall::RoleAdd("writer".into()),
+        permit("reader", 0, "a", "b"),
+        permit("writer", 2, "b", "\0"),
+        grant("root", "root"),
+        grant("alice", "reader"),
+        grant("alice", "writer"),
+        grant("bob", "reader"),
+        AuthCall::Enable,
+    ];
+    let root = Call::Become(Who::User("root".to_owned(), PASSWORDS[0].to_owned()));
+    calls.into_iter().map(Call::Auth).chain([root]).collect()
+}
+
 fn key(r: &mut Random) -> Bytes {
     if r.one_in(40) { Bytes::new() } else { Bytes::from_static(r.pick(KEYS)) }
 }
@@ -256,7 +379,11 @@ fn key(r: &mut Random) -> Bytes {
 fn interval(r: &mut Random) -> (Bytes, Bytes) {
     match r.below(6) {
         0 => (Bytes::from_static(b"\0"), Bytes::from_static(b"\0")),
-        1 | 2 => (key(r), Bytes::from_static(r.pick(ENDS))),
+        1 | 2 => {
+            let (start, end) = (key(r), r.pick(ENDS));
+            let empty = end != b"\0" && end <= &start[..];
+            (start, if r.ordered && empty { Bytes::new() } else { Bytes::from_static(end) })
+        }
         _ => (key(r), Bytes::new()),
     }
 }

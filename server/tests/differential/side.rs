@@ -1,12 +1,13 @@
 //! One of the two servers, and how its answers become comparable.
 
-use crate::differential::call::{Answer, Call};
+use crate::differential::call::{Answer, AuthCall, Call, Who};
 use crate::differential::generate::STREAMS;
 use crate::support::{PATIENCE, etcd_tool, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::watch_request::RequestUnion;
 use pb::{
-    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
+    auth_client::AuthClient, kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+    watch_client::WatchClient,
 };
 use std::fmt::Debug;
 use std::path::Path;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 /// Both servers, fresh, with the same history from now on.
 pub struct Pair {
@@ -30,6 +31,8 @@ pub struct Side {
     child: Child,
     channel: Channel,
     streams: Vec<Option<Stream>>,
+    /// What calls bring along to say who makes them.
+    token: Option<String>,
     _dir: tempfile::TempDir,
 }
 
@@ -58,7 +61,7 @@ impl Side {
             .args(["--name=m", "--data-dir", &dir.path().join("data").display().to_string()])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("m={peer}")])
+            .args(["--initial-cluster", &format!("m={peer}"), "--bcrypt-cost=4"])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -66,7 +69,7 @@ impl Side {
             .spawn()
             .unwrap();
         let channel = Endpoint::from_shared(client).unwrap().connect_lazy();
-        let mut side = Side { child, channel, streams: (0..STREAMS).map(|_| None).collect(), _dir: dir };
+        let mut side = Side { child, channel, streams: (0..STREAMS).map(|_| None).collect(), token: None, _dir: dir };
         let deadline = Instant::now() + PATIENCE;
         let read = Call::Range(pb::RangeRequest { key: "x".into(), ..Default::default() });
         while !side.call(&read).await.ok {
@@ -84,20 +87,89 @@ impl Side {
         LeaseClient::new(self.channel.clone())
     }
 
+    /// A request in the caller's name.
+    fn with<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().unwrap());
+        }
+        request
+    }
+
+    async fn become_who(&mut self, who: Who) -> Answer {
+        self.token = None;
+        let (name, password) = match who {
+            Who::Nobody => return said("nobody"),
+            Who::Stranger => {
+                self.token = Some("stranger.1".to_owned());
+                return said("a stranger");
+            }
+            Who::User(name, password) => (name, password),
+        };
+        let mut client = AuthClient::new(self.channel.clone());
+        let granted = client.authenticate(pb::AuthenticateRequest { name, password }).await;
+        self.token = granted.as_ref().ok().map(|answer| answer.get_ref().token.clone());
+        answer(granted, |a| &mut a.header, |a| a.token.clear())
+    }
+
+    async fn auth(&self, call: AuthCall) -> Answer {
+        let mut client = AuthClient::new(self.channel.clone());
+        macro_rules! ask {
+            ($method:ident, $request:expr) => {
+                answer(client.$method(self.with($request)).await, |a| &mut a.header, |_| {})
+            };
+        }
+        match call {
+            AuthCall::Enable => ask!(auth_enable, pb::AuthEnableRequest {}),
+            AuthCall::Disable => ask!(auth_disable, pb::AuthDisableRequest {}),
+            AuthCall::Status => ask!(auth_status, pb::AuthStatusRequest {}),
+            AuthCall::UserAdd(r) => ask!(user_add, r),
+            AuthCall::UserGet(name) => ask!(user_get, pb::AuthUserGetRequest { name }),
+            AuthCall::UserList => ask!(user_list, pb::AuthUserListRequest {}),
+            AuthCall::UserDelete(name) => ask!(user_delete, pb::AuthUserDeleteRequest { name }),
+            AuthCall::UserChangePassword(r) => ask!(user_change_password, r),
+            AuthCall::UserGrantRole(r) => ask!(user_grant_role, r),
+            AuthCall::UserRevokeRole(r) => ask!(user_revoke_role, r),
+            AuthCall::RoleAdd(name) => ask!(role_add, pb::AuthRoleAddRequest { name }),
+            AuthCall::RoleGet(role) => ask!(role_get, pb::AuthRoleGetRequest { role }),
+            AuthCall::RoleList => ask!(role_list, pb::AuthRoleListRequest {}),
+            AuthCall::RoleDelete(role) => ask!(role_delete, pb::AuthRoleDeleteRequest { role }),
+            AuthCall::RoleGrantPermission(r) => ask!(role_grant_permission, r),
+            AuthCall::RoleRevokePermission(r) => ask!(role_revoke_permission, r),
+        }
+    }
+
+    async fn forget_users(&mut self, root_password: String) -> Answer {
+        let mut text = self.become_who(Who::User("root".to_owned(), root_password)).await.text;
+        let disabled = self.auth(AuthCall::Disable).await;
+        assert!(disabled.ok, "root cannot turn authentication off: {text}, {}", disabled.text);
+        self.token = None;
+        let mut client = AuthClient::new(self.channel.clone());
+        let users = client.user_list(pb::AuthUserListRequest {}).await.unwrap().into_inner().users;
+        let roles = client.role_list(pb::AuthRoleListRequest {}).await.unwrap().into_inner().roles;
+        text += &format!("; {users:?}; {roles:?}");
+        let users = users.into_iter().map(AuthCall::UserDelete);
+        for call in users.chain(roles.into_iter().map(AuthCall::RoleDelete)) {
+            assert!(self.auth(call).await.ok);
+        }
+        let status = self.auth(AuthCall::Status).await;
+        Answer { text: format!("{text}; {}", status.text), ..status }
+    }
+
     pub async fn call(&mut self, call: &Call) -> Answer {
         match call.clone() {
-            Call::Range(r) => answer(self.kv().range(r).await, |a| &mut a.header, |_| {}),
-            Call::Put(r) => answer(self.kv().put(r).await, |a| &mut a.header, |_| {}),
-            Call::DeleteRange(r) => answer(self.kv().delete_range(r).await, |a| &mut a.header, |_| {}),
-            Call::Txn(r) => answer(self.kv().txn(r).await, |a| &mut a.header, |_| {}),
+            Call::Range(r) => answer(self.kv().range(self.with(r)).await, |a| &mut a.header, |_| {}),
+            Call::Put(r) => answer(self.kv().put(self.with(r)).await, |a| &mut a.header, |_| {}),
+            Call::DeleteRange(r) => answer(self.kv().delete_range(self.with(r)).await, |a| &mut a.header, |_| {}),
+            Call::Txn(r) => answer(self.kv().txn(self.with(r)).await, |a| &mut a.header, |_| {}),
             Call::Compact(r) => {
                 self.settle().await;
-                answer(self.kv().compact(r).await, |a| &mut a.header, |_| {})
+                answer(self.kv().compact(self.with(r)).await, |a| &mut a.header, |_| {})
             }
             Call::LeaseGrant(r) => {
                 let chosen = r.id != 0;
                 answer(
-                    self.lease().lease_grant(r).await,
+                    self.lease().lease_grant(self.with(r)).await,
                     |a| &mut a.header,
                     |a| {
                         if !chosen {
@@ -107,17 +179,17 @@ impl Side {
                     },
                 )
             }
-            Call::LeaseRevoke(r) => answer(self.lease().lease_revoke(r).await, |a| &mut a.header, |_| {}),
+            Call::LeaseRevoke(r) => answer(self.lease().lease_revoke(self.with(r)).await, |a| &mut a.header, |_| {}),
             Call::LeaseTimeToLive(r) => {
                 let clean = |a: &mut pb::LeaseTimeToLiveResponse| {
                     a.ttl = a.ttl.signum();
                     // etcd lists them in no order.
                     a.keys.sort();
                 };
-                answer(self.lease().lease_time_to_live(r).await, |a| &mut a.header, clean)
+                answer(self.lease().lease_time_to_live(self.with(r)).await, |a| &mut a.header, clean)
             }
             Call::LeaseLeases => answer(
-                self.lease().lease_leases(pb::LeaseLeasesRequest {}).await,
+                self.lease().lease_leases(self.with(pb::LeaseLeasesRequest {})).await,
                 |a| &mut a.header,
                 |a| {
                     // Those that a server named itself.
@@ -126,7 +198,7 @@ impl Side {
             ),
             Call::LeaseKeepAlive(id) => {
                 let requests = tokio_stream::once(pb::LeaseKeepAliveRequest { id });
-                let first = match self.lease().lease_keep_alive(requests).await {
+                let first = match self.lease().lease_keep_alive(self.with(requests)).await {
                     Ok(answers) => answers.into_inner().message().await.map(|a| Response::new(a.unwrap_or_default())),
                     Err(status) => Err(status),
                 };
@@ -134,7 +206,7 @@ impl Side {
             }
             Call::HashKv(revision) => {
                 let mut client = MaintenanceClient::new(self.channel.clone());
-                answer(client.hash_kv(pb::HashKvRequest { revision }).await, |a| &mut a.header, |_| {})
+                answer(client.hash_kv(self.with(pb::HashKvRequest { revision })).await, |a| &mut a.header, |_| {})
             }
             Call::WatchCreate(stream, r) => {
                 // There, etcd never uses an ID again that a compaction cancelled.
@@ -159,6 +231,9 @@ impl Side {
                 self.settle().await;
                 said("cancelled")
             }
+            Call::Auth(call) => self.auth(call).await,
+            Call::Become(who) => self.become_who(who).await,
+            Call::ForgetUsers(root_password) => self.forget_users(root_password).await,
             Call::Settle | Call::CloseWatches => match self.settle().await {
                 true => said("settled"),
                 false => said("a stream does not say that it is up to date"),
@@ -172,8 +247,9 @@ impl Side {
             let (requests, input) = mpsc::channel(16);
             let seen = Arc::new(Mutex::new(Vec::new()));
             let (mut client, into) = (WatchClient::new(self.channel.clone()), seen.clone());
+            let input = self.with(ReceiverStream::new(input));
             tokio::spawn(async move {
-                let Ok(answers) = client.watch(ReceiverStream::new(input)).await else { return };
+                let Ok(answers) = client.watch(input).await else { return };
                 let mut answers = answers.into_inner();
                 while let Ok(Some(answer)) = answers.message().await {
                     into.lock().unwrap().push(answer);
@@ -195,8 +271,9 @@ impl Side {
     /// Waits until each stream says that nothing is missing; false when one does not.
     async fn settle(&mut self) -> bool {
         let mut settled = true;
-        let read = pb::RangeRequest { key: "x".into(), ..Default::default() };
-        let revision = self.kv().range(read).await.map_or(0, |a| a.into_inner().header.unwrap().revision);
+        // The one call that says the revision to everybody, whoever may read what.
+        let status = AuthClient::new(self.channel.clone()).auth_status(pb::AuthStatusRequest {}).await;
+        let revision = status.map_or(0, |a| a.into_inner().header.unwrap().revision);
         for stream in self.streams.iter().flatten() {
             let told = |a: &pb::WatchResponse| a.watch_id == -1 && !a.created && revision_of(a) >= revision;
             let deadline = Instant::now() + Duration::from_secs(5);
