@@ -19,6 +19,8 @@ pub enum Action {
     Serve(Box<Settings>),
     /// An offline verb on a snapshot file.
     Snapshot(SnapshotCommand),
+    /// etcd's verb for a proxy before a cluster, with the words behind it.
+    GrpcProxy(Vec<String>),
 }
 
 /// A member's flags, and how they came about.
@@ -124,6 +126,10 @@ pub fn parse(
     }
     if args.first().is_some_and(|a| a == "snapshot") {
         return verb(&args);
+    }
+    if args.first().is_some_and(|a| a == "grpc-proxy") {
+        let words = args.into_iter().skip(1).map(|a| a.to_string_lossy().into_owned());
+        return Ok(Action::GrpcProxy(words.collect()));
     }
     let args = args.into_iter().map(|a| {
         a.into_string().map_err(|a| Refusal::unreadable(format!("an argument is not UTF-8: {}", a.display())))

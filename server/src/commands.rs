@@ -1,3 +1,4 @@
-//! Verbs that work on files, without a running server.
+//! Verbs beside running a member.
 
+pub mod grpc_proxy;
 pub mod snapshot;

@@ -42,7 +42,7 @@ impl Spec {
 
 macro_rules! flags {
     ($($group:literal { $($field:ident: $kind:ty = $default:literal, $help:literal;)* })*) => {
-        /// A member's settings. Names, defaults and meaning are etcd's, unless the help says otherwise.
+        /// Settings. Names, defaults and meaning are etcd's, unless the help says otherwise.
         #[derive(Clone, Debug)]
         pub struct Flags {
             $($(#[doc = $help] pub $field: $kind,)*)*
@@ -84,6 +84,9 @@ macro_rules! flags {
         ];
     };
 }
+
+// Behind the macro, which it uses for its own table.
+pub mod grpc_proxy;
 
 flags! {
     "Member" {
@@ -266,6 +269,8 @@ Usage:
       Run a member. A flag can also be given as a variable: --data-dir is ETCD_DATA_DIR.
   ferretcd --config-file <path>
       Run a member from a YAML or JSON file; other flags and variables are then ignored.
+  ferretcd grpc-proxy start [flags]
+      Run a proxy before a cluster; its own flags: ferretcd grpc-proxy start --help
   ferretcd snapshot status <file>
       Check a snapshot file.
   ferretcd --version

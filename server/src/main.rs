@@ -22,6 +22,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(cli::Action::Snapshot(command)) => commands::snapshot::run(&command),
+        Ok(cli::Action::GrpcProxy(words)) => commands::grpc_proxy::run(&words),
         Ok(cli::Action::Serve(settings)) => serve::main(&settings),
         Err(refusal) if refusal.code == 1 => serve::refuse(&refusal.text, 1),
         Err(refusal) => {
