@@ -294,13 +294,18 @@ fn tail(log: &str) -> String {
 
 /// A tool of real etcd, built by `ferretcd-e2e tools etcd` into the cache.
 pub fn etcd_tool(name: &str) -> PathBuf {
+    cached(&format!("etcd-3.7.1/{name}"), "make tools")
+}
+
+/// What the cache has at `bin/<path>` after `made_by`.
+pub fn cached(path: &str, made_by: &str) -> PathBuf {
     let cache = std::env::var_os("FERRETCD_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
         base.unwrap_or_else(home).join("ferretcd")
     });
-    let path = cache.join("bin/etcd-3.7.1").join(name);
-    assert!(path.exists(), "{} is missing: run `make tools` first", path.display());
+    let path = cache.join("bin").join(path);
+    assert!(path.exists(), "{} is missing: run `{made_by}` first", path.display());
     path
 }
 
