@@ -23,12 +23,17 @@ demo-down: ## Remove everything that the demo made, the cache excepted
 	$(E2E) demo-down
 
 .PHONY: test
-test: test-local test-kubernetes ## Run everything: unit tests, real processes, the story on a real Kubernetes
+test: test-local test-clients test-kubernetes ## Run everything: unit tests, real processes, clients, a real Kubernetes
 
 .PHONY: test-local
 test-local: tools ## Unit tests, and the server as real processes on loopback
 	cargo test --workspace --exclude ferretcd-e2e --no-fail-fast
 	cargo test --package ferretcd-e2e --lib --bins
+
+.PHONY: test-clients
+test-clients: tools ## Programs in Go, Python, Rust and shell that use three members through other people's clients
+	$(E2E) tools go-clients python-clients rust-clients
+	cargo test --package ferretcd --test clients
 
 .PHONY: test-kubernetes
 test-kubernetes: tools ## The operator and the whole story on the local Kubernetes
@@ -54,6 +59,7 @@ tools: ## Build etcd, Kubernetes and the other tools into the cache
 verify: ## Check without writing: format, lints, generated files, each crate alone
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo clippy --package ferretcd --test clients -- --deny warnings
 	$(E2E) tools helm
 	HELM=$$(ls -d $(FERRETCD_CACHE)/bin/helm-*/helm | tail -1) cargo xtask generate --check
 	$(MAKE) --no-print-directory check-alone

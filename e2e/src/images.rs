@@ -29,7 +29,7 @@ const TOOLBOX_PROGRAMS: [&str; 12] =
 
 /// The server's image, from its binary. It answers to `etcd` too, so it fits where etcd's image is expected.
 pub fn ferretcd(binary: &Path) -> Result<Image> {
-    let mut image = Image::new(FERRETCD, &["/usr/local/bin/ferretcd"])?;
+    let mut image = Image::new(FERRETCD, &["/usr/local/bin/ferretcd"])?.replaceable();
     image.program(Path::new("/usr/local/bin/ferretcd"), binary)?;
     image.link(Path::new("/usr/local/bin/etcd"), Path::new("ferretcd"))?;
     Ok(image)

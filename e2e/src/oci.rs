@@ -20,6 +20,8 @@ pub struct Image {
     name: String,
     /// What a container of it runs.
     entrypoint: Vec<String>,
+    /// A container's own command takes the place of the entrypoint, instead of being its arguments.
+    replaceable: bool,
     /// What is at each path (without the leading slash). A sorted map, so that the layer is the same each time.
     entries: BTreeMap<PathBuf, Entry>,
 }
@@ -42,6 +44,7 @@ impl Image {
         let mut image = Self {
             name: name.to_owned(),
             entrypoint: entrypoint.iter().map(|word| (*word).to_owned()).collect(),
+            replaceable: false,
             entries: BTreeMap::new(),
         };
         image.put(Path::new("/tmp"), Entry::Folder { mode: 0o1777 })?;
@@ -51,6 +54,13 @@ impl Image {
     /// The full name with its tag.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Lets a container's own command take the place of what the image runs, as in etcd's image: `etcd --name=…` in a
+    /// compose file is a whole command there.
+    pub fn replaceable(mut self) -> Self {
+        self.replaceable = true;
+        self
     }
 
     /// Adds the file `source` at the absolute path `path`.
@@ -104,7 +114,7 @@ impl Image {
             "architecture": architecture()?,
             "os": "linux",
             "config": {
-                "Entrypoint": self.entrypoint,
+                (if self.replaceable { "Cmd" } else { "Entrypoint" }): self.entrypoint,
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 "WorkingDir": "/",
             },
@@ -327,6 +337,24 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         assert_eq!(paths, ["bin", "bin/x", "bin/y", "tmp"]);
+    }
+
+    #[test]
+    fn the_servers_image_runs_whole_commands_and_answers_to_etcd() {
+        let folder = tempfile::tempdir().unwrap();
+        let (binary, archive) = (folder.path().join("ferretcd"), folder.path().join("image.tar"));
+        fs::write(&binary, "a program").unwrap();
+        crate::images::ferretcd(&binary).unwrap().write(&archive).unwrap();
+        let files = read_archive(&archive);
+        let config = files.values().find(|bytes| bytes.starts_with(br#"{"architecture"#)).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(config).unwrap();
+        assert_eq!(config["config"]["Cmd"], serde_json::json!(["/usr/local/bin/ferretcd"]));
+        assert_eq!(config["config"]["Entrypoint"], serde_json::Value::Null);
+        let layer = files.iter().find(|(path, bytes)| path.starts_with("blobs") && !bytes.starts_with(b"{")).unwrap().1;
+        let mut layer = tar::Archive::new(layer.as_slice());
+        let mut entries = layer.entries().unwrap().map(Result::unwrap);
+        let etcd = entries.find(|entry| entry.path().unwrap() == Path::new("usr/local/bin/etcd")).unwrap();
+        assert_eq!(etcd.link_name().unwrap().unwrap(), Path::new("ferretcd"));
     }
 
     #[test]

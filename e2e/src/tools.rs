@@ -48,12 +48,13 @@ impl Tools {
         self.path(Bin::Helm)
     }
 
-    /// Builds the named tools, or all of them if `names` is empty, and returns the folder of each.
+    /// Builds the named tools, or all of them but the clients if `names` is empty, and returns the folder of each.
     pub fn build_named(&self, names: &[String]) -> Result<Vec<(&'static str, PathBuf)>> {
         let mut wanted = Vec::new();
         for name in names {
-            let recipe = RECIPES.iter().copied().find(|recipe| recipe.name == name).ok_or_else(|| {
-                let known: Vec<_> = RECIPES.iter().map(|recipe| recipe.name).collect();
+            let all = || RECIPES.iter().chain(&CLIENTS).copied();
+            let recipe = all().find(|recipe| recipe.name == name).ok_or_else(|| {
+                let known: Vec<_> = all().map(|recipe| recipe.name).collect();
                 anyhow!("there is no tool {name:?}; there are: {}", known.join(", "))
             })?;
             wanted.push(recipe);
@@ -68,11 +69,12 @@ impl Tools {
     /// renamed at the end, under a lock, so that two processes do not build the same thing twice.
     fn build(&self, recipe: &Recipe) -> Result<PathBuf> {
         let folder = self.cache.tools().join(format!("{}-{}-{}", recipe.name, recipe.version, recipe.key()));
-        if folder.is_dir() {
+        if folder.is_dir() && self.is_linked(recipe, &folder) {
             return Ok(folder);
         }
         let _lock = self.cache.lock(&format!("tool-{}", recipe.name))?;
         if folder.is_dir() {
+            self.link(recipe, &folder)?;
             return Ok(folder);
         }
         let work = folder.with_extension("tmp");
@@ -105,9 +107,20 @@ impl Tools {
         Ok(folder)
     }
 
-    /// Leaves `<cache>/bin/<name>-<version>/<program>` for people, who cannot know the key.
+    /// Where people find the tool's programs, who cannot know the key.
+    fn links(&self, recipe: &Recipe) -> PathBuf {
+        self.cache.root().join("bin").join(format!("{}-{}", recipe.name, recipe.version))
+    }
+
+    /// Whether the links lead to this folder, not to what another version of the sources made.
+    fn is_linked(&self, recipe: &Recipe, folder: &Path) -> bool {
+        let links = self.links(recipe);
+        recipe.programs.iter().all(|(file, _)| fs::read_link(links.join(file)).is_ok_and(|to| to == folder.join(file)))
+    }
+
+    /// Leaves `<cache>/bin/<name>-<version>/<program>`.
     fn link(&self, recipe: &Recipe, folder: &Path) -> Result<()> {
-        let links = self.cache.root().join("bin").join(format!("{}-{}", recipe.name, recipe.version));
+        let links = self.links(recipe);
         fs::create_dir_all(&links)?;
         for (file, _) in recipe.programs {
             let fresh = links.join(format!(".{file}.tmp"));
@@ -198,6 +211,8 @@ enum Builder {
     Go { ldflags: &'static str },
     /// A static C program.
     C,
+    /// `build.sh` of the source folder, which makes what its argument names by this program of the host.
+    Script(&'static str),
 }
 
 macro_rules! go_files {
@@ -209,6 +224,60 @@ macro_rules! go_files {
         ]
     };
 }
+
+/// The text of a client's files, in `e2e/clients`.
+macro_rules! client_files {
+    ($client:literal $(, $file:literal)*) => {
+        &[$(($file, include_str!(concat!("../clients/", $client, "/", $file))),)*]
+    };
+}
+
+/// What other people's clients do with the server, as programs: `server/tests/clients.rs` runs them. They are built only
+/// when they are named, so that the other tests need neither Python nor these clients' packages.
+static CLIENTS: [&Recipe; 3] = [&GO_CLIENTS, &PYTHON_CLIENTS, &RUST_CLIENTS];
+
+static GO_CLIENTS: Recipe = Recipe {
+    name: "go-clients",
+    version: "3.7.1",
+    builder: Builder::Go { ldflags: "" },
+    files: client_files!(
+        "go",
+        "go.mod",
+        "go.sum",
+        "barrier.go",
+        "discovery.go",
+        "election.go",
+        "kubernetes.go",
+        "kv.go",
+        "lease.go",
+        "lock.go",
+        "main.go",
+        "messages.go",
+        "queue.go",
+        "stm.go",
+        "upkeep.go",
+        "views.go",
+        "watch.go"
+    ),
+    programs: &[("go-clients", ".")],
+};
+
+/// The programs are in the repository; this is the environment that they run in.
+static PYTHON_CLIENTS: Recipe = Recipe {
+    name: "python-clients",
+    version: "1",
+    builder: Builder::Script("python3"),
+    files: client_files!("python", "build.sh", "requirements.txt"),
+    programs: &[("venv", "build.sh")],
+};
+
+static RUST_CLIENTS: Recipe = Recipe {
+    name: "rust-clients",
+    version: "0.21.1",
+    builder: Builder::Script("cargo"),
+    files: client_files!("rust", "build.sh", "Cargo.toml", "Cargo.lock", "main.rs"),
+    programs: &[("rust-clients", "build.sh")],
+};
 
 static RECIPES: [&Recipe; 6] = [&ETCD, &PAUSE, &KUBERNETES, &COREDNS, &S3, &HELM];
 
@@ -294,6 +363,9 @@ impl Recipe {
         match self.builder {
             Builder::Go { ldflags } => add(ldflags),
             Builder::C => add("cc"),
+            // A virtual environment works with the very version of Python that made it.
+            Builder::Script("python3") => add(&host_version("python3")),
+            Builder::Script(program) => add(program),
         }
         for (name, text) in self.files.iter().chain(self.programs) {
             add(name);
@@ -317,10 +389,26 @@ impl Recipe {
                 command = Command::new("cc");
                 command.args(["-Os", "-Wall", "-Werror", "-static", "-s", "-o"]).arg(program).arg(target);
             }
+            Builder::Script(needed) => {
+                require(needed, &format!("{needed} (Debian: apt-get install python3-venv; https://rustup.rs)"))?;
+                command = Command::new("sh");
+                command.arg(target).arg(program);
+                // Crates' build scripts look at what `cargo run` tells this program about itself.
+                let about_us = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+                for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(about_us)) {
+                    command.env_remove(name);
+                }
+            }
         }
         command.current_dir(sources);
         Ok(command)
     }
+}
+
+/// What a program of the host answers to `--version`; nothing if it is not there.
+fn host_version(program: &str) -> String {
+    let output = Command::new(program).arg("--version").output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 fn require(program: &str, package: &str) -> Result<()> {
@@ -356,7 +444,7 @@ mod tests {
 
     #[test]
     fn each_go_tool_names_the_version_that_its_go_mod_pins() {
-        for recipe in RECIPES.iter().filter(|recipe| matches!(recipe.builder, Builder::Go { .. })) {
+        for recipe in RECIPES.iter().chain(&CLIENTS).filter(|recipe| matches!(recipe.builder, Builder::Go { .. })) {
             let go_mod = recipe.files[0].1;
             assert!(go_mod.contains(&format!(" v{}", recipe.version)), "{}", recipe.name);
         }
@@ -380,5 +468,11 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), built);
         assert_eq!(fs::read_link(folder.path().join("bin/pause-1/pause")).unwrap(), path);
         assert_eq!(fs::read_dir(folder.path().join("tools")).unwrap().count(), 1, "no work folder is left");
+        // Another version of the sources was built meanwhile.
+        let link = folder.path().join("bin/pause-1/pause");
+        fs::remove_file(&link).unwrap();
+        symlink("elsewhere", &link).unwrap();
+        tools.path(Bin::Pause).unwrap();
+        assert_eq!(fs::read_link(&link).unwrap(), path);
     }
 }
