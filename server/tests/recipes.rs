@@ -150,7 +150,8 @@ async fn the_unit_and_its_variables_start_three_hosts() {
 async fn the_commands_of_the_page_work() {
     let cluster = Cluster::start(&["one", "two", "three"]).await;
     let page = document("running-a-cluster.md");
-    let mut script = String::from("set -eu\n");
+    // What runs in the background would keep the test waiting when something fails.
+    let mut script = String::from("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n");
     let mut shell = false;
     for line in page.lines() {
         match line {
@@ -168,8 +169,12 @@ async fn the_commands_of_the_page_work() {
         ("127.0.0.1:2379,127.0.0.1:22379,127.0.0.1:32379".to_owned(), endpoints.join(",")),
         ("127.0.0.1:2379".to_owned(), endpoints[0].to_owned()),
     ];
-    let mut command = Command::new("bash");
-    command.args(["-c", &replace(&script, &places)]).env_clear().env("PATH", path).current_dir(cluster.tmp.path());
+    let mut command = Command::new("timeout");
+    command
+        .args(["100", "bash", "-c", &replace(&script, &places)])
+        .env_clear()
+        .env("PATH", path)
+        .current_dir(cluster.tmp.path());
     let said = finished(command.output().unwrap()).unwrap();
     for part in
         ["hello", "is healthy", "[+]linearizable_read ok", "etcd_server_has_leader 1", "Snapshot saved", "SUCCESS"]

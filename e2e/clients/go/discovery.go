@@ -34,7 +34,7 @@ func discovery(ctx context.Context, e *env) error {
 	if _, err := register("lost", 2); err != nil {
 		return err
 	}
-	alive, err := register("alive", 6)
+	alive, err := register("alive", 30)
 	if err != nil {
 		return err
 	}
