@@ -1,5 +1,7 @@
 //! The gRPC proxy before real processes: members of ours, real etcdctl as the client, real etcd's proxy as the oracle.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use ferretcd_proto::etcdserverpb as pb;

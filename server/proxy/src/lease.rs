@@ -36,6 +36,9 @@ const UNDER_WAY_MAX: usize = 64;
 
 type Answer = Result<LeaseKeepAliveResponse, Status>;
 
+/// An answer that is waited for.
+type Coming = watch::Receiver<Option<Answer>>;
+
 /// The service.
 #[derive(Clone, Debug)]
 pub struct LeaseService {
@@ -54,7 +57,7 @@ impl LeaseService {
 /// Keep-alives that are under way or have just been answered.
 #[derive(Clone, Debug, Default)]
 struct KeepAlives {
-    by_lease: Arc<Mutex<HashMap<(i64, Standing), watch::Receiver<Option<Answer>>>>>,
+    by_lease: Arc<Mutex<HashMap<(i64, Standing), Coming>>>,
 }
 
 impl KeepAlives {
