@@ -185,7 +185,6 @@ fn listening(flags: &Flags) -> Files {
         asks_client: !flags.trusted_ca_file.is_empty(),
         names_client: false,
         allowed: Allowed::Anyone,
-        compares_address: false,
         auto: flags.auto_tls,
         calls: false,
     }
@@ -204,7 +203,6 @@ fn calling(flags: &Flags) -> Files {
         asks_client: false,
         names_client: false,
         allowed: Allowed::Anyone,
-        compares_address: false,
         auto: false,
         calls: true,
     }
@@ -274,6 +272,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
         router: router.clone(),
         secure_router: router,
         tls: Some(plan.tls.clone()),
+        compares_address: false,
         streams_max: plan.streams_max,
         connections_max,
         keep_alive: plan.keep_alive,
