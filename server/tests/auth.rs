@@ -585,7 +585,9 @@ impl Answers {
             a.keep_alive(lease).await;
         }
         ask!(a, LeaseClient, lease_leases, pb::LeaseLeasesRequest {});
-        ask!(a, LeaseClient, lease_grant, pb::LeaseGrantRequest { id: 7, ttl: 100 });
+        for ttl in [9_000_000_001, 100] {
+            ask!(a, LeaseClient, lease_grant, pb::LeaseGrantRequest { id: 7, ttl });
+        }
         for id in [7, 77] {
             ask!(a, LeaseClient, lease_revoke, pb::LeaseRevokeRequest { id });
         }

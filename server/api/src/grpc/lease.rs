@@ -1,6 +1,6 @@
 //! etcdserverpb.Lease: keys that live as long as somebody renews their lease.
 
-use ferretcd_node::{LeaseTtl, Node};
+use ferretcd_node::{LeaseTtl, Node, Standing};
 use ferretcd_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
@@ -29,6 +29,8 @@ impl Lease for LeaseService {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         let node = asked_by(&self.node, &request);
         let request = request.into_inner();
+        // etcd looks at the caller first.
+        node.require(Standing::User).await.map_err(from_error)?;
         validate::lease_grant(&request).map_err(from_error)?;
         let reply = node.lease_grant(LeaseId(request.id), request.ttl).await.map_err(from_error)?;
         let header = Some(header::at(&self.node, reply.revision));
