@@ -26,6 +26,8 @@ const QUOTA_USUAL_MAX: i64 = 8 << 30;
 const REQUEST_USUAL_MAX: usize = 10 << 20;
 /// etcd's default, which a zero in a file stands for as well.
 const PROGRESS_DEFAULT: Duration = Duration::from_secs(600);
+/// grpc-go's default, which holds if `--grpc-keepalive-min-time` is 0.
+const PING_MIN_TIME: Duration = Duration::from_secs(300);
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// How often a silent client connection is pinged, and how long it may take to answer.
     pub keep_alive: (Option<Duration>, Duration),
+    /// How far apart a client's own pings must be while it has calls under way.
+    pub ping_min_time: Duration,
     /// Share ports with another process.
     pub reuse_port: bool,
     /// A calling member's address must be among the names of its certificate.
@@ -259,6 +263,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         tls,
         max_concurrent_streams: flags.max_concurrent_streams,
         keep_alive: (Some(interval).filter(|i| !i.is_zero()), flags.grpc_keepalive_timeout.length()),
+        ping_min_time: Some(flags.grpc_keepalive_min_time.length()).filter(|t| !t.is_zero()).unwrap_or(PING_MIN_TIME),
         reuse_port: flags.socket_reuse_port,
         compares_peer_address: !flags.peer_skip_client_san_verification,
         extensive_metrics: flags.metrics == "extensive",

@@ -111,7 +111,7 @@ flags! {
         max_txn_ops: usize = "128", "Most operations in a transaction.";
         max_request_bytes: usize = "1572864", "Largest client request in bytes.";
         max_concurrent_streams: u32 = "4294967295", "Most streams that one client connection may have open at once.";
-        grpc_keepalive_min_time: GoDuration = "5s", "Accepted without effect: a client may ping as often as it likes.";
+        grpc_keepalive_min_time: GoDuration = "5s", "How far apart a client's own pings must be; 0 is 5m (grpc-go's). One that goes on is told too_many_pings.";
         grpc_keepalive_interval: GoDuration = "2h", "How often a silent client connection is pinged; 0 is never.";
         grpc_keepalive_timeout: GoDuration = "20s", "How long the answer to such a ping may take.";
         socket_reuse_port: bool = "false", "Set SO_REUSEPORT on listeners.";

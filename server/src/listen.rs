@@ -1,6 +1,9 @@
 //! Listeners: HTTP/1.1 and HTTP/2 on one port, so that gRPC, the health endpoints and curl share it, with TLS, without,
 //! or both, on TCP and on Unix sockets.
 
+mod pings;
+
+use self::pings::Watched;
 use crate::config::{Address, Place};
 use crate::tls::material::Material;
 use crate::tls::{certificate, verify};
@@ -57,6 +60,14 @@ const PREFACE_BYTES: usize = 24;
 /// A client that lost its power says nothing any more, and its place would stay taken for good.
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// Bytes of the head of a request: Go's DefaultMaxHeaderBytes. (hyper's own bounds, 400 KiB and 16 KiB, would be in the
+/// way of large tokens. grpc-go takes 16 MiB, which no client has a use for.)
+const HEAD_BYTES_MAX: u32 = 1 << 20;
+
+/// Calls that a client may take back before they were looked at. hyper ends the connection after 20, which a client that
+/// gives up a batch of calls at once would meet; etcd has no such bound.
+const TAKEN_BACK_MAX: usize = 10_000;
+
 /// The first byte of a TLS connection: its record type "handshake".
 const TLS_HANDSHAKE: u8 = 22;
 
@@ -103,6 +114,10 @@ pub struct Service {
     pub connections_max: usize,
     /// When a silent connection is asked whether it lives, and how long it may take to say so.
     pub keep_alive: (Option<Duration>, Duration),
+    /// How far apart a client's own pings must be, where that is looked at.
+    pub ping_min_time: Option<Duration>,
+    /// The same over TLS.
+    pub secure_ping_min_time: Option<Duration>,
 }
 
 /// How many connections a listener may have by this process's limit of file descriptors. Too low a limit is an error:
@@ -272,13 +287,21 @@ impl Door {
                 let _ = keep_alive(&stream);
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
-                    Some(false) => self.connection(stream, &self.service.router, None, stop).await,
+                    Some(false) => self.enter_plain(stream, stop).await,
                     None => {}
                 }
             }
             Accepted::Unix(stream) if self.place.secure => self.enter_secure(stream, None, stop).await,
-            Accepted::Unix(stream) => self.connection(stream, &self.service.router, None, stop).await,
+            Accepted::Unix(stream) => self.enter_plain(stream, stop).await,
         }
+    }
+
+    async fn enter_plain<S>(&self, stream: S, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = Watched::new(stream, self.service.ping_min_time);
+        self.connection(stream, &self.service.router, None, stop).await;
     }
 
     /// Where both are spoken, the first byte tells; nothing if it does not come.
@@ -303,7 +326,10 @@ impl Door {
             () = stop.cancelled() => return,
         };
         match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
-            Ok((stream, name)) => self.connection(stream, &self.service.secure_router, name, stop).await,
+            Ok((stream, name)) => {
+                let stream = Watched::new(stream, self.service.secure_ping_min_time);
+                self.connection(stream, &self.service.secure_router, name, stop).await;
+            }
             Err(error) => {
                 // Somebody who speaks without TLS; in Go's words, which people look for.
                 let error = match error.contains("InvalidContentType") {
@@ -366,9 +392,15 @@ impl Door {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .max_concurrent_streams(self.service.streams_max)
+            .max_header_list_size(HEAD_BYTES_MAX)
+            .max_pending_accept_reset_streams(TAKEN_BACK_MAX)
             .keep_alive_interval(interval)
             .keep_alive_timeout(timeout);
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX as usize);
         let router = router.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             if let Some(name) = &name {
@@ -425,6 +457,8 @@ mod tests {
             streams_max: 10,
             connections_max: 1,
             keep_alive: (None, Duration::from_secs(20)),
+            ping_min_time: None,
+            secure_ping_min_time: None,
         }
     }
 

@@ -134,6 +134,8 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         streams_max: PEER_STREAMS_MAX,
         connections_max,
         keep_alive: PEER_KEEP_ALIVE,
+        ping_min_time: None,
+        secure_ping_min_time: None,
     };
     spawn(&peers, peer, &peer_service, &stop_peers);
 
@@ -164,13 +166,22 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         streams_max: config.max_concurrent_streams,
         connections_max,
         keep_alive: config.keep_alive,
+        ping_min_time: None,
+        secure_ping_min_time: None,
     };
-    let main_door = if client_http.is_empty() { ferretcd_api::router } else { ferretcd_api::grpc_router };
+    let has_both_doors = client_http.is_empty();
+    let main_door = if has_both_doors { ferretcd_api::router } else { ferretcd_api::grpc_router };
     // etcd compares there, and not at the other listeners for clients.
     let metrics_service = Service { compares_address: true, ..service(ferretcd_api::metrics_router) };
     spawn(&clients, metrics, &metrics_service, &stop_clients);
     spawn(&clients, client_http, &service(ferretcd_api::http_router), &stop_clients);
-    spawn(&clients, client, &service(main_door), &stop_clients);
+    let main_service = Service {
+        ping_min_time: Some(config.ping_min_time),
+        // As in etcd: beside HTTP, gRPC over TLS is served by Go's HTTP server, which lets clients ping.
+        secure_ping_min_time: (!has_both_doors).then_some(config.ping_min_time),
+        ..service(main_door)
+    };
+    spawn(&clients, client, &main_service, &stop_clients);
     tokio::spawn(tell_ready(member.node.clone(), config.listen.client, stop_clients.clone()));
 
     let ended = tokio::select! {

@@ -10,7 +10,13 @@ mod scan;
 pub mod websocket;
 mod write;
 
-use std::{collections::BTreeMap, convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -19,7 +25,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, stream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use http::{
     HeaderValue, Method, StatusCode,
     header::{CONTENT_TYPE, WWW_AUTHENTICATE},
@@ -30,6 +36,9 @@ use tokio::{
     time::Instant,
 };
 use tonic::{Code, Status, Streaming, client::Grpc};
+
+#[cfg(test)]
+pub use self::metadata::timeout;
 
 use self::{
     body::Messages,
@@ -86,10 +95,13 @@ impl Gateway {
         match route.form {
             Form::Unary => call.unary(messages).await,
             Form::Answers => match messages.only().await {
-                Ok(message) => call.stream(stream::once(async { message })).await,
+                Ok(message) => call.stream(stream::once(async { message }), pending().boxed()).await,
                 Err(status) => refusal(&status),
             },
-            Form::Both => call.stream(messages.all()).await,
+            Form::Both => {
+                let (messages, gone) = messages.all();
+                call.stream(messages, gone).await
+            }
         }
     }
 }
@@ -140,7 +152,11 @@ impl Call {
 
     /// A stream of answers, a line each. The status and the headers wait for the first one, since an error before it
     /// is the status.
-    async fn stream(mut self, messages: impl stream::Stream<Item = Bytes> + Send + 'static) -> Response {
+    async fn stream(
+        mut self,
+        messages: impl stream::Stream<Item = Bytes> + Send + 'static,
+        mut gone: BoxFuture<'static, ()>,
+    ) -> Response {
         let place = self.place().await;
         let request = tonic::Request::from_parts(self.metadata, http::Extensions::new(), messages);
         let first = async {
@@ -149,12 +165,17 @@ impl Call {
             let first = answers.message().await?;
             Ok(first.map(|first| (first, answers)))
         };
-        let (first, answers) = match self.end.bound(first).await.flatten() {
+        let first = tokio::select! {
+            first = self.end.bound(first) => first.flatten(),
+            // Nobody reads this.
+            () = &mut gone => return StatusCode::BAD_REQUEST.into_response(),
+        };
+        let (first, answers) = match first {
             Ok(Some(begun)) => begun,
             Ok(None) => return StatusCode::OK.into_response(),
             Err(status) => return (http_status(status.code()), headers(false), error_line(&status)).into_response(),
         };
-        let lines = Lines { answers, kind: self.route.output, end: self.end, _place: place };
+        let lines = Lines { answers, kind: self.route.output, end: self.end, gone, _place: place };
         let first = match lines.line(first) {
             Ok(line) => line,
             Err(status) => return (http_status(status.code()), headers(false), error_line(&status)).into_response(),
@@ -177,12 +198,16 @@ struct Lines {
     answers: Streaming<Bytes>,
     kind: MessageDescriptor,
     end: Deadline,
+    gone: BoxFuture<'static, ()>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Lines {
     async fn next(&mut self) -> Result<Option<String>, Status> {
-        let answer = self.end.bound(self.answers.message()).await.flatten()?;
+        let answer = tokio::select! {
+            answer = self.end.bound(self.answers.message()) => answer.flatten()?,
+            () = &mut self.gone => return Ok(None),
+        };
         answer.map(|answer| self.line(answer)).transpose()
     }
 

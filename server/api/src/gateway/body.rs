@@ -2,9 +2,10 @@
 
 use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use prost::Message;
 use prost_reflect::MessageDescriptor;
+use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{
@@ -20,12 +21,14 @@ pub struct Messages {
     kind: MessageDescriptor,
     /// Longest JSON value in bytes.
     limit: usize,
+    /// Told when the body breaks off.
+    gone: Option<oneshot::Sender<()>>,
 }
 
 impl Messages {
     /// The messages of this type in a body. A JSON value of more than `limit` bytes is refused.
     pub fn new(body: Body, kind: MessageDescriptor, limit: usize) -> Self {
-        Messages { body: body.into_data_stream(), values: Values::new(limit), kind, limit }
+        Messages { body: body.into_data_stream(), values: Values::new(limit), kind, limit, gone: None }
     }
 
     /// The first message, encoded; the empty one if the body is empty. What follows it is read and forgotten, as etcd
@@ -51,9 +54,12 @@ impl Messages {
     }
 
     /// All messages, encoded. The stream ends where the body does, or before the first value that is no message, as
-    /// etcd's does: its client is not told.
-    pub fn all(self) -> impl Stream<Item = Bytes> + Send + 'static {
-        stream::unfold(self, |mut messages| async move {
+    /// etcd's does: its client is not told. The future ends if the body breaks off: then the client has gone, and nothing
+    /// else may ever say so if there is nothing to write to it.
+    pub fn all(mut self) -> (impl Stream<Item = Bytes> + Send + 'static, BoxFuture<'static, ()>) {
+        let (gone, told) = oneshot::channel();
+        self.gone = Some(gone);
+        let messages = stream::unfold(self, |mut messages| async move {
             match messages.next().await {
                 Ok(message) => message.map(|message| (message, messages)),
                 Err(why) => {
@@ -61,7 +67,13 @@ impl Messages {
                     None
                 }
             }
-        })
+        });
+        let gone = async {
+            if told.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        (messages, gone.boxed())
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
@@ -71,8 +83,14 @@ impl Messages {
             }
             match self.body.next().await {
                 Some(Ok(bytes)) => self.values.push(&bytes),
+                None => break self.values.finish()?,
                 // A body that breaks off is a client that went; nobody reads what it is told.
-                Some(Err(_)) | None => break self.values.finish()?,
+                Some(Err(_)) => {
+                    if let Some(gone) = self.gone.take() {
+                        let _ = gone.send(());
+                    }
+                    break self.values.finish()?;
+                }
             }
         };
         let Some(json) = json else { return Ok(None) };
