@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 
 /// Most events that wait in one stream's queue: a few of etcd's batches (1000 revisions).
 const QUEUE_EVENTS_MAX: usize = 4096;
-/// Most bytes of keys and values that wait in one stream's queue; the values are shared with the store's cache.
-const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Most bytes of keys and values that wait in one stream's queue: one look into history, which is where a watcher goes
+/// on that finds its queue full. This is most of what a client costs that does not read.
+const QUEUE_BYTES_MAX: usize = 2 << 20;
 
 /// All watchers of this member.
 #[derive(Debug, Default)]
@@ -183,13 +184,13 @@ impl Hub {
                 }
             }
         }
-        let full: Vec<(u64, i64)> = given
+        let full: Vec<((u64, i64), Vec<Event>)> = given
             .into_iter()
             .filter(|(_, (target, events))| !target.give(revision, events))
-            .map(|(watcher, _)| watcher)
+            .map(|(watcher, (_, events))| (watcher, events))
             .collect();
-        for (stream, id) in full {
-            inner.remove_everywhere(stream, id);
+        for ((stream, id), events) in full {
+            inner.remove_full(stream, id, &events);
         }
     }
 
@@ -250,19 +251,15 @@ impl Inner {
         debug_assert!(self.watchers <= before);
     }
 
-    fn remove_everywhere(&mut self, stream: u64, id: i64) {
+    /// Removes a watcher that had no room for these events: it watches a range, or the key of one of them.
+    fn remove_full(&mut self, stream: u64, id: i64, events: &[Event]) {
         if self.ranges.remove(&(stream, id)).is_some() {
             self.watchers -= 1;
             return;
         }
-        let mut removed = 0;
-        self.single.retain(|_, targets| {
-            let len = targets.len();
-            targets.retain(|t| !(t.queue.stream == stream && t.id == id));
-            removed += len - targets.len();
-            !targets.is_empty()
-        });
-        self.watchers -= removed;
+        for event in events {
+            self.remove(stream, id, &KeyRange::single(event.kv.key.clone()));
+        }
     }
 
     fn forget_watchers(&mut self) {

@@ -4,7 +4,7 @@ use crate::watch::hub::{Hub, Queue};
 use crate::watch::{WATCHERS_PER_STREAM_MAX, WatchCreate, WatchMessage};
 use ferretcd_state::State;
 use ferretcd_types::{Error, Event, EventKind, KeyRange, KeyValue};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -25,6 +25,8 @@ pub struct WatchStream {
     state: Arc<State>,
     queue: Arc<Queue>,
     watchers: BTreeMap<i64, Watcher>,
+    /// Those of them that history is read for; the others are synced.
+    behind: BTreeSet<i64>,
     next_id: i64,
     /// Answers that need no history.
     out: VecDeque<WatchMessage>,
@@ -48,7 +50,6 @@ struct Watcher {
     request: WatchCreate,
     /// The next revision that it lacks; meaningful while it is behind.
     next: i64,
-    synced: bool,
     /// Got an event since the last progress tick.
     busy: bool,
 }
@@ -71,6 +72,7 @@ impl WatchStream {
             state,
             queue,
             watchers: BTreeMap::new(),
+            behind: BTreeSet::new(),
             next_id: 0,
             out: VecDeque::new(),
             progress_asked: false,
@@ -124,12 +126,10 @@ impl WatchStream {
         };
         self.out.push_back(WatchMessage::Created { id, revision });
         let next = if request.start_revision > 0 { request.start_revision } else { revision + 1 };
-        let mut watcher = Watcher { request, next, synced: false, busy: true };
+        let watcher = Watcher { request, next, busy: true };
         // A start in the future waits like any other: what lies below it is filtered out.
-        if next > revision
-            && let Ok(_published) = self.hub.sync(&self.queue, id, &watcher.request, revision)
-        {
-            watcher.synced = true;
+        if next <= revision || self.hub.sync(&self.queue, id, &watcher.request, revision).is_err() {
+            self.behind.insert(id);
         }
         self.watchers.insert(id, watcher);
     }
@@ -137,6 +137,7 @@ impl WatchStream {
     /// Removes a watcher; an unknown ID is ignored (etcd's rule).
     pub fn cancel(&mut self, id: i64) {
         if let Some(watcher) = self.watchers.remove(&id) {
+            self.behind.remove(&id);
             self.hub.unsync(&self.queue, id, &watcher.request.range);
             self.queue.state.lock().forget(id);
             self.out.push_back(WatchMessage::Cancelled { id, compact_revision: None });
@@ -161,7 +162,7 @@ impl WatchStream {
             if let Some(message) = self.next_batch() {
                 return Some(message);
             }
-            if self.watchers.values().any(|w| !w.synced) {
+            if !self.behind.is_empty() {
                 self.read_history();
                 continue;
             }
@@ -189,6 +190,7 @@ impl WatchStream {
             // What was queued belongs to the old history; the client starts over.
             while pending.pop().is_some() {}
             pending.overflowed.clear();
+            self.behind.clear();
             for id in std::mem::take(&mut self.watchers).into_keys() {
                 self.out.push_back(WatchMessage::Cancelled { id, compact_revision: Some(revision) });
             }
@@ -197,14 +199,15 @@ impl WatchStream {
         if pending.batches.is_empty() {
             for (id, from) in std::mem::take(&mut pending.overflowed) {
                 if let Some(w) = self.watchers.get_mut(&id) {
-                    w.synced = false;
                     w.next = w.next.max(from);
+                    self.behind.insert(id);
                 }
             }
             if let Some(missed_from) = pending.resync.take() {
-                for w in self.watchers.values_mut().filter(|w| w.synced) {
-                    w.synced = false;
-                    w.next = w.next.max(missed_from);
+                for (id, w) in &mut self.watchers {
+                    if self.behind.insert(*id) {
+                        w.next = w.next.max(missed_from);
+                    }
                 }
             }
         }
@@ -255,7 +258,8 @@ impl WatchStream {
 
     /// One look into history for all watchers that are behind, from the one that is furthest behind.
     fn read_history(&mut self) {
-        let Some(from) = self.watchers.values().filter(|w| !w.synced).map(|w| w.next).min() else { return };
+        let behind = self.behind.iter().filter_map(|id| self.watchers.get(id));
+        let Some(from) = behind.map(|w| w.next).min() else { return };
         let read = tokio::task::block_in_place(|| self.state.events(from, HISTORY_REVISIONS_MAX, HISTORY_BYTES_MAX));
         let batch = match read {
             Ok(batch) => batch,
@@ -272,14 +276,13 @@ impl WatchStream {
             }
         };
         let complete = batch.next - 1;
-        let ids: Vec<i64> = self.watchers.iter().filter(|(_, w)| !w.synced).map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in Vec::from_iter(self.behind.iter().copied()) {
             let Some(watcher) = self.watchers.get_mut(&id) else { continue };
             let events: Vec<Event> =
                 batch.events.iter().filter(|e| e.revision.main >= watcher.next && watcher.wants(e)).cloned().collect();
             watcher.next = watcher.next.max(batch.next);
             if self.hub.sync(&self.queue, id, &watcher.request, complete).is_ok() {
-                watcher.synced = true;
+                self.behind.remove(&id);
             }
             let prev_kv = watcher.request.prev_kv;
             if !events.is_empty() {
@@ -291,18 +294,18 @@ impl WatchStream {
     }
 
     fn cancel_compacted(&mut self, compacted: i64) {
-        let gone: Vec<i64> =
-            self.watchers.iter().filter(|(_, w)| !w.synced && w.next < compacted).map(|(id, _)| *id).collect();
-        for id in gone {
+        let lost = |id: &i64| self.watchers.get(id).is_none_or(|w| w.next < compacted);
+        for id in Vec::from_iter(self.behind.iter().copied().filter(lost)) {
             self.watchers.remove(&id);
+            self.behind.remove(&id);
             self.out.push_back(WatchMessage::Cancelled { id, compact_revision: Some(compacted) });
         }
     }
 
-    /// The answer to a progress request: only when every event up to the revision has left the queue.
+    /// The answer to a progress request, when no watcher is behind: only when every event up to the revision has left the queue.
     fn progress_of_all(&self) -> Option<WatchMessage> {
         // As in etcd: a stream without watchers has no progress, and a start in the future holds it up.
-        let future = self.watchers.values().any(|w| w.synced && w.next > self.state.revision() + 1);
+        let future = self.watchers.values().any(|w| w.next > self.state.revision() + 1);
         if future || self.watchers.is_empty() {
             return None;
         }
@@ -322,7 +325,7 @@ impl WatchStream {
         });
         let Some(revision) = at_rest else { return };
         for (id, w) in &mut self.watchers {
-            if w.request.progress_notify && w.synced && !std::mem::take(&mut w.busy) {
+            if w.request.progress_notify && !std::mem::take(&mut w.busy) {
                 self.out.push_back(WatchMessage::Progress { id: *id, revision });
             }
             w.busy = false;
