@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export FERRETCD_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/ferretcd
 export CARGO_TARGET_DIR ?= $(FERRETCD_CACHE)/target
 
-CRATES := $(shell sed -n 's/^name = "\(.*\)"/\1/p' proto/Cargo.toml server/Cargo.toml server/*/Cargo.toml operator/Cargo.toml operator/*/Cargo.toml e2e/Cargo.toml xtask/Cargo.toml)
+CRATES := $(shell sed -n 's/^name = "\(.*\)"/\1/p' proto/Cargo.toml server/Cargo.toml server/*/Cargo.toml operator/Cargo.toml operator/*/Cargo.toml e2e/Cargo.toml fuzz/Cargo.toml xtask/Cargo.toml)
 E2E = cargo run --quiet --package ferretcd-e2e --
 
 .PHONY: help
@@ -40,16 +40,36 @@ test-kubernetes: tools ## The operator and the whole story on the local Kubernet
 	$(E2E) test
 
 .PHONY: test-long
-test-long: tools ## Run 50,000 random sequences against real etcd, going on where it was stopped
-	@mkdir -p $(FERRETCD_CACHE)/long; \
-	done=$(FERRETCD_CACHE)/long/differential; commit=$$(git rev-parse HEAD); \
-	[ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done; \
+test-long: tools long-differential long-watchers long-fuzz ## What takes hours: 50,000 random sequences, watchers for minutes, each fuzz target for five; goes on where it was stopped
+
+# Each of these keeps what it has done in a file that begins with the commit, and leaves that out the next time.
+define begun
+mkdir -p $(FERRETCD_CACHE)/long; done=$(FERRETCD_CACHE)/long/$(1); commit=$$(git rev-parse HEAD); \
+[ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done
+endef
+
+.PHONY: long-differential long-watchers long-fuzz
+long-differential:
+	@$(call begun,differential); \
 	for from in $$(seq 1 1000 49001); do \
 	  grep -qx "$$from" $$done && continue; \
 	  echo "sequences from $$from of 50000"; \
 	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 cargo test --quiet --package ferretcd --test differential; \
 	  echo "$$from" >> $$done; \
 	done; echo "50000 sequences answered as by etcd"
+
+long-watchers:
+	FERRETCD_WATCH_ROUNDS=40 cargo test --quiet --package ferretcd --test watchers -- --nocapture
+
+long-fuzz:
+	@$(call begun,fuzz); \
+	targets=$$(cargo test --quiet --workspace --exclude ferretcd-e2e --lib --bins --tests -- --list fuzz_ | sed -n 's/: test$$//p' | sort -u); \
+	for target in $$targets; do \
+	  grep -qx "$$target" $$done && continue; \
+	  FERRETCD_FUZZ_SECONDS=300 cargo test --quiet --workspace --exclude ferretcd-e2e --lib --bins --tests -- --exact $$target --nocapture \
+	    | grep 'answers at first'; \
+	  echo "$$target" >> $$done; \
+	done; echo "each of $$(echo $$targets | wc -w) decoders was fuzzed for five minutes"
 
 .PHONY: tools
 tools: ## Build etcd, Kubernetes and the other tools into the cache

@@ -507,4 +507,46 @@ mod tests {
         let Ok(Action::Print(help)) = run(&["-h"], &[]) else { panic!() };
         assert!(help.contains("--listen-client-urls"));
     }
+
+    #[test]
+    fn fuzz_command_line() {
+        let seeds = [
+            "--name=a\n--listen-client-urls\nhttp://127.0.0.1:1\nETCD_DATA_DIR=x",
+            "-name\na\n--feature-gates=A=true\n--max-request-bytes=0x10\n--heartbeat-interval 10",
+            "ETCD_AUTO_COMPACTION_RETENTION=1h30m\nETCD_LISTEN_PEER_URLS=unix:///a,http://[::1]:2380",
+            "snapshot\nstatus\nfile\n-w\njson",
+        ];
+        let names: Vec<String> =
+            flags::SPECS.iter().flat_map(|s| [format!("--{}=", s.name()), format!("{}=", s.variable())]).collect();
+        let mut words: Vec<&str> = names.iter().map(String::as_str).collect();
+        words.extend([
+            "\n",
+            "=",
+            ",",
+            "http://",
+            "https://",
+            "1h",
+            "-1",
+            "true",
+            "18446744073709551616",
+            "simple",
+            "jwt",
+        ]);
+        ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "command_line").seeds(seeds).words(&words).run(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            // A file that is named would be read.
+            if text.to_lowercase().replace('_', "-").contains("file") || text.contains("jwt") {
+                return "names a file".to_owned();
+            }
+            let (env, args): (Vec<&str>, Vec<&str>) = text.split('\n').partition(|line| line.starts_with("ETCD_"));
+            let env = env.iter().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into()));
+            match parse(args.iter().map(OsString::from), env) {
+                Ok(Action::Serve(settings)) => {
+                    crate::config::check(&settings).map_or_else(|e| e, |_| "serves".to_owned())
+                }
+                Ok(action) => format!("{action:?}"),
+                Err(refusal) => refusal.text,
+            }
+        });
+    }
 }

@@ -274,4 +274,25 @@ mod tests {
         }
         assert!(settings("a: b: c").unwrap_err().starts_with("error converting YAML to JSON: yaml: "));
     }
+
+    #[test]
+    fn fuzz_config_file() {
+        let seeds = [
+            "name: a\nlisten-client-urls: http://127.0.0.1:1\nheartbeat-interval: 100\nquota-backend-bytes: 1e9\n",
+            r#"{"client-transport-security":{"cert-file":"c","client-cert-auth":true},"feature-gates":"A=true"}"#,
+            "a: &x [*x]\nb: !!binary aaaa\n? - b\n: c\n--- \n",
+            "socket-options: {reuse-port: true}\nlog-outputs: [a, b]\ngrpc-keepalive-min-time: 5000000000\n",
+        ];
+        let names: Vec<String> = crate::flags::SPECS.iter().map(|spec| format!("\n{}: ", spec.name())).collect();
+        let mut words: Vec<&str> = names.iter().map(String::as_str).collect();
+        words.extend(["&a ", "*a", "!!int ", "<<: ", "[", "]", "{", "}", "~", ".inf", "0x1", "- ", "|\n", "\n---\n"]);
+        ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "config_file").seeds(seeds).words(&words).run(|bytes| {
+            let (flags, given, file, notices) = Default::default();
+            let mut settings = Settings { flags, given, file, notices };
+            match read(&String::from_utf8_lossy(bytes), &mut settings) {
+                Ok(()) => settings.flags.changed().map(|spec| spec.name()).collect::<Vec<_>>().join(","),
+                Err(e) => e,
+            }
+        });
+    }
 }

@@ -120,4 +120,23 @@ mod tests {
             assert!(AgentReport::parse(&message).is_some());
         }
     }
+
+    #[test]
+    fn fuzz_report() {
+        let report = AgentReport::BackedUp { key: "k".to_owned(), revision: 7, size: 9, sha256: "ab".to_owned() };
+        let seeds = [
+            report.to_message(),
+            AgentReport::Failed { message: "no\n".to_owned() }.to_message(),
+            "panicked\n{}".to_owned(),
+        ];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "report").seeds(seeds);
+        fuzz.words(&["\"outcome\":", "\"message\":", "\"revision\":", "-1", "\n"]).run(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let report = AgentReport::parse(&text);
+            if let Some(report) = &report {
+                assert!(AgentReport::parse(&report.to_message()).is_some(), "{report:?}");
+            }
+            format!("{report:?} {:?}", crate::names::parse_hex_id(&text))
+        });
+    }
 }

@@ -412,4 +412,33 @@ mod tests {
         assert_eq!(ask(Version::HTTP_2, "application/json").await, 404);
         assert_eq!(ask(Version::HTTP_11, "application/grpc").await, 404);
     }
+
+    #[test]
+    fn fuzz_request_head() {
+        let access = Access { origins: ["http://a.test".to_owned()].into(), hosts: ["a.test".to_owned()].into() };
+        let seeds = [
+            "/v3/kv/put\na.test:2379\nhttp://a.test\n10S\n",
+            "/../a//b/./%7a%zz%?q=1&b=%00\n[::1]:1\n*\n99999999H",
+            "http://x:80/v3\n::1\nnull\n-1m",
+        ];
+        let words = ["..", "//", "%2f", "%", "?", "[", "]", ":", "/v3/", "/v3beta/", "10n", "u"];
+        ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "request_head").seeds(seeds).words(&words).run(|bytes| {
+            let mut lines = bytes.split(|b| *b == b'\n');
+            let mut line = || lines.next().unwrap_or_default();
+            let Ok(uri) = Uri::try_from(line()) else { return "no URI".to_owned() };
+            let mut headers = HeaderMap::new();
+            for name in [HOST, ORIGIN, http::HeaderName::from_static("grpc-timeout")] {
+                headers.extend(HeaderValue::from_bytes(line()).ok().map(|value| (name, value)));
+            }
+            let mut said = format!("{:?}", crate::gateway::timeout(&headers).map_err(|s| s.code()));
+            for gateway in [false, true] {
+                if let Some(clean) = cleaned(uri.path(), gateway) {
+                    assert!(clean.starts_with('/') && cleaned(&clean, gateway).is_none(), "{clean}");
+                    said += &format!(" {:?}", redirect(&Method::GET, &uri, &clean).status());
+                }
+            }
+            let refused = access.refuses(&uri, &headers).map(|r| r.status());
+            format!("{said} {refused:?} {:?} {}", access.origin(&headers), decoded(uri.path()))
+        });
+    }
 }

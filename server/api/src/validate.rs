@@ -344,4 +344,57 @@ mod tests {
         assert_eq!(grant(LEASE_TTL_SECONDS_MAX), Ok(()));
         assert_eq!(grant(LEASE_TTL_SECONDS_MAX + 1), Err(Error::LeaseTtlTooLarge));
     }
+
+    #[test]
+    fn fuzz_client_message() {
+        use crate::convert;
+        use ferretcd_fuzz::Fuzz;
+        use ferretcd_proto::etcdserverpb as pb;
+        use prost::Message;
+
+        fn tagged(tag: u8, message: &impl Message) -> Vec<u8> {
+            [&[tag][..], &message.encode_to_vec()].concat()
+        }
+        fn read<M: Message + Default>(body: &[u8], then: impl FnOnce(M) -> String) -> String {
+            M::decode(body).map_or_else(|e| e.to_string(), then)
+        }
+        let range = pb::RangeRequest { key: "k".into(), range_end: "l".into(), limit: 1, ..Default::default() };
+        let put = pb::PutRequest { key: "k".into(), value: "v".into(), lease: 1, ..Default::default() };
+        let delete = pb::DeleteRangeRequest { key: "k".into(), range_end: "\0".into(), prev_kv: true };
+        let op = |request| pb::RequestOp { request: Some(request) };
+        let inner = pb::TxnRequest { success: vec![op(Request::RequestPut(put.clone()))], ..Default::default() };
+        let txn = pb::TxnRequest {
+            compare: vec![pb::Compare { key: "k".into(), result: 1, target: 2, ..Default::default() }],
+            success: vec![op(Request::RequestRange(range.clone())), op(Request::RequestTxn(inner))],
+            failure: vec![op(Request::RequestDeleteRange(delete.clone()))],
+        };
+        let watch =
+            pb::WatchCreateRequest { key: "k".into(), filters: vec![0, 1], start_revision: 4, ..Default::default() };
+        let member = pb::MemberAddRequest { peer_ur_ls: vec!["http://a:2380".into()], is_learner: true };
+        let seeds = [
+            tagged(0, &txn),
+            tagged(1, &range),
+            tagged(2, &put),
+            tagged(3, &delete),
+            tagged(4, &watch),
+            tagged(5, &member),
+            tagged(6, &pb::AlarmRequest { action: 1, member_id: 1, alarm: 1 }),
+            tagged(7, &pb::LeaseGrantRequest { ttl: 10, id: 1 }),
+        ];
+        Fuzz::new(env!("CARGO_MANIFEST_DIR"), "client_message").seeds(seeds).run(|bytes| {
+            let (tag, body) = bytes.split_first().unwrap_or((&0, &[]));
+            match tag % 8 {
+                0 => read(body, |r: pb::TxnRequest| format!("{:?} {:?}", super::txn(&r, 128), convert::kv::txn(r))),
+                1 => read(body, |r: pb::RangeRequest| format!("{:?} {:?}", super::range(&r), convert::kv::range(r))),
+                2 => read(body, |r: pb::PutRequest| format!("{:?} {:?}", super::put(&r), convert::kv::put(r))),
+                3 => read(body, |r: pb::DeleteRangeRequest| {
+                    format!("{:?} {:?}", super::delete_range(&r), convert::kv::delete_range(r))
+                }),
+                4 => read(body, |r: pb::WatchCreateRequest| format!("{:?}", convert::watch::create(r))),
+                5 => read(body, |r: pb::MemberAddRequest| format!("{:?}", super::peer_urls(&r.peer_ur_ls))),
+                6 => read(body, |r: pb::AlarmRequest| format!("{:?}", convert::cluster::alarm_kind(r.alarm))),
+                _ => read(body, |r: pb::LeaseGrantRequest| format!("{:?}", super::lease_grant(&r))),
+            }
+        });
+    }
 }

@@ -67,3 +67,30 @@ pub fn revoked(bytes: &[u8]) -> Result<HashSet<Vec<u8>>, String> {
     }
     Ok(serials)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_certificate() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params =
+            rcgen::CertificateParams::new(vec!["a.test".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "alice");
+        let cert = params.self_signed(&key).unwrap();
+        let pem = cert.pem().replace("CERTIFICATE", "X509 CRL");
+        let seeds = [cert.der().to_vec(), cert.pem().into_bytes(), pem.into_bytes()];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "certificate").seeds(seeds);
+        fuzz.words(&["-----BEGIN X509 CRL-----\n", "-----END X509 CRL-----\n"]).run(|bytes| {
+            let der = CertificateDer::from(bytes);
+            let (addresses, hosts) = subject_names(&der);
+            format!(
+                "{:?} {:?} {addresses:?} {hosts:?} {:?}",
+                common_name(&der),
+                serial(&der).map(|s| s.len()),
+                revoked(bytes).map(|r| r.len())
+            )
+        });
+    }
+}

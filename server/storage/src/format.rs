@@ -225,4 +225,16 @@ mod tests {
         assert!(matches!(Format::ensure(dir.path(), "sled", "x"), Err(FormatError::Etcd { .. })));
         assert!(!dir.path().join(FORMAT_FILE).exists());
     }
+
+    #[test]
+    fn fuzz_format_file() {
+        let seeds = ["version = 1\nengine = sled\ncreated_by = ferretcd 1\n", "version = 2\n", "engine = x"];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "format_file").seeds(seeds);
+        fuzz.words(&["version", "engine", "created_by", " = ", "\n", "4294967296"]).run(|bytes| {
+            match Format::parse(bytes, PathBuf::from("f")) {
+                Ok(format) => format!("{format:?}"),
+                Err(e) => e.to_string(),
+            }
+        });
+    }
 }

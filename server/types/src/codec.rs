@@ -693,6 +693,7 @@ pub fn decode_restore_records(bytes: Bytes) -> Result<Vec<RestoreRecord>, Decode
 mod tests {
     use super::*;
     use crate::{Authenticate, Client};
+    use ferretcd_fuzz::Fuzz;
 
     fn all_commands() -> Vec<Command> {
         let put = Put { key: "k".into(), value: "v".into(), lease: LeaseId(7), prev_kv: true, ..Put::default() };
@@ -815,5 +816,53 @@ mod tests {
         }
         let bytes = encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command: Command::Txn(txn) });
         assert!(decode_proposal(bytes).is_err());
+    }
+
+    #[test]
+    fn fuzz_proposal() {
+        let client = Client { user: "u".to_owned(), auth_revision: 4 };
+        let callers = [Caller::Member, Caller::Client(client)];
+        let seeds = all_commands().into_iter().flat_map(|command| {
+            callers.clone().map(|caller| Proposal { id: RequestId(1), caller, command: command.clone() })
+        });
+        let fuzz = Fuzz::new(env!("CARGO_MANIFEST_DIR"), "proposal").seeds(seeds.map(|p| encode_proposal(&p).to_vec()));
+        fuzz.run(|bytes| match decode_proposal(Bytes::copy_from_slice(bytes)) {
+            Ok(proposal) => {
+                assert_eq!(decode_proposal(encode_proposal(&proposal)).as_ref(), Ok(&proposal));
+                format!("{proposal:?}")
+            }
+            Err(e) => e.to_string(),
+        });
+    }
+
+    #[test]
+    fn fuzz_stored_record() {
+        let kv = KeyValue {
+            key: "foo".into(),
+            create_revision: 2,
+            mod_revision: 3,
+            version: 2,
+            value: "bar".into(),
+            lease: LeaseId(1),
+        };
+        let records = [
+            RestoreRecord::Key { revision: Revision::new(5, 1), tombstone: true, value: "kv".into() },
+            RestoreRecord::Lease { id: LeaseId(4), ttl: 60 },
+            RestoreRecord::User { name: "u".into(), value: "raw".into() },
+            RestoreRecord::Auth { enabled: true, revision: 8 },
+        ];
+        let seeds = [encode_key_value(&kv), encode_restore_records(&records)];
+        Fuzz::new(env!("CARGO_MANIFEST_DIR"), "stored_record").seeds(seeds.map(Vec::from)).run(|bytes| {
+            let bytes = Bytes::copy_from_slice(bytes);
+            let kv = decode_key_value(bytes.clone());
+            if let Ok(kv) = &kv {
+                assert_eq!(decode_key_value(encode_key_value(kv)).as_ref(), Ok(kv));
+            }
+            let records = decode_restore_records(bytes.clone());
+            if let Ok(records) = &records {
+                assert_eq!(decode_restore_records(encode_restore_records(records)).as_ref(), Ok(records));
+            }
+            format!("{kv:?} {records:?} {:?}", decode_restore_totals(bytes))
+        });
     }
 }

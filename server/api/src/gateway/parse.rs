@@ -477,4 +477,88 @@ mod tests {
         assert!(parse::<pb::TxnRequest>(&nested(49)).is_ok());
         assert_eq!(parse::<pb::TxnRequest>(&nested(50)), Err("proto: exceeded max recursion depth".into()));
     }
+
+    #[test]
+    fn fuzz_json() {
+        use crate::gateway::{routes, scan::Values, write};
+        use prost::Message;
+        let routes: Vec<_> = routes::table().into_values().collect();
+        let bodies = [
+            r#"{"key":"Zm9v","value":"YmFy","lease":"1","prev_kv":true,"ignoreValue":false}"#,
+            r#"{"key":"Zm8=","range_end":"Zm9+","limit":1,"sort_order":"DESCEND","sortTarget":3,"keys_only":null}"#,
+            r#"{"compare":[{"target":"CREATE","key":"Zm8","createRevision":"1","result":"EQUAL"}],"success":[{"requestPut":{"key":"Zm8"}}],"failure":[{"request_txn":{"success":[]}}]}"#,
+            r#"{"create_request":{"key":"Zm9v","filters":["NOPUT",1],"watchId":-1}} {"cancelRequest":{}}"#,
+            r#"{"action":"GET","memberID":"18446744073709551615","alarm":"NONE"}"#,
+            r#"{"name":"u","password":"\u00e9\ud83d\ude00","options":{"noPassword":true}}"#,
+            r#"{"peerURLs":["http://a:1"],"isLearner":true} [1,2.5e3,{"a":null}]"#,
+        ];
+        let seeds = (0..routes.len() as u8).flat_map(|tag| bodies.map(|body| [&[tag][..], body.as_bytes()].concat()));
+        let words = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "\"\"",
+            "null",
+            "true",
+            "1e400",
+            "-0",
+            "0.5",
+            "9223372036854775808",
+            "\\ud800",
+            "\\u0000",
+            "\"key\":",
+            "\"rangeEnd\":",
+            "\"lease\":",
+            "\"ID\":",
+            "\"TTL\":",
+            "\"keys\":",
+            "\"perm\":{",
+            "\"permType\":\"READWRITE\"",
+            "\"linearizable\":",
+        ];
+        ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "json").seeds(seeds).words(&words).run(|bytes| {
+            let (tag, body) = bytes.split_first().unwrap_or((&0, &[]));
+            let kind = &routes[usize::from(*tag) % routes.len()].input;
+            // The body comes in two pieces.
+            let mut values = Values::new(1 << 16);
+            let mut said = String::new();
+            let mut take = |values: &mut Values, at_end: bool| loop {
+                let next = match values.next() {
+                    Ok(None) if at_end => values.finish(),
+                    next => next,
+                };
+                let value = match next {
+                    Ok(Some(value)) => value,
+                    Ok(None) => return true,
+                    Err(broken) => {
+                        said += &format!("{broken:?};");
+                        return false;
+                    }
+                };
+                match message(kind, &value) {
+                    Ok(read) => {
+                        let again = DynamicMessage::decode(kind.clone(), read.encode_to_vec().as_slice()).unwrap();
+                        let mut json = String::new();
+                        write::message(&mut json, &again, false);
+                        assert_eq!(message(kind, json.as_bytes()).as_ref(), Ok(&again), "{json}");
+                        said += &json;
+                    }
+                    Err(text) => said += &text,
+                }
+                if at_end && said.len() > 4096 {
+                    return false;
+                }
+            };
+            let (first, second) = body.split_at(body.len() / 2);
+            values.push(first);
+            if take(&mut values, false) {
+                values.push(second);
+                take(&mut values, true);
+            }
+            said
+        });
+    }
 }

@@ -285,3 +285,15 @@ fn records_of_bucket_key_that_are_no_revisions_are_refused_by_the_summary() {
     assert!(matches!(with(b"k", b"\x0a\x01k"), Err(Error::RevisionKey { record: 0, .. })));
     assert!(matches!(with(revision, b"\x0a\x02k"), Err(Error::Value { record: 0, .. })));
 }
+
+#[test]
+fn fuzz_database() {
+    let mut small = bucket("key", [("a", "1"), ("b", "2")]);
+    small.extend(bucket("meta", [("term", "1")]));
+    let mut file = write(&small);
+    file.truncate(file.len() - 32);
+    ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "database").seeds([file]).run(|bytes| match survive(bytes) {
+        Ok(()) => "it is read".to_owned(),
+        Err(e) => e.to_string(),
+    });
+}

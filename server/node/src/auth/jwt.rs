@@ -285,4 +285,17 @@ mod tests {
         assert!(refusal("RS256", Some(b"x"), None).contains("not a valid RSA public key"));
         assert!(refusal("EdDSA", None, Some(b"x")).contains("not a valid Ed25519 private key"));
     }
+
+    #[test]
+    fn fuzz_token() {
+        let jwt = Jwt::new("HS256", None, Some(b"secret"), Duration::from_secs(60)).unwrap();
+        let seeds =
+            [jwt.sign("alice", 4).unwrap(), "eyJhbGciOiJub25lIn0.e30.".to_owned(), "abcdefghijklmnop.17".to_owned()];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "token").seeds(seeds);
+        fuzz.words(&[".", "eyJ", "e30", "=", "-_"]).run(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let index = crate::auth::tokens::index_of(&text);
+            format!("{:?} {:?}", jwt.verify(&text), index.is_some())
+        });
+    }
 }

@@ -86,3 +86,93 @@ pub fn vote_response(r: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
 pub fn vote_response_from(r: pb::VoteResponse) -> VoteResponse<TypeConfig> {
     VoteResponse::new(vote_from_pb(r.vote), log_id_from_pb(r.last), r.granted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+    use ferretcd_fuzz::Fuzz;
+    use ferretcd_types::{ClusterId, Epoch, MemberId};
+    use prost::Message;
+    use tonic::metadata::{MetadataMap, MetadataValue};
+
+    fn tagged(tag: u8, message: &impl Message) -> Vec<u8> {
+        [&[tag][..], &message.encode_to_vec()].concat()
+    }
+
+    #[test]
+    fn fuzz_peer_message() {
+        let entry = |index, payload: &[u8]| pb::Entry { term: 1, index, payload: payload.to_vec().into() };
+        let at = Some(pb::LogId { term: 1, index: 1 });
+        let append = pb::AppendRequest {
+            entries: vec![
+                entry(2, b"\x01proposal"),
+                entry(3, b"\x00"),
+                entry(4, b"\x02\x0a\x02\x08\x01\x12\x02\x08\x01"),
+            ],
+            previous: at,
+            commit: at,
+            ..Default::default()
+        };
+        let conflict = pb::append_response::Result::Conflict(pb::LogId { term: 1, index: 1 });
+        let seeds = [
+            tagged(0, &append),
+            tagged(1, &pb::AppendResponse { result: Some(conflict) }),
+            tagged(2, &pb::VoteRequest { last: at, leadership_transfer: true, ..Default::default() }),
+            tagged(3, &pb::VoteResponse { granted: true, last: at, ..Default::default() }),
+            b"\x04\x0a\x04\x08\x01\x10\x02\x12\x0a\x0a\x02\x08\x01\x12\x04\x08\x01\x12\x00".to_vec(),
+        ];
+        Fuzz::new(env!("CARGO_MANIFEST_DIR"), "peer_message").seeds(seeds).run(|bytes| {
+            let (tag, body) = bytes.split_first().unwrap_or((&0, &[]));
+            match tag % 5 {
+                0 => match pb::AppendRequest::decode(body) {
+                    Ok(message) => match append_request_from(message) {
+                        Ok(rpc) => format!("{:?}", append_request(rpc)),
+                        Err(status) => status.message().to_owned(),
+                    },
+                    Err(e) => e.to_string(),
+                },
+                1 => format!(
+                    "{:?}",
+                    pb::AppendResponse::decode(body).map(|r| append_response_from(r).map_err(|s| s.code()))
+                ),
+                2 => format!("{:?}", pb::VoteRequest::decode(body).map(|r| vote_request(&vote_request_from(r)))),
+                3 => format!("{:?}", pb::VoteResponse::decode(body).map(|r| vote_response(&vote_response_from(r)))),
+                _ => match entry::decode_stored(body.to_vec().into()) {
+                    Ok(stored) => format!("{:?}", entry::decode_stored(entry::encode_stored(&stored))),
+                    Err(e) => e.to_string(),
+                },
+            }
+        });
+    }
+
+    #[test]
+    fn fuzz_peer_proof() {
+        let me = Identity::new(ClusterId(1), MemberId(2), Epoch(3));
+        let mut proof = MetadataMap::new();
+        me.sign(MemberId(2), &mut proof);
+        let names: Vec<String> = proof.keys().map(|key| format!("{key:?}")).collect();
+        assert_eq!(names.len(), 4);
+        let seeds = ["1\n3\n2\n2", "1\n0\n9\n2", "18446744073709551616\n-1\n\n"];
+        Fuzz::new(env!("CARGO_MANIFEST_DIR"), "peer_proof").seeds(seeds).run(|bytes| {
+            let mut metadata = MetadataMap::new();
+            let keys: Vec<String> = proof
+                .iter()
+                .filter_map(|kv| match kv {
+                    tonic::metadata::KeyAndValueRef::Ascii(key, _) => Some(key.as_str().to_owned()),
+                    tonic::metadata::KeyAndValueRef::Binary(..) => None,
+                })
+                .collect();
+            for (key, value) in keys.iter().zip(bytes.split(|b| *b == b'\n')) {
+                let key = tonic::metadata::MetadataKey::from_bytes(key.as_bytes());
+                if let (Ok(key), Ok(value)) = (key, MetadataValue::try_from(value)) {
+                    metadata.insert(key, value);
+                }
+            }
+            match me.check(&metadata) {
+                Ok(peer) => format!("{peer:?}"),
+                Err(status) => status.message().to_owned(),
+            }
+        });
+    }
+}

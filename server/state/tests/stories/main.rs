@@ -5,6 +5,7 @@
 
 mod auth;
 mod compact;
+mod fuzz;
 mod kv;
 mod lease;
 mod member;
