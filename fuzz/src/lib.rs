@@ -2,7 +2,7 @@
 //! the corpus and some mutations of it each time, and for `FERRETCD_FUZZ_SECONDS` if that is set (`make test-long`).
 //!
 //! It is led by answers instead of coverage: an input whose answer has not been heard before is kept and mutated further.
-//! Decision 0009 says why.
+//! Decision 0010 says why.
 
 // This crate is of use in tests alone, and fails them by panicking.
 #![allow(clippy::panic)]

@@ -98,3 +98,26 @@ impl Messages {
         Ok(Some(message.encode_to_vec().into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::routes;
+    use std::io;
+
+    /// How many messages came out of these pieces, and whether the client has gone after them.
+    async fn messages(pieces: Vec<io::Result<Bytes>>) -> (usize, bool) {
+        let kind = routes::table()["/v3/watch"].input.clone();
+        let body = Body::from_stream(stream::iter(pieces));
+        let (messages, gone) = Messages::new(body, kind, 100).all();
+        (messages.count().await, gone.now_or_never().is_some())
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_a_client_that_has_gone() {
+        let watch = || Ok(Bytes::from_static(br#"{"create_request":{}}"#));
+        assert_eq!(messages(vec![watch(), watch()]).await, (2, false));
+        assert_eq!(messages(vec![watch(), Err(io::ErrorKind::UnexpectedEof.into())]).await, (1, true));
+        assert_eq!(messages(vec![watch(), Ok(Bytes::from_static(b"nonsense"))]).await, (1, false));
+    }
+}
