@@ -1,6 +1,7 @@
 //! Bringing a local cluster up, and taking it down so that nothing is left of it.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cache;
 use crate::components::{self, Programs, Settings};
 use crate::connect::{Cluster, fill};
+use crate::datastore::{Choice, Datastore, Store};
 use crate::host;
 use crate::images;
 use crate::network::{self, Network};
@@ -31,23 +33,13 @@ const COMPONENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// A Unix socket's path holds 108 bytes with its final zero, and kubelet's longest below the run directory needs 45 of them.
 const LONGEST_RUN_DIRECTORY: usize = 60;
 
-/// What answers as etcd behind kube-apiserver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Store {
-    /// The real one.
-    Etcd,
-    /// Our own server.
-    Ferretcd,
-}
-
 /// What [`up`] may be told.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The cluster's name: a DNS label of at most 20 characters.
     pub name: String,
     /// What answers as etcd.
-    pub store: Store,
+    pub datastore: Choice,
     /// The server's binary for [`Store::Ferretcd`]; the one beside this program if absent.
     pub ferretcd: Option<PathBuf>,
 }
@@ -60,7 +52,7 @@ pub struct Record {
     /// Its addresses.
     pub network: Network,
     /// What answers as etcd.
-    pub store: Store,
+    pub datastore: Choice,
     /// The name of its cgroup.
     pub cgroup: String,
 }
@@ -90,14 +82,14 @@ pub fn up(cache: &Cache, tools: &Tools, options: &Options) -> Result<Cluster> {
     let _lock = cache.lock(&format!("cluster-{}", options.name))?;
     if is_up(&run)? {
         match standing(&run)? {
-            Standing::Whole(store) if store == options.store => {
+            Standing::Whole(datastore) if datastore == options.datastore => {
                 say(format!("the cluster {} is up already", options.name));
                 return Cluster::local(cache, tools, &options.name);
             }
-            Standing::Whole(store) => bail!(
-                "the cluster {} is up already, on {store:?} and not on {:?}; run `cluster down` first",
+            Standing::Whole(datastore) => bail!(
+                "the cluster {} is up already, on {datastore} and not on {}; run `cluster down` first",
                 options.name,
-                options.store
+                options.datastore
             ),
             Standing::Broken(why) => say(format!("the cluster {} is broken and starts anew: {why}", options.name)),
         }
@@ -110,13 +102,15 @@ pub fn up(cache: &Cache, tools: &Tools, options: &Options) -> Result<Cluster> {
     let (settings, mut node) = create_node(cache, options, &run, programs)?;
     say(format!("the node {} is at {}, its state in {}", settings.name, settings.network.node(), run.display()));
 
-    node.start("etcd")?;
+    let members = settings.datastore.members();
+    for member in &members {
+        node.start(&member.name)?;
+    }
     node.start("containerd")?;
-    let etcdctl = tools.etcdctl()?;
-    ready(&run, "etcd", || {
-        let health = ["--endpoints=http://127.0.0.1:2379", "endpoint", "health"];
-        run::output(node.init().command(&etcdctl).args(health)).map(|_| Probe::Ready(()))
-    })?;
+    let curl = host::find_program("curl").context("curl is not installed")?;
+    for member in &members {
+        ready(&run, &member.name, || member.probe(node.init().command(&curl), "readyz").map(Probe::Ready))?;
+    }
     node.start("kube-apiserver")?;
     ready(&run, "containerd", || {
         let socket = components::containerd_socket(&run);
@@ -180,11 +174,11 @@ pub fn status(cache: &Cache, tools: &Tools, name: &str) -> Result<String> {
         ));
     };
     let mut lines = format!(
-        "cluster {name}: node {} (process {}), network {}, store {:?}, state in {}\n",
+        "cluster {name}: node {} (process {}), network {}, datastore {}, state in {}\n",
         record.network.node(),
         init.pid,
         record.network.cidr(),
-        record.store,
+        record.datastore,
         run.display()
     );
     for component in fs::read_dir(run.join("exits"))?.flatten() {
@@ -204,8 +198,8 @@ const COMPLETE: &str = "complete";
 
 /// What a running node is good for.
 enum Standing {
-    /// It was brought up whole, on this store, and nothing has ended since.
-    Whole(Store),
+    /// It was brought up whole, on this datastore, and nothing has ended since.
+    Whole(Choice),
     /// It was not brought up to the end, or something has ended.
     Broken(String),
 }
@@ -216,13 +210,13 @@ fn standing(run: &Path) -> Result<Standing> {
         return Ok(Standing::Broken(format!("{component}: {}", ended(run, &component).unwrap_or_default())));
     }
     match Record::read(run)? {
-        Some(record) if run.join(COMPLETE).exists() => Ok(Standing::Whole(record.store)),
+        Some(record) if run.join(COMPLETE).exists() => Ok(Standing::Whole(record.datastore)),
         _ => Ok(Standing::Broken("an earlier `cluster up` did not come to its end".into())),
     }
 }
 
 fn programs(tools: &Tools, options: &Options) -> Result<Programs> {
-    let etcd = match options.store {
+    let etcd = match options.datastore.store {
         Store::Etcd => tools.path(Bin::Etcd)?,
         Store::Ferretcd => {
             let beside = || std::env::current_exe().map(|exe| exe.with_file_name("ferretcd"));
@@ -255,6 +249,7 @@ fn create_node(cache: &Cache, options: &Options, run: &Path, programs: Programs)
         name: options.name.clone(),
         run: run.to_path_buf(),
         network: Network::claim()?,
+        datastore: Datastore::new(run, Ipv4Addr::LOCALHOST, options.datastore.members),
         cni_plugins: host::cni_plugins().context("the CNI plugins are not installed")?.to_path_buf(),
         programs,
     };
@@ -262,7 +257,7 @@ fn create_node(cache: &Cache, options: &Options, run: &Path, programs: Programs)
     let record = Record {
         name: settings.name.clone(),
         network: settings.network,
-        store: options.store,
+        datastore: options.datastore,
         cgroup: settings.cgroup(),
     };
     fs::write(run.join("cluster.json"), serde_json::to_vec_pretty(&record)?)?;
@@ -283,6 +278,7 @@ fn write_credentials(settings: &Settings) -> Result<()> {
     let authority = Authority::new()?;
     let pki = settings.run.join("pki");
     authority.write(&pki)?;
+    settings.datastore.write_credentials()?;
     let node_ip = settings.network.node().to_string();
     let mut api_names: Vec<String> =
         ["localhost", "127.0.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
@@ -409,12 +405,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path();
         fs::create_dir_all(run.join("exits")).unwrap();
-        let record =
-            Record { name: "x".into(), network: Network::new(213), store: Store::Ferretcd, cgroup: "x".into() };
+        let datastore = Choice { store: Store::Ferretcd, members: 3 };
+        let record = Record { name: "x".into(), network: Network::new(213), datastore, cgroup: "x".into() };
         fs::write(run.join("cluster.json"), serde_json::to_vec(&record).unwrap()).unwrap();
         assert!(matches!(standing(run).unwrap(), Standing::Broken(why) if why.contains("did not come to its end")));
         fs::write(run.join(COMPLETE), "").unwrap();
-        assert!(matches!(standing(run).unwrap(), Standing::Whole(Store::Ferretcd)));
+        assert!(matches!(standing(run).unwrap(), Standing::Whole(whole) if whole == datastore));
         fs::write(run.join("exits/kubelet"), "signal 9 ended it").unwrap();
         assert!(matches!(standing(run).unwrap(), Standing::Broken(why) if why.contains("kubelet: signal 9")));
     }

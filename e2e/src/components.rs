@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::datastore::{Begin, Datastore};
 use crate::images;
 use crate::network::Network;
 
@@ -17,6 +18,8 @@ pub struct Settings {
     pub run: PathBuf,
     /// The cluster's addresses.
     pub network: Network,
+    /// The members behind kube-apiserver, on the node's loopback only: nobody else needs them.
+    pub datastore: Datastore,
     /// Where the CNI plugins are.
     pub cni_plugins: PathBuf,
     /// The programs.
@@ -82,8 +85,9 @@ pub fn components(settings: &Settings) -> Vec<Component> {
         program: program.to_path_buf(),
         args,
     };
-    vec![
-        component("etcd", &programs.etcd, etcd(settings)),
+    let members = settings.datastore.members();
+    let members = members.iter().map(|one| settings.datastore.component(&programs.etcd, one, Begin::New));
+    let others = vec![
         component(
             "containerd",
             &programs.containerd,
@@ -98,46 +102,39 @@ pub fn components(settings: &Settings) -> Vec<Component> {
             &programs.kube_proxy,
             vec![format!("--config={}", settings.at("config/kube-proxy.json"))],
         ),
-    ]
+    ];
+    members.chain(others).collect()
 }
 
-/// etcd's own flags, on the node's loopback only: nobody but kube-apiserver needs it.
-fn etcd(settings: &Settings) -> Vec<String> {
-    let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
+/// kube-apiserver's flags for whom it trusts and what it signs with: files of `<run>/pki`.
+pub fn apiserver_credentials(run: &Path) -> Vec<String> {
+    let pki = |file: &str| run.join("pki").join(file).display().to_string();
     vec![
-        "--name=node".into(),
-        format!("--data-dir={}", settings.at("etcd")),
-        format!("--listen-client-urls={client}"),
-        format!("--advertise-client-urls={client}"),
-        format!("--listen-peer-urls={peer}"),
-        format!("--initial-advertise-peer-urls={peer}"),
-        format!("--initial-cluster=node={peer}"),
-        "--initial-cluster-state=new".into(),
+        format!("--client-ca-file={}", pki("ca.crt")),
+        format!("--tls-cert-file={}", pki("kube-apiserver.crt")),
+        format!("--tls-private-key-file={}", pki("kube-apiserver.key")),
+        format!("--service-account-key-file={}", pki("service-account.pub")),
+        format!("--service-account-signing-key-file={}", pki("service-account.key")),
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
     ]
 }
 
 fn kube_apiserver(settings: &Settings) -> Vec<String> {
     let pki = |file: &str| settings.at(&format!("pki/{file}"));
-    vec![
-        "--etcd-servers=http://127.0.0.1:2379".into(),
+    let own = vec![
         format!("--advertise-address={}", settings.network.node()),
         "--secure-port=6443".into(),
         format!("--service-cluster-ip-range={}", settings.network.services()),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged=true".into(),
-        format!("--client-ca-file={}", pki("ca.crt")),
-        format!("--tls-cert-file={}", pki("kube-apiserver.crt")),
-        format!("--tls-private-key-file={}", pki("kube-apiserver.key")),
         format!("--kubelet-certificate-authority={}", pki("ca.crt")),
         format!("--kubelet-client-certificate={}", pki("kube-apiserver-kubelet-client.crt")),
         format!("--kubelet-client-key={}", pki("kube-apiserver-kubelet-client.key")),
         // The node's name does not resolve; logs and exec would fail by name.
         "--kubelet-preferred-address-types=InternalIP".into(),
-        format!("--service-account-key-file={}", pki("service-account.pub")),
-        format!("--service-account-signing-key-file={}", pki("service-account.key")),
-        "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-    ]
+    ];
+    [settings.datastore.apiserver_flags(), apiserver_credentials(&settings.run), own].concat()
 }
 
 fn kube_controller_manager(settings: &Settings) -> Vec<String> {
@@ -301,6 +298,7 @@ mod tests {
             name: "local".into(),
             run: "/c/run/local".into(),
             network: Network::new(213),
+            datastore: Datastore::new(Path::new("/c/run/local"), std::net::Ipv4Addr::LOCALHOST, 3),
             cni_plugins: "/usr/lib/cni".into(),
             programs: Programs {
                 etcd: program("etcd"),

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::bucket::Bucket;
 use crate::cache::Cache;
-use crate::cluster::{self, Options, Store};
+use crate::cluster::{self, Options};
 use crate::connect::{self, Cluster, Namespace};
+use crate::datastore::Choice;
 use crate::etcd::{self, EtcdCluster, backup_manifest, cluster_manifest, credentials, restored_manifest};
 use crate::product;
 use crate::progress::say;
@@ -40,9 +41,9 @@ const PAUSE: Duration = Duration::from_secs(15);
 const PUTS: u64 = 40;
 
 /// Runs the demo.
-pub fn run(cache: &Cache, tools: &Tools, store: Store) -> Result<()> {
+pub fn run(cache: &Cache, tools: &Tools, datastore: Choice) -> Result<()> {
     let mut steps = Steps { began: Instant::now(), number: 0, title: String::new() };
-    show(cache, tools, store, &mut steps).map_err(|error| {
+    show(cache, tools, datastore, &mut steps).map_err(|error| {
         let failed = format!("step {} of {STEPS} failed: {}", steps.number, steps.title);
         if steps.number < CLUSTER_STEP {
             return error.context(failed);
@@ -100,7 +101,7 @@ impl Steps {
     }
 }
 
-fn show(cache: &Cache, tools: &Tools, store: Store, steps: &mut Steps) -> Result<()> {
+fn show(cache: &Cache, tools: &Tools, datastore: Choice, steps: &mut Steps) -> Result<()> {
     steps.next("The tools: Kubernetes, etcdctl, Helm, the S3 server");
     tools.build_named(&[])?;
 
@@ -114,7 +115,7 @@ fn show(cache: &Cache, tools: &Tools, store: Store, steps: &mut Steps) -> Result
             // Anew each time: what an earlier demo left must not decide how this one goes.
             cluster::down(cache, NAME)?;
             let ferretcd = Some(programs.join("ferretcd"));
-            cluster::up(cache, tools, &Options { name: NAME.to_owned(), store, ferretcd })?
+            cluster::up(cache, tools, &Options { name: NAME.to_owned(), datastore, ferretcd })?
         }
     };
     cluster.kubectl(&["delete", "namespace", NAME, "--ignore-not-found", "--timeout=180s"])?;

@@ -105,6 +105,29 @@ pub fn start_time(pid: i32) -> Option<u64> {
     parse_start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// CPU time of all its threads, in seconds.
+    pub cpu: f64,
+    /// The most memory that it had at once (resident), in MiB.
+    pub peak_memory: u64,
+}
+
+/// What the process `pid` has used so far; `None` if there is no such process.
+pub fn usage(pid: u32) -> Option<Usage> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+    let stat = read("stat")?;
+    // Field 3 comes first after the name; 14 and 15 are the ticks in user and kernel mode, a hundred a second on Linux.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    let cpu = f64::from(ticks()? + ticks()?) / 100.0;
+    let status = read("status")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(Usage { cpu, peak_memory: kibibytes / 1024 })
+}
+
 /// The processes of a pod's containers, by the pod's UID, which is in the name of their cgroup. The process that holds the
 /// pod's namespaces is not among them.
 pub fn processes_of_pod(uid: &str) -> Result<Vec<rustix::process::Pid>> {
@@ -162,6 +185,12 @@ mod tests {
         let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert_eq!(parse_start_time(&stat.replace(" S ", " Z ")), None);
+    }
+
+    #[test]
+    fn this_process_uses_memory() {
+        assert!(usage(std::process::id()).unwrap().peak_memory > 0);
+        assert_eq!(usage(u32::MAX), None);
     }
 
     #[test]

@@ -9,8 +9,11 @@ pub mod tools;
 
 pub mod bucket;
 pub mod cache;
+pub mod complaints;
 pub mod components;
 pub mod connect;
+pub mod control_plane;
+pub mod datastore;
 pub mod etcd;
 pub mod host;
 pub mod images;

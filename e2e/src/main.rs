@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use ferretcd_e2e::cluster::{self, Options, Store};
+use ferretcd_e2e::cluster::{self, Options};
+use ferretcd_e2e::datastore::Choice;
 use ferretcd_e2e::oci::Image;
 use ferretcd_e2e::{Cache, Cluster, Tools, connect, demo, node, s3, suite};
 
@@ -39,7 +40,7 @@ enum Verb {
     /// Show the whole product on a real cluster, step by step, and leave it running.
     ///
     /// FERRETCD_PROFILE names the cargo profile of server and operator (default release).
-    Demo(ControlPlane),
+    Demo(Choice),
     /// Remove all that `demo` made. The cache stays.
     DemoDown,
     /// Run the tests that need a cluster, on one of their own.
@@ -47,11 +48,15 @@ enum Verb {
     /// FERRETCD_PROFILE names the cargo profile of server and operator (default dev).
     Test {
         #[command(flatten)]
-        control_plane: ControlPlane,
+        datastore: Choice,
         /// For the test binaries: a test's name, for example.
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Tell the story of kube-apiserver on three members, 10,000 objects, on real etcd and on ours, and compare.
+    ///
+    /// FERRETCD_PROFILE names the cargo profile of the server (default release), FERRETCD_OBJECTS another number.
+    TestControlPlane,
     /// The first process of a node; started by `cluster up` only.
     #[command(hide = true)]
     NodeInit { run: PathBuf, keep: Vec<PathBuf> },
@@ -64,7 +69,7 @@ enum ClusterVerb {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
-        control_plane: ControlPlane,
+        datastore: Choice,
         /// The server for `--etcd ferretcd`; the one beside this program if absent.
         #[arg(long)]
         ferretcd: Option<PathBuf>,
@@ -82,13 +87,6 @@ enum ClusterVerb {
         #[arg(last = true, required = true)]
         command: Vec<PathBuf>,
     },
-}
-
-#[derive(clap::Args)]
-struct ControlPlane {
-    /// What answers as etcd behind kube-apiserver.
-    #[arg(long = "etcd", env = "FERRETCD_CONTROL_PLANE_ETCD", value_enum, default_value = "ferretcd")]
-    etcd: Store,
 }
 
 #[derive(clap::Args)]
@@ -173,11 +171,10 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::Cluster(verb) => return act_on_cluster(verb, &cache, &tools),
         Verb::Image(verb) => act_on_image(verb)?,
         Verb::S3(S3Verb::Up) => println!("{}", s3::up(&Cluster::connect()?)?),
-        Verb::Demo(ControlPlane { etcd }) => demo::run(&cache, &tools, etcd)?,
+        Verb::Demo(datastore) => demo::run(&cache, &tools, datastore)?,
         Verb::DemoDown => demo::down(&cache)?,
-        Verb::Test { control_plane: ControlPlane { etcd }, arguments } => {
-            return suite::run(&cache, &tools, etcd, &arguments);
-        }
+        Verb::Test { datastore, arguments } => return suite::run(&cache, &tools, datastore, &arguments),
+        Verb::TestControlPlane => return suite::run_control_plane(&cache, &tools),
         Verb::NodeInit { .. } => bail!("only the node's own start uses this"),
     }
     Ok(ExitCode::SUCCESS)
@@ -185,10 +182,10 @@ fn act(verb: Verb) -> Result<ExitCode> {
 
 fn act_on_cluster(verb: ClusterVerb, cache: &Cache, tools: &Tools) -> Result<ExitCode> {
     match verb {
-        ClusterVerb::Up { named, control_plane: ControlPlane { etcd }, ferretcd } => {
+        ClusterVerb::Up { named, datastore, ferretcd } => {
             let cluster = match connect::elsewhere(cache) {
                 Some(_) => Cluster::connect()?,
-                None => cluster::up(cache, tools, &Options { name: named.name(cache), store: etcd, ferretcd })?,
+                None => cluster::up(cache, tools, &Options { name: named.name(cache), datastore, ferretcd })?,
             };
             println!("KUBECONFIG={}", cluster.kubeconfig().display());
         }

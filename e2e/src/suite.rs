@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::cluster::{self, Options, Store};
+use crate::cluster::{self, Options};
 use crate::connect::{self, Cluster};
+use crate::datastore::Choice;
 use crate::product;
 use crate::progress::say;
 use crate::s3;
@@ -17,6 +18,9 @@ pub const NAME: &str = "test";
 
 /// The test binaries that need a cluster.
 const TESTS: [&str; 2] = ["platform", "story"];
+
+/// The test that runs kube-apiserver on members of its own, beside any cluster.
+const CONTROL_PLANE: &str = "control_plane";
 
 /// Whether the tests that need a cluster are to run: `FERRETCD_E2E=1`. If not, it says so, and how they would.
 pub fn enabled() -> bool {
@@ -29,14 +33,14 @@ pub fn enabled() -> bool {
 
 /// Runs the tests, with `arguments` for them (a name, for example). After a failure the cluster keeps running for a look,
 /// until the next run or `cluster down --name test`.
-pub fn run(cache: &Cache, tools: &Tools, store: Store, arguments: &[String]) -> Result<ExitCode> {
+pub fn run(cache: &Cache, tools: &Tools, datastore: Choice, arguments: &[String]) -> Result<ExitCode> {
     tools.build_named(&[])?;
     let programs = product::build(cache, &product::profile("dev"))?;
     let local = connect::elsewhere(cache).is_none();
     let cluster = if local {
         cluster::down(cache, NAME)?;
         let ferretcd = Some(programs.join("ferretcd"));
-        cluster::up(cache, tools, &Options { name: NAME.to_owned(), store, ferretcd })?
+        cluster::up(cache, tools, &Options { name: NAME.to_owned(), datastore, ferretcd })?
     } else {
         Cluster::connect()?
     };
@@ -48,6 +52,7 @@ pub fn run(cache: &Cache, tools: &Tools, store: Store, arguments: &[String]) -> 
     command.args(TESTS.map(|name| format!("--test={name}")));
     command.arg("--").args(arguments).current_dir(product::repository()?);
     command.env("FERRETCD_E2E", "1").env("FERRETCD_CLUSTER", NAME);
+    command.env("FERRETCD_PROGRAMS", &programs);
     let status = command.status().context("starting cargo test")?;
     if !status.success() {
         if local {
@@ -62,4 +67,15 @@ pub fn run(cache: &Cache, tools: &Tools, store: Store, arguments: &[String]) -> 
         cluster::down(cache, NAME)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the story of kube-apiserver on three members with 10,000 objects, on real etcd and on ours, and compares.
+pub fn run_control_plane(cache: &Cache, tools: &Tools) -> Result<ExitCode> {
+    tools.build_named(&["etcd".into(), "kubernetes".into()])?;
+    let programs = product::build(cache, &product::profile("release"))?;
+    let mut command = product::cargo();
+    command.args(["test", "--package=ferretcd-e2e", &format!("--test={CONTROL_PLANE}")]);
+    command.args(["--", "--ignored", "--nocapture"]).current_dir(product::repository()?);
+    let status = command.env("FERRETCD_PROGRAMS", &programs).status().context("starting cargo test")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
