@@ -5,8 +5,8 @@ use bytes::Bytes;
 use ferretcd_raft::GroupError;
 use ferretcd_state::Permits;
 use ferretcd_types::{
-    Alarm, AlarmKind, Caller, Client, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, Proposal, Revised,
-    SetAlarm, Txn, TxnOp, TxnReply, Verb, codec, limits,
+    Alarm, AlarmKind, Caller, Client, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, MemberId, Proposal,
+    Revised, SetAlarm, Txn, TxnOp, TxnReply, Verb, codec, limits,
 };
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -178,7 +178,12 @@ impl Inner {
                 // In the log, or perhaps in it: the reply comes when it is applied.
                 Ok(()) => {
                     tokio::time::sleep_until(deadline).await;
-                    return if leader_failed { Error::TimeoutLeaderFail } else { Error::TimeoutWaitApplied };
+                    let otherwise = Error::TimeoutWaitApplied;
+                    return if leader_failed {
+                        Error::TimeoutLeaderFail
+                    } else {
+                        blame(leader, self.view().leader, otherwise)
+                    };
                 }
                 Err(Error::NotLeader) => {
                     if timeout_at(deadline, tokio::time::sleep(RETRY_PAUSE)).await.is_err() {
@@ -188,7 +193,7 @@ impl Inner {
                 Err(Error::TimeoutConnectionLost | Error::Timeout) => {
                     // The leader may have it. Wait; a client that retries does so knowing that.
                     tokio::time::sleep_until(deadline).await;
-                    return Error::TimeoutConnectionLost;
+                    return blame(leader, self.view().leader, Error::TimeoutConnectionLost);
                 }
                 Err(e) => return e,
             }
@@ -205,7 +210,7 @@ impl Inner {
     }
 
     /// The leader, as soon as there is one.
-    pub(crate) async fn leader_by(&self, deadline: Instant) -> Result<ferretcd_types::MemberId, Error> {
+    pub(crate) async fn leader_by(&self, deadline: Instant) -> Result<MemberId, Error> {
         let mut view = self.group.view();
         let found = timeout_at(deadline, view.wait_for(|v| v.leader.is_some() || v.fatal.is_some())).await;
         match found {
@@ -213,6 +218,16 @@ impl Inner {
             Ok(Err(_)) => Err(Error::Stopped),
             Ok(Ok(view)) => view.leader.ok_or(Error::Stopped),
         }
+    }
+}
+
+/// What a client is told whose proposal went to the leader `asked` and got no reply in time: as in etcd, a leader that lost
+/// its place meanwhile is blamed before the connection to it, and where there is none `now`, nobody is.
+fn blame(asked: MemberId, now: Option<MemberId>, otherwise: Error) -> Error {
+    match now {
+        Some(now) if now == asked => otherwise,
+        Some(_) => Error::TimeoutLeaderFail,
+        None => Error::Timeout,
     }
 }
 
@@ -241,6 +256,15 @@ fn cost(command: &Command) -> u64 {
 mod tests {
     use super::*;
     use ferretcd_types::{DeleteRange, Put};
+
+    #[test]
+    fn a_leader_that_was_lost_is_blamed_before_the_connection_to_it() {
+        let (asked, other) = (MemberId(1), MemberId(2));
+        let lost = || Error::TimeoutConnectionLost;
+        assert_eq!(blame(asked, Some(other), lost()), Error::TimeoutLeaderFail);
+        assert_eq!(blame(asked, None, lost()), Error::Timeout);
+        assert_eq!(blame(asked, Some(asked), lost()), lost());
+    }
 
     #[test]
     fn only_what_grows_the_store_costs() {
