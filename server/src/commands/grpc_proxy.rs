@@ -276,6 +276,8 @@ async fn serve(plan: Plan) -> Result<(), String> {
         streams_max: plan.streams_max,
         connections_max,
         keep_alive: plan.keep_alive,
+        ping_min_time: None,
+        secure_ping_min_time: None,
     };
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let spawn = |sockets: Vec<Socket>, service: Service| {
