@@ -383,7 +383,7 @@ mod tests {
         let gateway = Some(Gateway::new(grpc.clone(), 100, 1));
         let off = router(Front { http: grpc.clone(), grpc, gateway, access: Access::default(), auth: off });
         let ask = async |door: &Router, path: &str, name: Option<&str>| {
-            let mut request = Request::builder().method(Method::OPTIONS).uri(path);
+            let mut request = Request::builder().method(Method::OPTIONS).uri(path).header(HOST, "a.test");
             if let Some(name) = name {
                 request = request.extension(CertName(name.to_owned()));
             }
