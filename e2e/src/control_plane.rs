@@ -107,11 +107,10 @@ impl ControlPlane {
         for member in this.members() {
             this.wait_member(&member)?;
         }
+        // One after the other: two that start at once make the same objects, and complain of each other.
         for api in Api::ALL {
             let component = this.apiserver(api);
             this.spawn(&component)?;
-        }
-        for api in Api::ALL {
             this.wait_apiserver(api)?;
         }
         Ok(this)

@@ -137,7 +137,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         ping_min_time: None,
         secure_ping_min_time: None,
     };
-    spawn(&peers, peer, &peer_service, &stop_peers);
+    spawn(&peers, peer, &peer_service, None, &stop_peers);
 
     let member = tokio::select! {
         member = boot.run() => match member {
@@ -173,16 +173,17 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     let main_door = if has_both_doors { ferretcd_api::router } else { ferretcd_api::grpc_router };
     // etcd compares there, and not at the other listeners for clients.
     let metrics_service = Service { compares_address: true, ..service(ferretcd_api::metrics_router) };
-    spawn(&clients, metrics, &metrics_service, &stop_clients);
-    spawn(&clients, client_http, &service(ferretcd_api::http_router), &stop_clients);
+    let ready = CancellationToken::new();
+    spawn(&clients, metrics, &metrics_service, None, &stop_clients);
+    spawn(&clients, client_http, &service(ferretcd_api::http_router), Some(&ready), &stop_clients);
     let main_service = Service {
         ping_min_time: Some(config.ping_min_time),
         // As in etcd: beside HTTP, gRPC over TLS is served by Go's HTTP server, which lets clients ping.
         secure_ping_min_time: (!has_both_doors).then_some(config.ping_min_time),
         ..service(main_door)
     };
-    spawn(&clients, client, &main_service, &stop_clients);
-    tokio::spawn(tell_ready(member.node.clone(), config.listen.client, stop_clients.clone()));
+    spawn(&clients, client, &main_service, Some(&ready), &stop_clients);
+    tokio::spawn(tell_ready(member.node.clone(), config.listen.client, ready, stop_clients.clone()));
 
     let ended = tokio::select! {
         _ = term.recv() => None,
@@ -222,7 +223,7 @@ fn material(
 
 /// Says, in etcd's words and at its time, that this member serves: it has heard from a quorum, and the cluster knows its
 /// URLs. Tools and people wait for the line, and systemd for its message.
-async fn tell_ready(node: Node, places: Vec<Place>, stop: CancellationToken) {
+async fn tell_ready(node: Node, places: Vec<Place>, opens: CancellationToken, stop: CancellationToken) {
     let me = node.header().member_id;
     let ready = async {
         loop {
@@ -237,6 +238,7 @@ async fn tell_ready(node: Node, places: Vec<Place>, stop: CancellationToken) {
         () = ready => {}
         () = stop.cancelled() => return,
     }
+    opens.cancel();
     let cluster_id = node.header().cluster_id;
     tracing::info!(member_id = %me, %cluster_id, "ready to serve client requests");
     for place in places {
@@ -251,9 +253,27 @@ async fn tell_ready(node: Node, places: Vec<Place>, stop: CancellationToken) {
     notify::tell("READY=1");
 }
 
-fn spawn(tasks: &TaskTracker, sockets: Vec<Socket>, service: &Service, stop: &CancellationToken) {
+/// Serves at each of these sockets, once this member is `ready` where that is asked for. Until then callers wait in the
+/// kernel's queue, as at etcd: a client that has other endpoints goes on to one that can answer it, instead of being refused
+/// by a member that has only just started.
+fn spawn(
+    tasks: &TaskTracker,
+    sockets: Vec<Socket>,
+    service: &Service,
+    ready: Option<&CancellationToken>,
+    stop: &CancellationToken,
+) {
     for socket in sockets {
-        tasks.spawn(listen::serve(socket, service.clone(), stop.clone()));
+        let (service, ready, stop) = (service.clone(), ready.cloned(), stop.clone());
+        tasks.spawn(async move {
+            if let Some(ready) = ready {
+                tokio::select! {
+                    () = ready.cancelled() => {}
+                    () = stop.cancelled() => return,
+                }
+            }
+            listen::serve(socket, service, stop).await;
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Cluster, Member, eventually};
+use support::{Cluster, Member, eventually, free_address};
 
 const ABC: &[&str] = &["a", "b", "c"];
 
@@ -41,6 +41,35 @@ async fn a_request_to_a_follower_works_like_one_to_the_leader() {
         ids
     };
     assert!(ids.iter().all(|id| *id == ids[0]), "one cluster ID: {ids:x?}");
+}
+
+/// As etcd: until a member has heard from a quorum, callers wait at its door, and clients go on to another endpoint.
+/// Probes and scrapers have a listener of their own, which answers from the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_serves_clients_only_once_a_quorum_answers_it() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("k", "v").await.unwrap();
+    cluster.members.iter_mut().for_each(Member::kill);
+    let metrics = free_address();
+    let probes = Member::at(&metrics, cluster.tmp.path());
+    cluster.members[0].flags.push(format!("--listen-metrics-urls=http://{metrics}"));
+    cluster.members[0].start();
+    eventually("it probes as alive", async || {
+        tokio::net::TcpStream::connect(&metrics).await.map_err(|e| e.to_string())?;
+        match probes.http("/livez").await {
+            (200, _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(probes.http("/readyz").await.0, 503);
+    let asked = tokio::time::timeout(Duration::from_millis(500), cluster.members[0].http("/version")).await;
+    assert!(asked.is_err(), "alone it answered {asked:?}");
+
+    cluster.members[1].start();
+    cluster.members[0].ready().await;
+    assert_eq!(cluster.members[0].get("k", false).await.unwrap().as_deref(), Some("v"));
+    assert_eq!(cluster.members[0].http("/readyz").await.0, 200);
 }
 
 /// Puts numbered keys through whichever member answers, until told to stop; returns those that were acknowledged.
