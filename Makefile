@@ -75,6 +75,10 @@ long-fuzz:
 	  echo "$$target" >> $$done; \
 	done; echo "each of $$(echo $$targets | wc -w) decoders was fuzzed for five minutes"
 
+.PHONY: bench
+bench: ## Measure real etcd and ours in turn, and print the ratios; BENCH="--rounds 1 --rows put" narrows it
+	$(E2E) bench $(BENCH)
+
 .PHONY: tools
 tools: ## Build etcd, Kubernetes and the other tools into the cache
 	$(E2E) tools

@@ -128,6 +128,13 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, peak_memory: kibibytes / 1024 })
 }
 
+/// What the process `pid` holds in memory now, in MiB; `None` if there is no such process.
+pub fn resident(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(held.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
+}
+
 /// The processes of a pod's containers, by the pod's UID, which is in the name of their cgroup. The process that holds the
 /// pod's namespaces is not among them.
 pub fn processes_of_pod(uid: &str) -> Result<Vec<rustix::process::Pid>> {

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod suite;
 pub mod tools;
 
+pub mod bench;
 pub mod bucket;
 pub mod cache;
 pub mod complaints;

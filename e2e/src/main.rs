@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use ferretcd_e2e::cluster::{self, Options};
 use ferretcd_e2e::datastore::Choice;
 use ferretcd_e2e::oci::Image;
-use ferretcd_e2e::{Cache, Cluster, Tools, connect, demo, node, s3, suite};
+use ferretcd_e2e::{Cache, Cluster, Tools, bench, connect, demo, node, s3, suite};
 
 /// Builds tools and images, and runs a real single-node Kubernetes on this host.
 ///
@@ -57,6 +57,10 @@ enum Verb {
     ///
     /// FERRETCD_PROFILE names the cargo profile of the server (default release), FERRETCD_OBJECTS another number.
     TestControlPlane,
+    /// Measure real etcd and ours by etcd's own `benchmark`, in turn, and print the ratios.
+    ///
+    /// FERRETCD_PROFILE names the cargo profile of the server (default release).
+    Bench(bench::Options),
     /// The first process of a node; started by `cluster up` only.
     #[command(hide = true)]
     NodeInit { run: PathBuf, keep: Vec<PathBuf> },
@@ -175,6 +179,7 @@ fn act(verb: Verb) -> Result<ExitCode> {
         Verb::DemoDown => demo::down(&cache)?,
         Verb::Test { datastore, arguments } => return suite::run(&cache, &tools, datastore, &arguments),
         Verb::TestControlPlane => return suite::run_control_plane(&cache, &tools),
+        Verb::Bench(options) => return bench::run(&cache, &tools, &options),
         Verb::NodeInit { .. } => bail!("only the node's own start uses this"),
     }
     Ok(ExitCode::SUCCESS)

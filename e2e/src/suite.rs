@@ -16,11 +16,11 @@ use crate::tools::Tools;
 /// The local cluster of the tests.
 pub const NAME: &str = "test";
 
-/// The test binaries that need a cluster.
-const TESTS: [&str; 2] = ["platform", "story"];
-
 /// The test that runs kube-apiserver on members of its own, beside any cluster.
 const CONTROL_PLANE: &str = "control_plane";
+
+/// The test binaries that need a cluster, or Kubernetes' programs.
+const TESTS: [&str; 3] = ["platform", "story", CONTROL_PLANE];
 
 /// Whether the tests that need a cluster are to run: `FERRETCD_E2E=1`. If not, it says so, and how they would.
 pub fn enabled() -> bool {

@@ -4,7 +4,7 @@
 //!
 //! It needs no cluster: two kube-apiservers and the members run on a loopback address of their own. `ferretcd-e2e
 //! test-control-plane` tells it on both with 10,000 objects; with `FERRETCD_E2E=1`, `cargo test -p ferretcd-e2e --test
-//! control_plane` tells it on ours with 1,000. That is not in `make test` while `complaints-on-etcd.txt` has an OPEN part.
+//! control_plane` tells it on ours with 1,000, as `make test` does.
 
 mod control_plane {
     pub mod mirror;

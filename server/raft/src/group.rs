@@ -278,9 +278,9 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
 }
 
 /// Keeps the view current. A leader counts as gone, whatever openraft's role says, when no quorum has answered it for an
-/// election timeout, or when it has not spoken to this follower for one and a half: this member must not claim a leader
-/// that it cannot reach. The half is for the election: usually another leads by then, and watches that want a leader
-/// (kube-apiserver's) are not refused for nothing; etcd's followers wait one to two.
+/// election timeout, or when it has not spoken to this follower for two: this member must not claim a leader that it cannot
+/// reach. The second is for the election: usually another leads by then, and watches that want a leader
+/// (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
 async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration) {
     let mut metrics = raft.metrics();
     loop {
@@ -314,7 +314,7 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, ele
     let quorum_acked = m.last_quorum_acked.as_ref().and_then(|at| Instant::now().checked_sub(at.elapsed()));
     let alone = m.membership_config.voter_ids().count() == 1;
     let quorum_lost = role == Role::Leader && !alone && quorum_acked.is_none_or(|at| at.elapsed() > election);
-    let leader_silent = role != Role::Leader && silence.is_none_or(|s| s > election * 3 / 2);
+    let leader_silent = role != Role::Leader && silence.is_none_or(|s| s > election * 2);
     let heard = m.heartbeat.as_ref();
     let progress = m.replication.iter().flatten().filter(|(id, _)| **id != m.id).map(|(id, matched)| {
         let last_heard = heard
