@@ -85,6 +85,9 @@ struct Report {
 /// the same moment and makes the same objects, and about API groups without resources.
 const NOT_STORAGE: [&str; 3] = ["E controller.go |", "E event.go |", "W genericapiserver.go |"];
 
+/// What a client of kube-apiserver's says to itself after kube-apiserver has closed it, as it does with a few during its start.
+const CLOSED: &str = "grpc: the client connection is closing";
+
 /// Fails if kube-apiserver or a client complained of something on ours that it does not complain of on etcd, or if etcd's
 /// words differ. Which part of kube-apiserver had a request under way when the leader was killed is chance: an answer that
 /// it got from etcd anywhere is known everywhere.
@@ -93,7 +96,8 @@ fn check(ours: &Report, etcd: Option<&Report>) -> Result<()> {
     let on_etcd: BTreeSet<&str> =
         known.chain(etcd.iter().flat_map(|etcd| etcd.complaints.keys().map(String::as_str))).collect();
     let answers: BTreeSet<&str> = on_etcd.iter().filter_map(|class| answer(class)).collect();
-    let about_storage = |class: &str| !NOT_STORAGE.iter().any(|start| class.starts_with(start));
+    let about_storage =
+        |class: &str| !NOT_STORAGE.iter().any(|start| class.starts_with(start)) && !class.contains(CLOSED);
     let is_known = |class: &str| on_etcd.contains(class) || answer(class).is_some_and(|said| answers.contains(said));
     let new = |class: &str| about_storage(class) && !is_known(class);
     let new: Vec<_> = ours.complaints.iter().filter(|(class, _)| new(class)).collect();
