@@ -444,18 +444,26 @@ async fn gone_for_list(api: &Api<ConfigMap>, params: &ListParams) -> Result<Stri
     }
 }
 
+/// The masked message of the 410 that a watch gets. A watch asks one member, and one that is a moment behind the others still
+/// has what they have compacted.
 async fn gone_for_watch(api: &Api<ConfigMap>, version: &str) -> Result<String> {
-    let asked = async {
-        let mut events = std::pin::pin!(api.watch_metadata(&WatchParams::default(), version).await?);
-        events.try_next().await
-    };
-    match asked.await {
-        Ok(Some(WatchEvent::Error(status))) | Err(kube::Error::Api(status)) if status.code == 410 => {
-            Ok(format!("{} {}", status.reason, mask(&status.message)))
+    let began = Instant::now();
+    loop {
+        let asked = async {
+            let mut events = std::pin::pin!(api.watch_metadata(&WatchParams::default(), version).await?);
+            events.try_next().await
+        };
+        match asked.await {
+            Ok(Some(WatchEvent::Error(status))) | Err(kube::Error::Api(status)) if status.code == 410 => {
+                return Ok(format!("{} {}", status.reason, mask(&status.message)));
+            }
+            Ok(Some(event)) if began.elapsed() > PATIENCE => {
+                bail!("a watch from a compacted version still begins with {event:?}")
+            }
+            Ok(Some(_)) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Ok(None) => bail!("a watch from a compacted version ended without a word"),
+            Err(error) => return Err(error).context("a watch from a compacted version"),
         }
-        Ok(Some(event)) => bail!("a watch from a compacted version began with {event:?}"),
-        Ok(None) => bail!("a watch from a compacted version ended without a word"),
-        Err(error) => Err(error).context("a watch from a compacted version"),
     }
 }
 
