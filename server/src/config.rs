@@ -9,7 +9,8 @@ use crate::flags::value::{GoDuration, List, Urls, go_duration};
 use crate::tls::{Allowed, Files, Params};
 use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
-use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, Intent, NodeConfig};
+use ferretcd_node::lease::CHECKPOINT_EVERY;
+use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, CorruptionChecks, Intent, NodeConfig};
 use ferretcd_raft::Timing;
 use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_types::Limits;
@@ -241,6 +242,14 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
             token_ttl: Duration::from_secs(if flags.auth_token_ttl == 0 { 300 } else { flags.auth_token_ttl as u64 }),
             bcrypt_cost: bcrypt_cost(flags.bcrypt_cost, &mut notices),
             turn_off: flags.turn_auth_off,
+        },
+        // What is noted is always kept in the store, as in etcd from cluster version 3.6 on, whatever
+        // LeaseCheckpointPersist says: members must not differ by their flags.
+        lease_checkpoints: gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_EVERY),
+        corruption: CorruptionChecks {
+            at_start: gates.enabled("InitialCorruptCheck"),
+            every: Some(flags.corrupt_check_time.length()).filter(|t| !t.is_zero()),
+            compactions_every: gates.enabled("CompactHashCheck").then_some(flags.compact_hash_check_time.length()),
         },
     };
     let boot = BootConfig {
@@ -640,11 +649,11 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_said() {
-        let c = config(&["--name=a", "--enable-pprof", "--feature-gates=InitialCorruptCheck=true", "--max-wals=5"])
-            .unwrap();
+        let c =
+            config(&["--name=a", "--enable-pprof", "--feature-gates=PriorityRequest=true", "--max-wals=5"]).unwrap();
         let texts: Vec<String> = c.notices.iter().map(|n| format!("{n:?}")).collect();
         assert!(texts.iter().any(|t| t.contains("--enable-pprof is accepted without effect")), "{texts:?}");
-        assert!(texts.iter().any(|t| t.contains("InitialCorruptCheck")), "{texts:?}");
+        assert!(texts.iter().any(|t| t.contains("PriorityRequest")), "{texts:?}");
         assert!(!texts.iter().any(|t| t.contains("max-wals")), "{texts:?}");
     }
 

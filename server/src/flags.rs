@@ -119,7 +119,7 @@ flags! {
         enable_grpc_gateway: bool = "true", "Serve the HTTP/JSON gateway.";
         raft_read_timeout: GoDuration = "5s", "Accepted without effect: calls between members have time-outs of their own.";
         raft_write_timeout: GoDuration = "5s", "Accepted without effect: calls between members have time-outs of their own.";
-        feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, none has an effect here.";
+        feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, the log tells which have no effect here.";
         member_intent: String = "", "Not etcd's: what starting this member means when its data directory is empty: bootstrap, join or run. Without it etcd's own rules hold.";
     }
     "Clustering" {
@@ -207,8 +207,8 @@ flags! {
         distributed_tracing_sampling_rate: isize = "0", "See --enable-distributed-tracing.";
     }
     "Features" {
-        corrupt_check_time: GoDuration = "0s", "Accepted without effect.";
-        compact_hash_check_time: GoDuration = "1m", "Accepted without effect.";
+        corrupt_check_time: GoDuration = "0s", "How often the leader compares what the members hold; 0 is never. A difference raises the alarm CORRUPT.";
+        compact_hash_check_time: GoDuration = "1m", "How often the leader looks for a new compaction to compare the members at; with the feature gate CompactHashCheck.";
         compaction_batch_limit: isize = "1000", "Accepted without effect: compaction paces itself.";
         compaction_sleep_interval: GoDuration = "10ms", "Accepted without effect: compaction paces itself.";
         watch_progress_notify_interval: GoDuration = "10m", "How often an idle watcher that asked for it hears of progress.";

@@ -101,6 +101,9 @@ pub enum BootError {
     /// Nobody answered.
     #[error("{0}")]
     Unreachable(String),
+    /// What this member holds differs from what the others do.
+    #[error("{0}")]
+    Corrupt(String),
     /// Raft did not come up.
     #[error("{0}")]
     Raft(String),
@@ -501,8 +504,12 @@ impl Boot {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
-        let lease_clock = Arc::new(LeaseClock::default());
-        lease_clock.reset(|| state.leases(), Duration::ZERO);
+        let lease_clock = Arc::new(LeaseClock::new(self.config.node.lease_checkpoints));
+        lease_clock.reset(|| state.lease_times(), Duration::ZERO);
+        let checks = self.config.node.corruption;
+        opened.metrics.feature("InitialCorruptCheck", checks.at_start);
+        opened.metrics.feature("LeaseCheckpoint", self.config.node.lease_checkpoints.is_some());
+        opened.metrics.feature("CompactHashCheck", checks.compactions_every.is_some());
         let shared = Arc::new(Shared {
             waiters: Arc::default(),
             hub,
@@ -529,6 +536,9 @@ impl Boot {
         let running =
             Running { config: self.config.node.clone(), group: group.clone(), wal: opened.wal.clone(), shared };
         let (node, rounds) = Node::assemble(running);
+        if start == Start::Again && checks.at_start {
+            node.inner.check_before_serving().await.map_err(BootError::Corrupt)?;
+        }
         let _ = self.requests.node.set(node.clone());
         group.run();
         self.door.open(&group);

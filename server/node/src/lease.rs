@@ -4,8 +4,8 @@
 use crate::node::{Inner, Node};
 use bytes::Bytes;
 use ferretcd_raft::Role;
-use ferretcd_state::{Access, Permits};
-use ferretcd_types::{Client, Command, Error, KeyRange, LeaseId, LeaseRevoke};
+use ferretcd_state::{Access, LeaseTimes, Permits};
+use ferretcd_types::{Client, Command, Error, KeyRange, LeaseCheckpoint, LeaseId, LeaseRevoke};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
@@ -19,6 +19,13 @@ const SCAN_EVERY: Duration = Duration::from_millis(500);
 const REVOKED_PER_SCAN: usize = 500;
 /// Revocations under way at once: enough to fill a log write, few enough to leave room for clients.
 const REVOCATIONS_IN_FLIGHT: usize = 16;
+
+/// How long a lease lives before it is noted what is left of it (etcd's defaultLeaseCheckpointInterval).
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
+/// Leases in one checkpoint (etcd's maxLeaseCheckpointBatchSize): some 20 KB.
+const CHECKPOINTS_PER_ENTRY: usize = 1000;
+/// Checkpoints in one scan: with etcd's 1000 entries a second.
+const ENTRIES_PER_SCAN: usize = 500;
 
 /// A lease's remaining and granted time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +41,8 @@ pub struct LeaseTtl {
 /// When which lease expires, as this member would count if it led.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseClock {
+    /// How long a lease lives before it is noted what is left of it; `None` if that is never noted.
+    checkpoint_every: Option<Duration>,
     inner: Mutex<Deadlines>,
 }
 
@@ -42,20 +51,33 @@ struct Deadlines {
     /// The term that this member counts for as its leader. Before the clock was set for it, deadlines are those of a
     /// follower that never heard of renewals, and nobody may be told by them that a lease is gone.
     led_term: Option<u64>,
-    by_lease: HashMap<LeaseId, (Instant, i64)>,
+    by_lease: HashMap<LeaseId, Counted>,
     by_time: BTreeSet<(Instant, LeaseId)>,
+    /// When it is to be noted what is left of a lease.
+    checkpoints: BTreeSet<(Instant, LeaseId)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    at: Instant,
+    ttl: i64,
+    /// The log says that so many seconds are left, and a new leader will start with them; 0 for all of them.
+    noted: i64,
+    checkpoint: Option<Instant>,
 }
 
 impl Deadlines {
-    fn set(&mut self, id: LeaseId, at: Instant, ttl: i64) {
+    fn set(&mut self, id: LeaseId, lease: Counted) {
         self.remove(id);
-        self.by_lease.insert(id, (at, ttl));
-        self.by_time.insert((at, id));
+        self.by_time.insert((lease.at, id));
+        self.checkpoints.extend(lease.checkpoint.map(|at| (at, id)));
+        self.by_lease.insert(id, lease);
     }
 
     fn remove(&mut self, id: LeaseId) {
-        if let Some((at, _)) = self.by_lease.remove(&id) {
-            self.by_time.remove(&(at, id));
+        if let Some(lease) = self.by_lease.remove(&id) {
+            self.by_time.remove(&(lease.at, id));
+            lease.checkpoint.map(|at| self.checkpoints.remove(&(at, id)));
         }
     }
 }
@@ -65,24 +87,46 @@ fn seconds(ttl: i64) -> Duration {
 }
 
 impl LeaseClock {
+    pub(crate) fn new(checkpoint_every: Option<Duration>) -> Self {
+        LeaseClock { checkpoint_every, inner: Mutex::default() }
+    }
+
+    /// When to note what is left of a lease: only one that outlives the interval is worth it.
+    fn next_checkpoint(&self, ttl: i64, noted: i64) -> Option<Instant> {
+        let left = if noted > 0 { noted } else { ttl };
+        let every = self.checkpoint_every.filter(|every| seconds(left) > *every)?;
+        Some(Instant::now() + every)
+    }
+
     pub(crate) fn granted(&self, id: LeaseId, ttl: i64) {
-        self.inner.lock().set(id, Instant::now() + seconds(ttl), ttl);
+        let (at, checkpoint) = (Instant::now() + seconds(ttl), self.next_checkpoint(ttl, 0));
+        self.inner.lock().set(id, Counted { at, ttl, noted: 0, checkpoint });
     }
 
     pub(crate) fn revoked(&self, id: LeaseId) {
         self.inner.lock().remove(id);
     }
 
-    /// All leases start anew with their full time and `extra` on top: a new leader does not know when they were last
-    /// renewed, and their holders need to find it first.
+    /// The log has noted what is left of a lease. Its end stays where it is: only a new leader starts by it.
+    pub(crate) fn noted(&self, id: LeaseId, noted: i64) {
+        let mut inner = self.inner.lock();
+        let Some(lease) = inner.by_lease.get(&id).copied() else { return };
+        let checkpoint = self.next_checkpoint(lease.ttl, noted);
+        inner.set(id, Counted { noted, checkpoint, ..lease });
+    }
+
+    /// All leases start anew with what was noted of them, else with their full time, and `extra` on top: a new leader
+    /// does not know when they were last renewed, and their holders need to find it first.
     ///
     /// The leases are read under the clock's lock: one that is granted meanwhile comes after, and is not overwritten.
-    pub(crate) fn reset(&self, leases: impl FnOnce() -> Vec<(LeaseId, i64)>, extra: Duration) {
+    pub(crate) fn reset(&self, leases: impl FnOnce() -> Vec<LeaseTimes>, extra: Duration) {
         let mut inner = self.inner.lock();
         *inner = Deadlines { led_term: inner.led_term, ..Deadlines::default() };
         let now = Instant::now();
-        for (id, ttl) in leases() {
-            inner.set(id, now + seconds(ttl) + extra, ttl);
+        for LeaseTimes { id, ttl, remaining } in leases() {
+            let at = now + seconds(if remaining > 0 { remaining } else { ttl }) + extra;
+            let checkpoint = self.next_checkpoint(ttl, remaining);
+            inner.set(id, Counted { at, ttl, noted: remaining, checkpoint });
         }
     }
 
@@ -98,25 +142,51 @@ impl LeaseClock {
     /// Gives a lease its full time again; its seconds, or `None` when there is none or it has expired already.
     fn renew(&self, id: LeaseId) -> Option<i64> {
         let mut inner = self.inner.lock();
-        let (at, ttl) = *inner.by_lease.get(&id)?;
+        let lease = *inner.by_lease.get(&id)?;
         let now = Instant::now();
-        if at <= now {
+        if lease.at <= now {
             return None;
         }
-        inner.set(id, now + seconds(ttl), ttl);
-        Some(ttl)
+        inner.set(id, Counted { at: now + seconds(lease.ttl), ..lease });
+        Some(lease.ttl)
+    }
+
+    /// Whether a new leader would start this lease with less than its full time.
+    fn is_noted(&self, id: LeaseId) -> bool {
+        self.inner.lock().by_lease.get(&id).is_some_and(|lease| lease.noted > 0)
     }
 
     fn remaining(&self, id: LeaseId) -> Option<i64> {
         let inner = self.inner.lock();
-        let (at, _) = inner.by_lease.get(&id)?;
-        Some(at.saturating_duration_since(Instant::now()).as_secs() as i64)
+        let lease = inner.by_lease.get(&id)?;
+        Some(lease.at.saturating_duration_since(Instant::now()).as_secs() as i64)
     }
 
     fn expired(&self) -> Vec<LeaseId> {
         let now = Instant::now();
         let inner = self.inner.lock();
         inner.by_time.iter().take_while(|(at, _)| *at <= now).take(REVOKED_PER_SCAN).map(|(_, id)| *id).collect()
+    }
+
+    /// Leases of which it is time to note what is left, with that in seconds, rounded up. They come again after the
+    /// interval.
+    fn to_note(&self) -> Vec<(LeaseId, i64)> {
+        let Some(every) = self.checkpoint_every else { return Vec::new() };
+        let now = Instant::now();
+        let mut inner = self.inner.lock();
+        let due = inner.checkpoints.iter().take_while(|(at, _)| *at <= now).take(CHECKPOINTS_PER_ENTRY);
+        let due: Vec<LeaseId> = due.map(|(_, id)| *id).collect();
+        let mut left = Vec::new();
+        for id in due {
+            let Some(lease) = inner.by_lease.get(&id).copied() else { continue };
+            inner.set(id, Counted { checkpoint: Some(now + every), ..lease });
+            let remaining = lease.at.saturating_duration_since(now).as_millis().div_ceil(1000) as i64;
+            // One that was just renewed has nothing to be noted, nor has one that ends.
+            if (1..lease.ttl).contains(&remaining) {
+                left.push((id, remaining));
+            }
+        }
+        left
     }
 
     fn in_order(&self) -> Vec<LeaseId> {
@@ -235,6 +305,11 @@ impl Inner {
         if !self.counts() {
             return Err(Error::NotLeader);
         }
+        // A new leader must not start it with less than its holder is told. Once per checkpoint: two entries for each.
+        if self.lease_clock.is_noted(id) {
+            let full = LeaseCheckpoint { remaining: vec![(id, 0)] };
+            self.propose(Command::LeaseCheckpoint(full)).await?;
+        }
         let renewed = self.lease_clock.renew(id);
         if renewed.is_some() {
             self.metrics.leases_renewed.inc();
@@ -247,6 +322,22 @@ impl Inner {
             return Err(Error::NotLeader);
         }
         Ok(self.lease_clock.remaining(id).unwrap_or(-1))
+    }
+}
+
+/// Puts into the log how long leases still live whose time it is.
+async fn note_what_is_left(inner: &Inner) {
+    for _ in 0..ENTRIES_PER_SCAN {
+        let remaining = inner.lease_clock.to_note();
+        if remaining.is_empty() {
+            return;
+        }
+        let count = remaining.len();
+        tracing::debug!(count, "noting how long leases still live");
+        if let Err(e) = inner.propose(Command::LeaseCheckpoint(LeaseCheckpoint { remaining })).await {
+            tracing::warn!(count, "cannot note how long leases still live: {e}; trying again after the interval");
+            return;
+        }
     }
 }
 
@@ -266,11 +357,12 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
         if !inner.counts() {
             // All that earlier leaders granted must be applied before it can be counted.
             if inner.linearize().await.is_ok() {
-                inner.lease_clock.reset(|| inner.state.leases(), inner.timing.election);
+                inner.lease_clock.reset(|| inner.state.lease_times(), inner.timing.election);
                 inner.lease_clock.lead(Some(inner.view().term));
             }
             continue;
         }
+        note_what_is_left(&inner).await;
         let expired = inner.lease_clock.expired();
         if expired.is_empty() {
             continue;
@@ -334,10 +426,65 @@ mod tests {
         let clock = LeaseClock::default();
         clock.granted(LeaseId(1), 10);
         tokio::time::advance(Duration::from_secs(9)).await;
-        clock.reset(|| vec![(LeaseId(1), 10)], Duration::from_secs(1));
+        clock.reset(|| vec![LeaseTimes { id: LeaseId(1), ttl: 10, remaining: 0 }], Duration::from_secs(1));
         tokio::time::advance(Duration::from_millis(10_999)).await;
         assert!(clock.expired().is_empty());
         tokio::time::advance(Duration::from_millis(2)).await;
         assert_eq!(clock.expired(), [LeaseId(1)]);
+    }
+
+    const EVERY: Duration = Duration::from_secs(300);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_long_leases_is_noted_after_the_interval_and_again() {
+        let clock = LeaseClock::new(Some(EVERY));
+        clock.granted(LeaseId(1), 1000);
+        clock.granted(LeaseId(2), 300);
+        tokio::time::advance(Duration::from_millis(299_999)).await;
+        assert_eq!(clock.to_note(), []);
+        tokio::time::advance(Duration::from_millis(2)).await;
+        // The second is not worth it; what is left is rounded up.
+        assert_eq!(clock.to_note(), [(LeaseId(1), 700)]);
+        clock.noted(LeaseId(1), 700);
+        assert!(clock.is_noted(LeaseId(1)));
+        assert_eq!(clock.remaining(LeaseId(1)), Some(699), "its end has not moved");
+        tokio::time::advance(EVERY).await;
+        assert_eq!(clock.to_note(), [(LeaseId(1), 400)]);
+        clock.noted(LeaseId(1), 400);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(clock.to_note(), [(LeaseId(1), 100)]);
+        clock.noted(LeaseId(1), 100);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(clock.to_note(), [], "less than the interval was left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_lease_has_nothing_to_note_and_nothing_is_noted_where_it_is_off() {
+        let (clock, off) = (LeaseClock::new(Some(EVERY)), LeaseClock::default());
+        for clock in [&clock, &off] {
+            clock.granted(LeaseId(1), 1000);
+        }
+        tokio::time::advance(EVERY).await;
+        assert_eq!((clock.renew(LeaseId(1)), off.to_note()), (Some(1000), vec![]));
+        assert_eq!(clock.to_note(), []);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(clock.to_note(), [(LeaseId(1), 700)], "it comes again");
+        clock.noted(LeaseId(1), 0);
+        assert!(!clock.is_noted(LeaseId(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_starts_a_lease_with_what_was_noted_of_it() {
+        let clock = LeaseClock::new(Some(EVERY));
+        let noted = LeaseTimes { id: LeaseId(1), ttl: 1000, remaining: 40 };
+        clock.reset(|| vec![noted], Duration::from_secs(1));
+        assert!(clock.is_noted(LeaseId(1)));
+        tokio::time::advance(Duration::from_millis(40_999)).await;
+        assert!(clock.expired().is_empty());
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(clock.expired(), [LeaseId(1)]);
+        clock.reset(|| vec![noted], Duration::ZERO);
+        assert_eq!(clock.renew(LeaseId(1)), Some(1000), "renewed, it has its full time");
+        assert_eq!(clock.remaining(LeaseId(1)), Some(1000));
     }
 }

@@ -73,6 +73,7 @@ pub struct Metrics {
     peer_send_failures: IntCounterVec,
     peer_round_trip: HistogramVec,
     process: ProcessMetrics,
+    features: IntGaugeVec,
     last_leader: parking_lot::Mutex<Option<u64>>,
 }
 
@@ -164,7 +165,7 @@ impl ProcessMetrics {
     }
 }
 
-/// etcd's feature gates with their stages, and whether this server behaves as with the gate on.
+/// etcd's feature gates with their stages, and whether this server behaves as with the gate on where nothing was set.
 const FEATURES: &[(&str, &str, bool)] = &[
     ("AllAlpha", "ALPHA", false),
     ("AllBeta", "BETA", false),
@@ -343,6 +344,7 @@ impl Metrics {
                 &["To"],
             ),
             process: ProcessMetrics::new(&m),
+            features,
             last_leader: parking_lot::Mutex::new(None),
             registry,
         }
@@ -448,6 +450,13 @@ impl Metrics {
         }
     }
 
+    /// Says of a feature gate with an effect here whether it is on.
+    pub(crate) fn feature(&self, name: &str, enabled: bool) {
+        for (known, stage, _) in FEATURES.iter().filter(|(known, ..)| *known == name) {
+            self.features.with_label_values(&[known, stage]).set(i64::from(enabled));
+        }
+    }
+
     pub(crate) fn saw_leader(&self, leader: Option<u64>) {
         let mut last = self.last_leader.lock();
         if leader.is_some() && *last != leader {
@@ -473,6 +482,7 @@ pub(crate) fn operation(command: &Command) -> &'static str {
         Command::Compact(_) => "Compaction",
         Command::LeaseGrant(_) => "LeaseGrant",
         Command::LeaseRevoke(_) => "LeaseRevoke",
+        Command::LeaseCheckpoint(_) => "LeaseCheckpoint",
         Command::SetAlarm(_) => "Alarm",
         Command::MemberAttributes(_) => "ClusterMemberAttrSet",
         Command::Genesis(_) | Command::SetClusterVersion(_) => "ClusterVersionSet",

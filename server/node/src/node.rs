@@ -2,6 +2,7 @@
 
 use crate::admission::Arrivals;
 use crate::auth::{Auth, AuthConfig, Credential, SimpleTokens};
+use crate::corruption::CorruptionChecks;
 use crate::lease::LeaseClock;
 use crate::metrics::{Metrics, operation};
 use crate::propose::PROPOSALS_MAX;
@@ -16,11 +17,11 @@ use ferretcd_raft::{Effects, Group, GroupError, GroupView, Identity, Role, Timin
 use ferretcd_state::{Effect, State};
 use ferretcd_types::{
     Alarm, AlarmKind, ClusterId, Command, Epoch, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range,
-    Reply, RequestId,
+    Reply, RequestId, codec,
 };
 use ferretcd_wal::Wal;
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -81,6 +82,10 @@ pub struct NodeConfig {
     pub warning_apply: Duration,
     /// How users are known.
     pub auth: AuthConfig,
+    /// How often it is noted in the log how long leases still live (the feature gate `LeaseCheckpoint`).
+    pub lease_checkpoints: Option<Duration>,
+    /// When members compare what they hold.
+    pub corruption: CorruptionChecks,
 }
 
 /// etcd's two modes of auto-compaction.
@@ -108,6 +113,8 @@ pub(crate) struct Inner {
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) request_ids: ids::RequestIds,
     pub(crate) proposals: Semaphore,
+    /// What other members have said that they can decode of a log.
+    pub(crate) log_formats: Mutex<BTreeMap<MemberId, u32>>,
     pub(crate) restores: Arc<Semaphore>,
     pub(crate) snapshots: Arc<Semaphore>,
     /// Held while the store is rewritten.
@@ -157,7 +164,10 @@ impl Shared {
                 self.metrics.lease_revoked();
                 self.lease_clock.revoked(id);
             }
-            Effect::LeasesReset => self.lease_clock.reset(|| self.state.leases(), Duration::ZERO),
+            Effect::LeasesCheckpointed { remaining } => {
+                remaining.into_iter().for_each(|(id, left)| self.lease_clock.noted(id, left));
+            }
+            Effect::LeasesReset => self.lease_clock.reset(|| self.state.lease_times(), Duration::ZERO),
             Effect::MembersChanged => self.members_changed.notify_one(),
             Effect::Installed { revision, .. } => {
                 self.hub.installed(revision);
@@ -185,7 +195,7 @@ impl Effects for Shared {
     fn installed(&self, effects: Vec<Effect>) {
         effects.into_iter().for_each(|e| self.take(e));
         self.identity.learn_epoch(self.state.epoch());
-        self.lease_clock.reset(|| self.state.leases(), Duration::ZERO);
+        self.lease_clock.reset(|| self.state.lease_times(), Duration::ZERO);
     }
 
     fn timed(&self, command: &Command, success: bool, took: Duration) {
@@ -231,6 +241,7 @@ impl Node {
             applied: shared.applied.clone(),
             request_ids: ids::RequestIds::new(shared.identity.member),
             proposals: Semaphore::new(PROPOSALS_MAX),
+            log_formats: Mutex::default(),
             restores: Arc::new(Semaphore::new(1)),
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
             defragmenting: tokio::sync::Mutex::default(),
@@ -276,16 +287,6 @@ impl Node {
         );
         let node = self.clone();
         stream.guarded_by(Box::new(move |range| node.may_watch(range)))
-    }
-
-    /// CRC of the key space at a revision (0 is now): hash, compacted revision, the revision that was hashed.
-    pub async fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), Error> {
-        let state = self.inner.state.clone();
-        let _took = self.inner.metrics.hash_rev.start_timer();
-        tokio::task::spawn_blocking(move || state.hash_kv(revision))
-            .await
-            .map_err(Error::internal)?
-            .map(|h| (h.hash, h.compact_revision, h.revision))
     }
 
     /// CRC of everything that all members have alike (etcd's Hash): keys with history, leases, members, users, alarms.
@@ -460,6 +461,14 @@ impl PeerRequests for Requests {
         Box::pin(async move { self.node()?.inner.local_time_to_live(id) })
     }
 
+    fn hash_kv(&self, revision: i64) -> Answer<'_, Result<pb::HashKvResponse, Error>> {
+        Box::pin(async move {
+            let node = self.node()?;
+            let (hash, compact_revision, _) = node.hash_kv(revision).await?;
+            Ok(pb::HashKvResponse { hash, compact_revision, revision: node.inner.state.revision() })
+        })
+    }
+
     fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>> {
         Box::pin(async move { self.node()?.inner.change_members_here(change).await })
     }
@@ -536,6 +545,7 @@ impl Requests {
             members,
             removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
             arrival: pb::ProbeArrival::Unsaid.into(),
+            log_format: codec::LOG_FORMAT,
         })
     }
 }

@@ -2,7 +2,7 @@
 //! itself, when a snapshot is due, when history is dropped, and when the member must end.
 
 use crate::node::{AutoCompaction, Inner};
-use crate::{downgrade, ids, lease, maintenance, read};
+use crate::{corruption, downgrade, ids, lease, maintenance, read};
 use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::Role;
 use ferretcd_raft::transport::client::probe;
@@ -35,6 +35,8 @@ pub(crate) fn start(inner: &Arc<Inner>, rounds: mpsc::Receiver<read::RoundWaiter
     tasks.spawn(downgrade::decide_cluster_version(inner.clone()));
     tasks.spawn(watch_for_the_end(inner.clone()));
     tasks.spawn(turn_auth_off(inner.clone()));
+    tasks.spawn(corruption::check_periodically(inner.clone()));
+    tasks.spawn(corruption::check_compactions(inner.clone()));
 }
 
 pub(crate) async fn pause(inner: &Inner, time: Duration) -> bool {

@@ -7,6 +7,7 @@
 use crate::auth::{Auth, Dropped};
 use crate::effect::{Applied, Effect};
 use crate::error::Fault;
+use crate::lease::LeaseTimes;
 use crate::member::Members;
 use crate::mvcc::space::Space;
 use crate::mvcc::view::View;
@@ -19,9 +20,9 @@ use ferretcd_storage::{Batch, keyspace};
 use ferretcd_types::limits::LEASE_TTL_SECONDS_MAX;
 use ferretcd_types::{
     Alarm, AuthChange, Authenticate, Authenticated, Caller, Command, Compact, DeleteRange, Epoch, Error, EventKind,
-    Genesis, KeyRange, LeaseGrant, LeaseGrantReply, LeaseId, LeaseRevoke, LogPos, MemberAttributes, MemberId, PeerNode,
-    Proposal, Put, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply, RestoreTotals,
-    Revised, SetAlarm, Txn,
+    Genesis, KeyRange, LeaseCheckpoint, LeaseGrant, LeaseGrantReply, LeaseId, LeaseRevoke, LogPos, MemberAttributes,
+    MemberId, PeerNode, Proposal, Put, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply,
+    RestoreTotals, Revised, SetAlarm, Txn,
 };
 use std::sync::Arc;
 
@@ -105,6 +106,7 @@ enum Edit {
     Alarm(Alarm, bool),
     Grant(LeaseId, i64),
     Revoke(LeaseId),
+    Checkpoint(LeaseTimes),
     Compact(i64),
     /// A restore began, in place of an earlier one.
     Begin(Box<Staging>),
@@ -126,6 +128,7 @@ fn admit(rooms: &Rooms, is_restoring: bool, command: &Command) -> Result<(), Err
         Command::Auth(_)
         | Command::Authenticate(_)
         | Command::Genesis(_)
+        | Command::LeaseCheckpoint(_)
         | Command::MemberAttributes(_)
         | Command::SetAlarm(_)
         | Command::RestoreBegin(_)
@@ -176,6 +179,7 @@ impl<'a> Turn<'a> {
             Command::Compact(compact) => self.compact(*compact),
             Command::LeaseGrant(grant) => self.lease_grant(&rooms, *grant),
             Command::LeaseRevoke(revoke) => self.lease_revoke(&rooms, *revoke),
+            Command::LeaseCheckpoint(checkpoint) => self.lease_checkpoint(&rooms, checkpoint),
             Command::Genesis(genesis) => self.genesis(&rooms, genesis),
             Command::MemberAttributes(attributes) => self.member_attributes(&rooms, attributes),
             Command::SetAlarm(set) => self.set_alarm(&rooms, *set),
@@ -230,7 +234,7 @@ impl<'a> Turn<'a> {
         if rooms.leases.exists(id) {
             return Err(Error::LeaseExists.into());
         }
-        lease::save(&mut self.batch, id, ttl);
+        lease::save(&mut self.batch, LeaseTimes { id, ttl, remaining: 0 });
         self.edits.push(Edit::Grant(id, ttl));
         self.effects.push(Effect::LeaseGranted { id, ttl });
         Ok(Ok(Reply::LeaseGrant(LeaseGrantReply { revision: self.view.revision(), id, ttl })))
@@ -244,6 +248,19 @@ impl<'a> Turn<'a> {
         self.batch.delete(keyspace::lease(id.0));
         self.edits.push(Edit::Revoke(id));
         self.effects.push(Effect::LeaseRevoked { id });
+        self.revised()
+    }
+
+    fn lease_checkpoint(&mut self, rooms: &Rooms, checkpoint: &LeaseCheckpoint) -> Decided {
+        let noted =
+            checkpoint.remaining.iter().filter_map(|(id, remaining)| rooms.leases.checkpointed(*id, *remaining));
+        let noted: Vec<LeaseTimes> = noted.collect();
+        for times in &noted {
+            lease::save(&mut self.batch, *times);
+            self.edits.push(Edit::Checkpoint(*times));
+        }
+        let remaining = noted.iter().map(|times| (times.id, times.remaining)).collect();
+        self.effects.push(Effect::LeasesCheckpointed { remaining });
         self.revised()
     }
 
@@ -467,6 +484,7 @@ impl Inner {
             Edit::Alarm(alarm, raised) => rooms.alarms.set(alarm, raised),
             Edit::Grant(id, ttl) => rooms.leases.grant(id, ttl),
             Edit::Revoke(id) => rooms.leases.revoke(id),
+            Edit::Checkpoint(times) => rooms.leases.checkpoint(times.id, times.remaining),
             Edit::Compact(revision) => {
                 self.mvcc.live().index.write().compacted = revision;
                 self.work.wake();

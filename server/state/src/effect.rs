@@ -49,6 +49,11 @@ pub enum Effect {
         /// Which.
         id: LeaseId,
     },
+    /// It was noted how long these leases still live.
+    LeasesCheckpointed {
+        /// Each with its remaining seconds; 0 for its full time.
+        remaining: Vec<(LeaseId, i64)>,
+    },
     /// All leases were replaced; each starts with its full time.
     LeasesReset,
     /// Members, their roles or their attributes changed.

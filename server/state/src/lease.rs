@@ -16,6 +16,17 @@ pub struct LeaseView {
     pub keys: Vec<Bytes>,
 }
 
+/// A lease's times in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTimes {
+    /// Which.
+    pub id: LeaseId,
+    /// As granted.
+    pub ttl: i64,
+    /// As its last checkpoint noted it; 0 where it has its full time.
+    pub remaining: i64,
+}
+
 /// The leases, and which key hangs on which. Sees no other room.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
@@ -27,6 +38,8 @@ pub(crate) struct Leases {
 #[derive(Clone, Debug, Default)]
 struct Lease {
     ttl: i64,
+    /// Seconds that a checkpoint noted; 0 where it has its full time.
+    remaining: i64,
     keys: BTreeSet<Bytes>,
 }
 
@@ -41,6 +54,26 @@ impl Leases {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect()
     }
 
+    /// All leases with their granted seconds and those of their last checkpoint (0 for none), by ID.
+    pub fn times(&self) -> Vec<LeaseTimes> {
+        let times =
+            |(id, lease): (&LeaseId, &Lease)| LeaseTimes { id: *id, ttl: lease.ttl, remaining: lease.remaining };
+        self.leases.iter().map(times).collect()
+    }
+
+    /// What a checkpoint makes of a lease, if there is such a one: it never lengthens one.
+    pub fn checkpointed(&self, id: LeaseId, remaining: i64) -> Option<LeaseTimes> {
+        let ttl = self.leases.get(&id)?.ttl;
+        Some(LeaseTimes { id, ttl, remaining: remaining.clamp(0, ttl.max(0)) })
+    }
+
+    /// Notes how long a lease still lives.
+    pub fn checkpoint(&mut self, id: LeaseId, remaining: i64) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.remaining = remaining;
+        }
+    }
+
     /// One lease.
     pub fn view(&self, id: LeaseId) -> Option<LeaseView> {
         let lease = self.leases.get(&id)?;
@@ -49,7 +82,7 @@ impl Leases {
 
     /// Begins a lease.
     pub fn grant(&mut self, id: LeaseId, ttl: i64) {
-        self.leases.insert(id, Lease { ttl, keys: BTreeSet::new() });
+        self.leases.insert(id, Lease { ttl, remaining: 0, keys: BTreeSet::new() });
     }
 
     /// Ends a lease and lets go of its keys.
@@ -80,43 +113,51 @@ impl Leases {
 
     /// Adds all records of the room. Attachments have none: the keys' own records name their leases.
     pub fn save(&self, batch: &mut Batch) {
-        self.leases.iter().for_each(|(id, lease)| save(batch, *id, lease.ttl));
+        self.times().into_iter().for_each(|times| save(batch, times));
     }
 
     /// Takes in one record of the keyspace (key without its first byte).
     pub fn load(&mut self, value: Bytes) -> Result<(), StateError> {
-        let (id, ttl) = decode(value).map_err(StateError::record("a lease"))?;
-        self.grant(id, ttl);
+        let times = decode(value).map_err(StateError::record("a lease"))?;
+        self.grant(times.id, times.ttl);
+        self.checkpoint(times.id, times.remaining);
         Ok(())
     }
 }
 
 /// Adds the record of one lease.
-pub(crate) fn save(batch: &mut Batch, id: LeaseId, ttl: i64) {
-    batch.put(keyspace::lease(id.0), encode(id, ttl));
+pub(crate) fn save(batch: &mut Batch, times: LeaseTimes) {
+    batch.put(keyspace::lease(times.id.0), encode(times));
 }
 
 /// A lease in etcd's own encoding (`leasepb.Lease`: 1 ID, 2 TTL, 3 RemainingTTL).
-pub(crate) fn encode(id: LeaseId, ttl: i64) -> Bytes {
+pub(crate) fn encode(times: LeaseTimes) -> Bytes {
     let mut w = Writer::new();
-    w.int(1, id.0);
-    w.int(2, ttl);
+    w.int(1, times.id.0);
+    w.int(2, times.ttl);
+    w.int(3, times.remaining);
     w.finish()
 }
 
-/// The inverse of [`encode`]; a remaining time (a checkpoint) is passed over, since leases start anew.
-pub(crate) fn decode(value: Bytes) -> Result<(LeaseId, i64), DecodeError> {
+/// The inverse of [`encode`].
+pub(crate) fn decode(value: Bytes) -> Result<LeaseTimes, DecodeError> {
     const WHAT: &str = "lease";
     let mut r = Reader::new(WHAT, value);
-    let (mut id, mut ttl) = (LeaseId::NONE, 0);
+    let mut times = LeaseTimes { id: LeaseId::NONE, ttl: 0, remaining: 0 };
     while let Some((n, v)) = r.field()? {
         match n {
-            1 => id = LeaseId(v.int(WHAT)?),
-            2 => ttl = v.int(WHAT)?,
+            1 => times.id = LeaseId(v.int(WHAT)?),
+            2 => times.ttl = v.int(WHAT)?,
+            3 => times.remaining = v.int(WHAT)?,
             _ => {}
         }
     }
-    Ok((id, ttl))
+    Ok(times)
+}
+
+#[cfg(test)]
+pub(crate) fn full(id: i64, ttl: i64) -> LeaseTimes {
+    LeaseTimes { id: LeaseId(id), ttl, remaining: 0 }
 }
 
 #[cfg(test)]
@@ -143,7 +184,9 @@ mod tests {
 
     #[test]
     fn the_encoding_is_etcds() {
-        assert_eq!(encode(LeaseId(1), 60).as_ref(), b"\x08\x01\x10\x3c");
-        assert_eq!(decode(Bytes::from_static(b"\x08\x01\x10\x3c\x18\x05")).unwrap(), (LeaseId(1), 60));
+        assert_eq!(encode(full(1, 60)).as_ref(), b"\x08\x01\x10\x3c");
+        let noted = LeaseTimes { remaining: 5, ..full(1, 60) };
+        assert_eq!(encode(noted).as_ref(), b"\x08\x01\x10\x3c\x18\x05");
+        assert_eq!(decode(encode(noted)).unwrap(), noted);
     }
 }

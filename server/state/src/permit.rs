@@ -20,6 +20,7 @@ pub(crate) fn permit(permits: &Permits, leases: &Leases, client: &Client, comman
         // Its password says whether it may.
         Command::Authenticate(_) => Ok(()),
         Command::Compact(_)
+        | Command::LeaseCheckpoint(_)
         | Command::SetAlarm(_)
         | Command::Auth(_)
         | Command::SetClusterVersion(_)

@@ -2,7 +2,7 @@
 
 use crate::auth::permits::Permits;
 use crate::auth::{Auth, UserView};
-use crate::lease::LeaseView;
+use crate::lease::{LeaseTimes, LeaseView};
 use crate::mvcc::hash::{self, KvHash};
 use crate::mvcc::history::EventBatch;
 use crate::mvcc::space::Space;
@@ -174,6 +174,11 @@ impl State {
     /// All leases with their granted seconds, by ID.
     pub fn leases(&self) -> Vec<(LeaseId, i64)> {
         self.inner.rooms.read().leases.all()
+    }
+
+    /// All leases with what a checkpoint noted of them, by ID.
+    pub fn lease_times(&self) -> Vec<LeaseTimes> {
+        self.inner.rooms.read().leases.times()
     }
 
     /// One lease: its granted seconds and its keys.

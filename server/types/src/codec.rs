@@ -9,11 +9,15 @@ mod auth;
 use crate::wire::{DecodeError, Reader, Writer};
 use crate::{
     Alarm, AlarmKind, Caller, Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, Epoch, Genesis,
-    KeyRange, KeyValue, LeaseGrant, LeaseId, LeaseRevoke, MemberAttributes, MemberId, Proposal, Put, Range, RequestId,
-    RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals, Revision, SetAlarm,
-    SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp,
+    KeyRange, KeyValue, LeaseCheckpoint, LeaseGrant, LeaseId, LeaseRevoke, MemberAttributes, MemberId, Proposal, Put,
+    Range, RequestId, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals, Revision,
+    SetAlarm, SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp,
 };
 use bytes::Bytes;
+
+/// What this release can decode of a log, as members tell each other: every new kind of command makes it one more (see
+/// [`Command::log_format`]), and is proposed only when all members have said that they are so far.
+pub const LOG_FORMAT: u32 = 2;
 
 /// Deepest nesting of transactions that is decoded. etcd has no number of its own, its operation budget (128) bounds
 /// the depth; the same bound keeps hostile bytes from exhausting the stack.
@@ -96,6 +100,7 @@ mod kind {
     pub const RESTORE_CHUNK: u32 = 20;
     pub const RESTORE_COMMIT: u32 = 21;
     pub const RESTORE_ABORT: u32 = 22;
+    pub const LEASE_CHECKPOINT: u32 = 23;
     pub const AUTH: u32 = 40;
     pub const AUTHENTICATE: u32 = 41;
     pub const SET_CLUSTER_VERSION: u32 = 50;
@@ -134,6 +139,15 @@ fn encode_command(command: &Command) -> (u32, Bytes) {
         Command::LeaseRevoke(c) => {
             w.int(1, c.id.0);
             kind::LEASE_REVOKE
+        }
+        Command::LeaseCheckpoint(c) => {
+            for (id, remaining) in &c.remaining {
+                let mut lease = Writer::new();
+                lease.int(1, id.0);
+                lease.int(2, *remaining);
+                w.message(1, &lease.finish());
+            }
+            kind::LEASE_CHECKPOINT
         }
         Command::MemberAttributes(c) => {
             w.uint(1, c.id.0);
@@ -237,6 +251,16 @@ fn decode_command(kind: u32, bytes: Bytes) -> Result<Command, DecodeError> {
             Command::LeaseGrant(c)
         }
         kind::LEASE_REVOKE => Command::LeaseRevoke(LeaseRevoke { id: LeaseId(one_uint(1)? as i64) }),
+        kind::LEASE_CHECKPOINT => {
+            let mut c = LeaseCheckpoint { remaining: Vec::new() };
+            fields(&mut |n, v| {
+                if n == 1 {
+                    c.remaining.push(decode_remaining(v.bytes(WHAT)?)?);
+                }
+                Ok(())
+            })?;
+            Command::LeaseCheckpoint(c)
+        }
         kind::MEMBER_ATTRIBUTES => {
             let mut c = MemberAttributes { id: MemberId(0), name: String::new(), client_urls: Vec::new() };
             fields(&mut |n, v| {
@@ -324,6 +348,20 @@ fn alarm_kind(number: u64) -> Option<AlarmKind> {
         2 => Some(AlarmKind::Corrupt),
         _ => None,
     }
+}
+
+fn decode_remaining(bytes: Bytes) -> Result<(LeaseId, i64), DecodeError> {
+    const WHAT: &str = "lease checkpoint";
+    let mut r = Reader::new(WHAT, bytes);
+    let (mut id, mut remaining) = (LeaseId::NONE, 0);
+    while let Some((n, v)) = r.field()? {
+        match n {
+            1 => id = LeaseId(v.int(WHAT)?),
+            2 => remaining = v.int(WHAT)?,
+            _ => {}
+        }
+    }
+    Ok((id, remaining))
 }
 
 fn put(w: &mut Writer, c: &Put) {
@@ -735,6 +773,7 @@ mod tests {
             Command::Compact(Compact { revision: 12 }),
             Command::LeaseGrant(LeaseGrant { id: LeaseId(9), ttl: 60 }),
             Command::LeaseRevoke(LeaseRevoke { id: LeaseId(i64::MAX) }),
+            Command::LeaseCheckpoint(LeaseCheckpoint { remaining: vec![(LeaseId(9), 41), (LeaseId(10), 0)] }),
             Command::MemberAttributes(MemberAttributes {
                 id: MemberId(1),
                 name: "a".into(),
@@ -763,6 +802,19 @@ mod tests {
                 assert_eq!(decode_proposal(encode_proposal(&proposal)).unwrap(), proposal);
             }
         }
+    }
+
+    #[test]
+    fn no_command_is_newer_than_the_format_that_members_tell() {
+        let newest = all_commands().iter().map(Command::log_format).max();
+        assert_eq!(newest, Some(LOG_FORMAT));
+    }
+
+    #[test]
+    fn a_lease_checkpoint_has_its_bytes_for_good() {
+        let command = Command::LeaseCheckpoint(LeaseCheckpoint { remaining: vec![(LeaseId(9), 41), (LeaseId(10), 0)] });
+        let bytes = encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command });
+        assert_eq!(bytes.as_ref(), b"\x08\x01\xba\x01\x0a\x0a\x04\x08\x09\x10\x29\x0a\x02\x08\x0a");
     }
 
     #[test]

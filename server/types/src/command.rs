@@ -191,6 +191,14 @@ pub struct LeaseRevoke {
     pub id: LeaseId,
 }
 
+/// Notes how long leases still live, so that a new leader starts them with that and not with their full time (etcd's
+/// LeaseCheckpoint). Leases that are no more are passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseCheckpoint {
+    /// Leases with their remaining seconds; 0 gives one its full time again.
+    pub remaining: Vec<(LeaseId, i64)>,
+}
+
 /// What a member publishes of itself when it has started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberAttributes {
@@ -341,6 +349,7 @@ pub enum Command {
     Compact(Compact),
     LeaseGrant(LeaseGrant),
     LeaseRevoke(LeaseRevoke),
+    LeaseCheckpoint(LeaseCheckpoint),
     MemberAttributes(MemberAttributes),
     SetAlarm(SetAlarm),
     RestoreBegin(RestoreBegin),
@@ -351,6 +360,17 @@ pub enum Command {
     Authenticate(Authenticate),
     SetClusterVersion(SetClusterVersion),
     SetDowngrade(SetDowngrade),
+}
+
+impl Command {
+    /// The first [`codec::LOG_FORMAT`](crate::codec::LOG_FORMAT) that has this kind: a member of an earlier one stops at
+    /// an entry with it.
+    pub fn log_format(&self) -> u32 {
+        match self {
+            Command::LeaseCheckpoint(_) => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// What a put answers.
@@ -486,6 +506,7 @@ verb!(Txn => Txn(TxnReply));
 verb!(Compact => Revised(Revised));
 verb!(LeaseGrant => LeaseGrant(LeaseGrantReply));
 verb!(LeaseRevoke => Revised(Revised));
+verb!(LeaseCheckpoint => Revised(Revised));
 verb!(MemberAttributes => Revised(Revised));
 verb!(SetAlarm => Revised(Revised));
 verb!(RestoreBegin => Revised(Revised));

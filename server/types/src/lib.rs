@@ -16,10 +16,10 @@ pub mod wire;
 
 pub use auth::{AuthChange, Authenticate, Authenticated, Caller, Client, Permission};
 pub use command::{
-    Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Genesis, LeaseGrant,
-    LeaseGrantReply, LeaseRevoke, MemberAttributes, OpReply, Proposal, Put, PutReply, Range, RangeReply, Reply,
-    RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreReply, RestoreTotals, Revised,
-    SetAlarm, SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp, TxnReply, Verb,
+    Command, Compact, Compare, CompareResult, CompareTarget, DeleteRange, DeleteRangeReply, Genesis, LeaseCheckpoint,
+    LeaseGrant, LeaseGrantReply, LeaseRevoke, MemberAttributes, OpReply, Proposal, Put, PutReply, Range, RangeReply,
+    Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreReply, RestoreTotals,
+    Revised, SetAlarm, SetClusterVersion, SetDowngrade, SortOrder, SortTarget, Txn, TxnOp, TxnReply, Verb,
 };
 pub use error::Error;
 pub use ids::{ClusterId, Epoch, LeaseId, MemberId, RequestId};

@@ -353,6 +353,12 @@ impl Peers {
         Ok(r.ttl)
     }
 
+    /// Asks a member for the hash of its key space up to a revision.
+    pub async fn hash_kv(&self, member: MemberId, node: &PeerNode, revision: i64) -> Result<pb::HashKvResponse, Error> {
+        let message = pb::HashKvRequest { revision };
+        self.leader_call(member, node, message, |mut c, r| async move { c.hash_kv(r).await }).await
+    }
+
     /// Has the leader change the members; the answer names the added member and the index to wait for.
     pub async fn change_members(
         &self,

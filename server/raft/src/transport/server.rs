@@ -38,6 +38,8 @@ pub trait PeerRequests: Send + Sync + 'static {
     fn lease_keep_alive(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>>;
     /// How long a lease lives, if this member leads.
     fn lease_time_to_live(&self, id: LeaseId) -> Answer<'_, Result<i64, Error>>;
+    /// Hashes this member's own key space up to a revision.
+    fn hash_kv(&self, revision: i64) -> Answer<'_, Result<pb::HashKvResponse, Error>>;
     /// Changes the members, if this member leads.
     fn change_members(&self, change: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>>;
     /// Who this member is; `None` while it does not know itself yet. Answered to anyone.
@@ -242,6 +244,12 @@ impl Peer for PeerService {
         let id = LeaseId(request.into_inner().id);
         let ttl = self.door.requests.lease_time_to_live(id).await.map_err(|e| refusal(&e))?;
         Ok(Response::new(pb::LeaseResponse { ttl }))
+    }
+
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+        self.enter(request.metadata())?;
+        let revision = request.into_inner().revision;
+        self.door.requests.hash_kv(revision).await.map(Response::new).map_err(|e| refusal(&e))
     }
 
     async fn change_members(

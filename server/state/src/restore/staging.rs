@@ -2,7 +2,7 @@
 
 use crate::StateError;
 use crate::auth::{Auth, NAME_BYTES_MAX};
-use crate::lease::{self, Leases};
+use crate::lease::{self, LeaseTimes, Leases};
 use crate::mvcc::key_index::Change;
 use crate::mvcc::record;
 use crate::mvcc::space::Space;
@@ -134,7 +134,9 @@ impl Staging {
     /// The staged small records, by the keys that they will get.
     pub fn small_records(&self) -> Batch {
         let mut batch = Batch::new();
-        self.leases.iter().for_each(|(id, ttl)| lease::save(&mut batch, *id, *ttl));
+        self.leases
+            .iter()
+            .for_each(|(id, ttl)| lease::save(&mut batch, LeaseTimes { id: *id, ttl: *ttl, remaining: 0 }));
         self.auth.save(&mut batch);
         batch
     }
@@ -172,8 +174,8 @@ impl Staging {
         let name = Bytes::copy_from_slice(rest);
         match space {
             keyspace::LEASES => {
-                let (id, ttl) = lease::decode(value).map_err(StateError::record("a staged lease"))?;
-                self.leases.insert(id, ttl);
+                let times = lease::decode(value).map_err(StateError::record("a staged lease"))?;
+                self.leases.insert(times.id, times.ttl);
             }
             keyspace::AUTH_USERS => drop(self.auth.users.insert(name, value)),
             keyspace::AUTH_ROLES => drop(self.auth.roles.insert(name, value)),
@@ -278,7 +280,9 @@ impl Chunk {
         }
         for record in &self.small {
             let (key, value) = match record {
-                Small::Lease(id, ttl) => (keyspace::lease(id.0), lease::encode(*id, *ttl)),
+                Small::Lease(id, ttl) => {
+                    (keyspace::lease(id.0), lease::encode(LeaseTimes { id: *id, ttl: *ttl, remaining: 0 }))
+                }
                 Small::User(name, value) => (keyspace::user(name), value.clone()),
                 Small::Role(name, value) => (keyspace::role(name), value.clone()),
                 Small::Auth(enabled, revision) => {

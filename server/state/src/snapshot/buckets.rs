@@ -3,7 +3,7 @@
 
 use crate::alarm;
 use crate::auth::{self, Auth, NAME_BYTES_MAX};
-use crate::lease;
+use crate::lease::{self, LeaseTimes};
 use crate::mvcc::record::revision_bytes;
 use crate::restore::staging::Staging;
 use crate::rooms::Rooms;
@@ -13,7 +13,7 @@ use ferretcd_storage::{Batch, keyspace};
 use ferretcd_types::codec::decode_key_value;
 use ferretcd_types::limits::LEASE_TTL_SECONDS_MAX;
 use ferretcd_types::wire::{Reader, Writer};
-use ferretcd_types::{Alarm, KeyValue, LeaseId, Member, MemberId, RestoreRecord, Revision};
+use ferretcd_types::{Alarm, KeyValue, Member, MemberId, RestoreRecord, Revision};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -70,8 +70,8 @@ pub(crate) fn client(rooms: &Rooms, compacted: i64) -> Vec<Bucket> {
     let downgrade = downgrade.iter().map(|target| ("downgrade".into(), downgrade_json(target).into()));
     bucket(CLUSTER, version.chain(downgrade).collect());
     bucket(KEY, Vec::new());
-    let lease = |(id, ttl): (LeaseId, i64)| (Bytes::copy_from_slice(&id.0.to_be_bytes()), lease::encode(id, ttl));
-    bucket(LEASE, leases.all().into_iter().map(lease).collect());
+    let lease = |times: LeaseTimes| (Bytes::copy_from_slice(&times.id.0.to_be_bytes()), lease::encode(times));
+    bucket(LEASE, leases.times().into_iter().map(lease).collect());
     let all = members.all();
     bucket(MEMBERS, all.iter().map(|member| (member.id.to_string().into(), member_json(member).into())).collect());
     bucket(MEMBERS_REMOVED, members.removed().map(|id| (id.to_string().into(), "removed".into())).collect());
@@ -219,7 +219,9 @@ pub(crate) fn read_small<R: ReadAt, E>(
     if has(file, LEASE) {
         file.for_each(LEASE, |key, value| {
             let refuse = |why: &str| ReadFault::File(format!("the lease with key {}: {why}", key.escape_ascii()));
-            let (id, ttl) = lease::decode(Bytes::copy_from_slice(value)).map_err(|err| refuse(&err.to_string()))?;
+            let decoded = lease::decode(Bytes::copy_from_slice(value)).map_err(|err| refuse(&err.to_string()))?;
+            // A restore starts leases anew: nobody could renew them meanwhile.
+            let LeaseTimes { id, ttl, remaining: _ } = decoded;
             if key != id.0.to_be_bytes() || id.0 <= 0 {
                 return Err(refuse("its ID is not its key"));
             }
@@ -252,6 +254,22 @@ pub(crate) fn read_small<R: ReadAt, E>(
         })?;
     }
     Ok(())
+}
+
+/// Visits the checkpoints of leases in a file that [`read_small`] has checked.
+pub(crate) fn read_checkpoints<R: ReadAt, E>(
+    file: &File<R>,
+    mut visit: impl FnMut(LeaseTimes),
+) -> Result<(), ReadFault<E>> {
+    if !has(file, LEASE) {
+        return Ok(());
+    }
+    file.for_each(LEASE, |key, value| {
+        let times = lease::decode(Bytes::copy_from_slice(value))
+            .map_err(|err| ReadFault::File(format!("the lease with key {}: {err}", key.escape_ascii())))?;
+        visit(times);
+        Ok(())
+    })
 }
 
 fn read_auth<R: ReadAt, E>(file: &File<R>) -> Result<RestoreRecord, ReadFault<E>> {

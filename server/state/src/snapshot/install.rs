@@ -95,6 +95,7 @@ fn read(store: &Store, file: &dyn ReadAt, live: &Arc<Space>, staged: &Arc<Space>
         }
         Ok::<_, StateError>(())
     })?;
+    buckets::read_checkpoints(&file, |times| rooms.leases.checkpoint(times.id, times.remaining))?;
     let compacted = buckets::read_compacted(&file)?;
     let leases = &mut rooms.leases;
     let mut index = write_keys(store, &file, buckets::KEY, live.generation, |kv| leases.attach(&kv.key, kv.lease))?;

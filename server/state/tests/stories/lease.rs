@@ -1,8 +1,8 @@
 //! Leases.
 
 use crate::member::{Member, put};
-use ferretcd_state::Effect;
-use ferretcd_types::{DeleteRange, Error, KeyRange, LeaseGrant, LeaseId, LeaseRevoke, Put};
+use ferretcd_state::{Effect, LeaseTimes};
+use ferretcd_types::{DeleteRange, Error, KeyRange, LeaseCheckpoint, LeaseGrant, LeaseId, LeaseRevoke, Put};
 
 fn grant(id: i64) -> LeaseGrant {
     LeaseGrant { id: LeaseId(id), ttl: 60 }
@@ -56,4 +56,25 @@ fn leases_and_their_keys_survive_a_restart() {
     assert_eq!(again.state.leases(), [(LeaseId(1), 60), (LeaseId(2), 60)]);
     assert_eq!(again.state.lease(LeaseId(1)).unwrap().keys, ["a"]);
     assert_eq!(again.state.lease(LeaseId(2)).unwrap().keys, ["b"]);
+}
+
+#[test]
+fn a_checkpoint_is_kept_and_never_lengthens_a_lease() {
+    let mut member = Member::new();
+    for id in [1, 2, 3] {
+        member.ask(grant(id)).unwrap();
+    }
+    let noted = vec![(LeaseId(1), 41), (LeaseId(2), 99), (LeaseId(9), 5)];
+    let (reply, effects) = member.ask_all(LeaseCheckpoint { remaining: noted });
+    assert_eq!(reply.unwrap().revision, 1);
+    // A lease that is no more is passed over.
+    let remaining = vec![(LeaseId(1), 41), (LeaseId(2), 60)];
+    assert_eq!(effects, [Effect::LeasesCheckpointed { remaining }]);
+    let times = |id, remaining| LeaseTimes { id: LeaseId(id), ttl: 60, remaining };
+    let kept = [times(1, 41), times(2, 60), times(3, 0)];
+    assert_eq!(member.state.lease_times(), kept);
+    let mut again = member.after_flush_and_power_cut();
+    assert_eq!(again.state.lease_times(), kept);
+    again.ask(LeaseCheckpoint { remaining: vec![(LeaseId(1), 0)] }).unwrap();
+    assert_eq!(again.state.lease_times()[0], times(1, 0), "it has its full time again");
 }

@@ -1,0 +1,102 @@
+//! A member in this process, started again and again: what its log has noted of a lease.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use ferretcd_node::{AuthConfig, Boot, BootConfig, ClusterState, CorruptionChecks, Member, Node, NodeConfig};
+use ferretcd_raft::Timing;
+use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_types::{LeaseId, Limits};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const LEASE: LeaseId = LeaseId(7);
+
+async fn run(dir: &Path, lease_checkpoints: Option<Duration>) -> Member {
+    let url = vec!["http://127.0.0.1:1".to_owned()];
+    let node = NodeConfig {
+        name: "a".to_owned(),
+        client_urls: Vec::new(),
+        limits: Limits { max_request_bytes: 1 << 20, max_txn_ops: 128, quota_bytes: None },
+        timing: Timing::default(),
+        snapshot_count: 10_000,
+        auto_compaction: None,
+        watch_progress_every: Duration::from_secs(600),
+        max_learners: 1,
+        strict_reconfig_check: true,
+        spool_dir: dir.join("spool"),
+        warning_apply: Duration::from_secs(1),
+        auth: AuthConfig::default(),
+        lease_checkpoints,
+        corruption: CorruptionChecks::default(),
+    };
+    let boot = Boot::new(BootConfig {
+        data_dir: dir.to_owned(),
+        wal_dir: None,
+        initial_cluster: BTreeMap::from([("a".to_owned(), url.clone())]),
+        state: ClusterState::New,
+        token: "t".to_owned(),
+        advertise_peer_urls: url,
+        intent: None,
+        dialer: Dialer::default(),
+        node,
+    });
+    let member = boot.run().await.unwrap();
+    eventually("it leads", async || member.node.member_list(true).await.is_ok()).await;
+    member
+}
+
+async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !probe().await {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Checkpoints that were applied.
+fn noted(node: &Node) -> u64 {
+    let families = node.metrics().registry().gather();
+    let applied = families.iter().filter(|family| family.name() == "etcd_server_apply_duration_seconds");
+    let of_kind = applied
+        .flat_map(|family| family.get_metric())
+        .filter(|metric| metric.get_label().iter().any(|label| label.value() == "LeaseCheckpoint"));
+    of_kind.map(|metric| metric.get_histogram().get_sample_count()).sum()
+}
+
+async fn ttl(member: &Member) -> i64 {
+    let told = member.node.lease_time_to_live(LEASE, false).await.unwrap();
+    assert_eq!(told.granted, 100);
+    told.ttl
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_starts_a_lease_with_what_was_noted_and_renewing_it_gives_it_its_full_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = run(dir.path(), Some(Duration::from_secs(1))).await;
+    member.node.lease_grant(LEASE, 100).await.unwrap();
+    eventually("five seconds are noted", async || noted(&member.node) >= 5).await;
+    member.stop().await;
+
+    // At most 95 s were noted at the last; an election comes on top.
+    let member = run(dir.path(), None).await;
+    let left = ttl(&member).await;
+    assert!(left <= 96, "{left}");
+    assert_eq!(member.node.lease_keep_alive(LEASE).await.unwrap(), 100);
+    member.stop().await;
+
+    let member = run(dir.path(), None).await;
+    let left = ttl(&member).await;
+    assert!(left > 96, "{left}: the note outlived the renewal");
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_gate_nothing_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = run(dir.path(), None).await;
+    member.node.lease_grant(LEASE, 100).await.unwrap();
+    assert!(ttl(&member).await <= 100);
+    assert_eq!(noted(&member.node), 0);
+    member.stop().await;
+}
