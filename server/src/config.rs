@@ -10,9 +10,9 @@ use crate::tls::{Allowed, Files, Params};
 use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
 use ferretcd_node::lease::CHECKPOINT_EVERY;
-use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, CorruptionChecks, Intent, NodeConfig};
+use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, CorruptionChecks, Intent, NodeConfig, Pace};
 use ferretcd_raft::Timing;
-use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_raft::transport::dial::{Dialer, Patience};
 use ferretcd_types::Limits;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -53,6 +53,12 @@ pub struct Config {
     pub reuse_port: bool,
     /// A calling member's address must be among the names of its certificate.
     pub compares_peer_address: bool,
+    /// How long connections to other members may be silent or stuck.
+    pub peer_patience: Patience,
+    /// Keep all memory out of swap (`--memory-mlock`).
+    pub lock_memory: bool,
+    /// A call without a stream that takes longer is mentioned in the log.
+    pub warning_unary: Duration,
     /// Also say how long calls take (`--metrics=extensive`).
     pub extensive_metrics: bool,
     /// HTTP beside gRPC, and who may ask by it.
@@ -243,6 +249,11 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
             bcrypt_cost: bcrypt_cost(flags.bcrypt_cost, &mut notices),
             turn_off: flags.turn_auth_off,
         },
+        compaction_pace: compaction_pace(flags),
+        defragment_above: match flags.bootstrap_defrag_threshold_megabytes {
+            0 => None,
+            megabytes => Some((megabytes as u64).saturating_mul(1 << 20)),
+        },
         // What is noted is always kept in the store, as in etcd from cluster version 3.6 on, whatever
         // LeaseCheckpointPersist says: members must not differ by their flags.
         lease_checkpoints: gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_EVERY),
@@ -275,6 +286,9 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         ping_min_time: Some(flags.grpc_keepalive_min_time.length()).filter(|t| !t.is_zero()).unwrap_or(PING_MIN_TIME),
         reuse_port: flags.socket_reuse_port,
         compares_peer_address: !flags.peer_skip_client_san_verification,
+        peer_patience: patience(flags, &mut notices),
+        lock_memory: flags.memory_mlock,
+        warning_unary: flags.warning_unary_request_duration.length(),
         extensive_metrics: flags.metrics == "extensive",
         web: Web {
             gateway: flags.enable_grpc_gateway,
@@ -286,6 +300,29 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         },
         notices,
     })
+}
+
+/// Values that are no numbers of deletions, and no pauses, stand for etcd's defaults, as there.
+fn compaction_pace(flags: &Flags) -> Pace {
+    let batch = usize::try_from(flags.compaction_batch_limit).ok().filter(|limit| *limit > 0);
+    let sleep = Some(flags.compaction_sleep_interval.length()).filter(|sleep| !sleep.is_zero());
+    // A longer pause would never come to an end of a compaction.
+    Pace::new(batch.unwrap_or(1000), sleep.unwrap_or(Duration::from_millis(10)).min(Duration::from_secs(60)))
+}
+
+/// Time-outs of connections between members, with etcd's least values.
+fn patience(flags: &Flags, notices: &mut Vec<Notice>) -> Patience {
+    let mut at_least = |name: &str, given: GoDuration| {
+        let (least, given) = (Patience::LEAST, given.length());
+        if given < least {
+            notices.push(Notice::Other(format!("{name} increased to minimum value: {}s", least.as_secs())));
+        }
+        given.max(least)
+    };
+    Patience {
+        read: at_least("raft-read-timeout", flags.raft_read_timeout),
+        write: at_least("raft-write-timeout", flags.raft_write_timeout),
+    }
 }
 
 /// etcd takes its default instead of a cost that bcrypt does not have.

@@ -103,7 +103,7 @@ flags! {
         listen_client_http_urls: Urls = "", "URLs for HTTP clients alone; then --listen-client-urls serves gRPC alone.";
         max_snapshots: usize = "5", "Deprecated; accepted without effect.";
         max_wals: usize = "5", "Accepted without effect: the log is kept as long as it is needed.";
-        memory_mlock: bool = "false", "Accepted without effect.";
+        memory_mlock: bool = "false", "Keep all memory of the process out of swap; it needs a large enough LimitMEMLOCK.";
         quota_backend_bytes: i64 = "0", "Storage quota in bytes; 0 is 2 GiB, below 0 is none.";
         backend_bbolt_freelist_type: String = "map", "Accepted without effect: the store is not bbolt.";
         backend_batch_interval: GoDuration = "0s", "Accepted without effect: the store writes behind the log.";
@@ -117,8 +117,8 @@ flags! {
         socket_reuse_port: bool = "false", "Set SO_REUSEPORT on listeners.";
         socket_reuse_address: bool = "false", "Set SO_REUSEADDR on listeners (always set here).";
         enable_grpc_gateway: bool = "true", "Serve the HTTP/JSON gateway.";
-        raft_read_timeout: GoDuration = "5s", "Accepted without effect: calls between members have time-outs of their own.";
-        raft_write_timeout: GoDuration = "5s", "Accepted without effect: calls between members have time-outs of their own.";
+        raft_read_timeout: GoDuration = "5s", "How long a connection to a member may be silent; at least 5s.";
+        raft_write_timeout: GoDuration = "5s", "How long what was sent to a member may wait for its acknowledgement; at least 5s.";
         feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, the log tells which have no effect here.";
         member_intent: String = "", "Not etcd's: what starting this member means when its data directory is empty: bootstrap, join or run. Without it etcd's own rules hold.";
     }
@@ -197,7 +197,7 @@ flags! {
         log_format: String = "json", "json or console.";
         enable_log_rotation: bool = "false", "Rename the log's file when it is full, and begin a new one; --log-outputs must name one file.";
         log_rotation_config_json: String = "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "Megabytes of a file, days and number that full ones are kept (0 is no bound), local time in their names, packing.";
-        warning_unary_request_duration: GoDuration = "300ms", "Accepted without effect.";
+        warning_unary_request_duration: GoDuration = "300ms", "Calls without streams that take longer are mentioned in the log.";
     }
     "Distributed tracing" {
         enable_distributed_tracing: bool = "false", "Accepted without effect.";
@@ -209,13 +209,13 @@ flags! {
     "Features" {
         corrupt_check_time: GoDuration = "0s", "How often the leader compares what the members hold; 0 is never. A difference raises the alarm CORRUPT.";
         compact_hash_check_time: GoDuration = "1m", "How often the leader looks for a new compaction to compare the members at; with the feature gate CompactHashCheck.";
-        compaction_batch_limit: isize = "1000", "Accepted without effect: compaction paces itself.";
-        compaction_sleep_interval: GoDuration = "10ms", "Accepted without effect: compaction paces itself.";
+        compaction_batch_limit: isize = "1000", "Records that compaction deletes before it pauses.";
+        compaction_sleep_interval: GoDuration = "10ms", "How long it pauses then.";
         watch_progress_notify_interval: GoDuration = "10m", "How often an idle watcher that asked for it hears of progress.";
         warning_apply_duration: GoDuration = "100ms", "Applying an entry for longer than this is mentioned in the log.";
-        bootstrap_defrag_threshold_megabytes: usize = "0", "Accepted without effect.";
+        bootstrap_defrag_threshold_megabytes: usize = "0", "Defragment at the start if it gives so many megabytes back; 0 is never.";
         max_learners: isize = "1", "Learners allowed at once.";
-        downgrade_check_time: GoDuration = "5s", "Accepted without effect.";
+        downgrade_check_time: GoDuration = "5s", "Accepted without effect: a downgrade ends by itself when all members are of the earlier release, and there is none.";
     }
     "Unsafe" {
         force_new_cluster: bool = "false", "Not supported: restore a snapshot into a new cluster.";

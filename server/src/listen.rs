@@ -8,7 +8,7 @@ use crate::config::{Address, Place};
 use crate::tls::material::Material;
 use crate::tls::{certificate, verify};
 use axum::Router;
-use ferretcd_api::CertName;
+use ferretcd_api::{CertName, Remote};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -287,21 +287,21 @@ impl Door {
                 let _ = keep_alive(&stream);
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
-                    Some(false) => self.enter_plain(stream, stop).await,
+                    Some(false) => self.enter_plain(stream, Some(from), stop).await,
                     None => {}
                 }
             }
             Accepted::Unix(stream) if self.place.secure => self.enter_secure(stream, None, stop).await,
-            Accepted::Unix(stream) => self.enter_plain(stream, stop).await,
+            Accepted::Unix(stream) => self.enter_plain(stream, None, stop).await,
         }
     }
 
-    async fn enter_plain<S>(&self, stream: S, stop: CancellationToken)
+    async fn enter_plain<S>(&self, stream: S, from: Option<SocketAddr>, stop: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = Watched::new(stream, self.service.ping_min_time);
-        self.connection(stream, &self.service.router, None, stop).await;
+        self.connection(stream, &self.service.router, (None, from), stop).await;
     }
 
     /// Where both are spoken, the first byte tells; nothing if it does not come.
@@ -328,7 +328,7 @@ impl Door {
         match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
             Ok((stream, name)) => {
                 let stream = Watched::new(stream, self.service.secure_ping_min_time);
-                self.connection(stream, &self.service.secure_router, name, stop).await;
+                self.connection(stream, &self.service.secure_router, (name, from), stop).await;
             }
             Err(error) => {
                 // Somebody who speaks without TLS; in Go's words, which people look for.
@@ -380,8 +380,13 @@ impl Door {
         Ok((stream, name))
     }
 
-    async fn connection<S>(&self, stream: S, router: &Router, name: Option<CertName>, stop: CancellationToken)
-    where
+    async fn connection<S>(
+        &self,
+        stream: S,
+        router: &Router,
+        (name, from): (Option<CertName>, Option<SocketAddr>),
+        stop: CancellationToken,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (interval, timeout) = self.service.keep_alive;
@@ -402,9 +407,13 @@ impl Door {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX as usize);
         let router = router.clone();
+        let remote = from.map(|from| Remote(from.to_string().into()));
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             if let Some(name) = &name {
                 request.extensions_mut().insert(name.clone());
+            }
+            if let Some(remote) = &remote {
+                request.extensions_mut().insert(remote.clone());
             }
             router.clone().oneshot(request)
         });
@@ -472,7 +481,7 @@ mod tests {
         let door = door_of(plain_service(Router::new()));
         let (mut here, there) = tokio::io::duplex(1 << 16);
         here.write_all(bytes).await.unwrap();
-        let served = door.connection(there, &door.service.router, None, CancellationToken::new());
+        let served = door.connection(there, &door.service.router, (None, None), CancellationToken::new());
         tokio::time::timeout(HEAD_TIMEOUT + Duration::from_secs(1), served).await.is_ok()
     }
 

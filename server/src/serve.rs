@@ -88,6 +88,11 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return fail("cannot listen for signals", 1);
     };
+    if config.lock_memory
+        && let Err(e) = lock_memory()
+    {
+        return fail(&e, 1);
+    }
     let connections_max = match listen::connections_max() {
         Ok(connections_max) => connections_max,
         Err(e) => return fail(&e, 1),
@@ -119,7 +124,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     };
     let called = peer_tls.clone();
     let election = config.boot.node.timing.election;
-    config.boot.dialer = Dialer::new(Arc::new(move || called.current().client), election);
+    config.boot.dialer = Dialer::new(Arc::new(move || called.current().client), election, config.peer_patience);
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
 
@@ -150,7 +155,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     };
     let registry = member.node.metrics().registry().clone();
     let options = match Options::new(registry, election, config.extensive_metrics) {
-        Ok(options) => options.with_web(config.web.clone()),
+        Ok(options) => options.with_web(config.web.clone()).with_warning(config.warning_unary),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
     // Only requests without TLS must call this server by one of the names that it has.
@@ -200,6 +205,16 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         None => ExitCode::SUCCESS,
         Some(reason) => fail(&reason, 1),
     }
+}
+
+/// Keeps all memory of this process out of swap, now and later, each page once it is used.
+fn lock_memory() -> Result<(), String> {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(|e| {
+        format!(
+            "--memory-mlock: cannot lock the memory: {e}; raise the limit of locked memory (LimitMEMLOCK, ulimit -l)"
+        )
+    })
 }
 
 /// The certificates of one side. With `--auto-tls` they are made, for the hosts that are listened at.

@@ -316,3 +316,58 @@ async fn a_full_log_is_renamed_and_packed() {
     let log = fs::read_to_string(logs.join("etcd.log")).unwrap();
     assert!(log.starts_with("{\"level\":") && log.contains("\"msg\":\"starting\""), "{log}");
 }
+
+#[tokio::test]
+async fn a_slow_call_and_a_store_with_room_to_gain_are_mentioned() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut member = Member::new("slow", dir.path());
+    member.flags.extend([
+        "--warning-unary-request-duration=1ns".to_owned(),
+        "--bootstrap-defrag-threshold-megabytes=3".to_owned(),
+        "--raft-read-timeout=1s".to_owned(),
+    ]);
+    member.start();
+    member.ready().await;
+    assert!(member.log().contains("\"msg\":\"Skipping defragmentation\""), "{}", member.log());
+    assert!(member.log().contains("raft-read-timeout increased to minimum value: 5s"), "{}", member.log());
+    let mut revision = 0;
+    for _ in 0..8 {
+        revision = member.put("k", &"x".repeat(1 << 20)).await.unwrap();
+    }
+    let log = member.log();
+    let line = log.lines().find(|l| l.contains("\"msg\":\"request stats\"") && l.contains("KV/Put")).unwrap();
+    for part in ["\"response type\":\"/etcdserverpb.KV/Put\"", "\"remote\":\"127.0.0.1:", "\"request size\":10485"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let compact = ["compact", "--physical", &revision.to_string()];
+    member.etcdctl(&compact).unwrap();
+    assert_eq!(member.terminate().await, Some(0));
+    assert!(!member.log().contains("the store was rewritten"));
+    member.start();
+    member.ready().await;
+    assert!(member.log().contains("the store was rewritten"), "{}", member.log());
+    assert_eq!(member.get("k", false).await.unwrap().map(|v| v.len()), Some(1 << 20));
+}
+
+#[tokio::test]
+async fn memory_is_locked_or_the_start_says_why_it_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut member = Member::new("locked", dir.path());
+    member.flags.push("--memory-mlock".to_owned());
+    member.start();
+    let locked = eventually("it serves or it ends", async || {
+        // Without the right to it, the limit of most machines is too low.
+        if member.log().contains("--memory-mlock: cannot lock the memory") {
+            return Ok(None);
+        }
+        match member.log().contains("ready to serve client requests") {
+            true => Ok(Some(member.locked_bytes())),
+            false => Err(member.log()),
+        }
+    })
+    .await;
+    match locked {
+        Some(bytes) => assert!(bytes > 0),
+        None => assert_eq!(member.ended().await, Some(1)),
+    }
+}

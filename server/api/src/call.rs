@@ -4,6 +4,10 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,6 +30,7 @@ use crate::{
     member::Member,
     method::{self, Asks, Kind, METHODS, Method},
     metrics::{Call, CallMetrics, Messages},
+    slow::{Remote, Stopwatch},
     status::{from_error, from_receive},
 };
 
@@ -38,6 +43,8 @@ pub struct Gate<M> {
     pub metrics: CallMetrics,
     /// How often a stream that wants a leader looks for one.
     pub election_timeout: Duration,
+    /// A unary call that takes longer is mentioned in the log.
+    pub warning_unary: Duration,
 }
 
 /// Times that a stream looks for a leader in vain before it ends (etcd's number: a new election may fail once or twice).
@@ -51,6 +58,10 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     };
     let method = METHODS[position];
     let mut call = gate.metrics.start(position);
+    let watch = (method.kind == Kind::Unary).then(|| {
+        let remote = request.extensions().get::<Remote>().cloned();
+        Stopwatch::start(gate.warning_unary, method, remote)
+    });
     let credential = credential(request.headers(), request.extensions());
     let admitted = match gate.admit(&method, request.headers()) {
         Ok(()) => gate.let_in(&method, &credential).await,
@@ -67,7 +78,8 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     }
     let lost = (method.kind != Kind::Unary && wants_leader(request.headers())).then(|| gate.leader_lost());
     let (bytes, messages) = (gate.metrics.received_bytes(), gate.metrics.received_messages(position));
-    let request = request.map(|body| Body::new(Counted::new(body, bytes, messages)));
+    let timed = watch.as_ref().map(Stopwatch::request_bytes);
+    let request = request.map(|body| Body::new(Counted { timed, ..Counted::new(body, bytes, messages) }));
     let response = next.run(request).await;
 
     // An answer that is nothing but a status has it among its headers.
@@ -78,7 +90,7 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     }
     response.map(|body| {
         let body = Counted::new(body, gate.metrics.sent_bytes(), gate.metrics.sent_messages(position));
-        Body::new(Answer { body, call, lost, method, metrics: gate.metrics.clone() })
+        Body::new(Answer { body, call, watch, lost, method, metrics: gate.metrics.clone() })
     })
 }
 
@@ -147,6 +159,8 @@ type LeaderLost = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Answer {
     body: Counted,
     call: Call,
+    /// Of a unary call.
+    watch: Option<Stopwatch>,
     lost: Option<LeaderLost>,
     method: Method,
     metrics: CallMetrics,
@@ -171,6 +185,9 @@ impl HttpBody for Answer {
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
+                if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
+                    watch.answers(data.len());
+                }
                 if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
                     this.call.end(status.code());
                 }
@@ -192,11 +209,13 @@ struct Counted {
     bytes: IntCounter,
     messages: Option<IntCounter>,
     seen: Messages,
+    /// Of a call whose own bytes are asked for.
+    timed: Option<Arc<AtomicU64>>,
 }
 
 impl Counted {
     fn new(body: Body, bytes: IntCounter, messages: Option<IntCounter>) -> Self {
-        Counted { body, bytes, messages, seen: Messages::default() }
+        Counted { body, bytes, messages, seen: Messages::default(), timed: None }
     }
 }
 
@@ -211,6 +230,9 @@ impl HttpBody for Counted {
             && let Some(data) = frame.data_ref()
         {
             this.bytes.inc_by(data.len() as u64);
+            if let Some(timed) = &this.timed {
+                timed.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
             if let Some(messages) = &this.messages {
                 messages.inc_by(this.seen.count(data));
             }
@@ -253,7 +275,12 @@ mod tests {
         fn of(member: &Fake) -> Self {
             let registry = Registry::new();
             let metrics = CallMetrics::register(&registry, false).unwrap();
-            let gate = Gate { member: member.clone(), metrics, election_timeout: Duration::from_secs(1) };
+            let gate = Gate {
+                member: member.clone(),
+                metrics,
+                election_timeout: Duration::from_secs(1),
+                warning_unary: Duration::from_secs(1),
+            };
             let server = HealthServer::new(HealthService).max_decoding_message_size(MESSAGE_BYTES);
             let router = crate::service(server).layer(middleware::from_fn_with_state(gate, pass::<Fake>));
             Door { router: router.fallback(crate::unknown), registry }
@@ -336,7 +363,12 @@ mod tests {
     async fn the_gate_asks_for_root_before_the_request_is_read() {
         let method = |path: &str| METHODS[method::find(path).unwrap()];
         let metrics = CallMetrics::register(&Registry::new(), false).unwrap();
-        let door = Gate { member: Fake::healthy(), metrics, election_timeout: Duration::from_secs(1) };
+        let door = Gate {
+            member: Fake::healthy(),
+            metrics,
+            election_timeout: Duration::from_secs(1),
+            warning_unary: Duration::from_secs(1),
+        };
         let token = |name: &str| Credential::Token(name.into());
         let snapshot = method("/etcdserverpb.Maintenance/Snapshot");
         assert_eq!(door.let_in(&snapshot, &Credential::None).await, Err(Error::UserEmpty));

@@ -14,6 +14,7 @@ mod http;
 mod member;
 mod method;
 mod metrics;
+mod slow;
 mod status;
 mod validate;
 pub mod version;
@@ -53,6 +54,7 @@ use crate::{
 };
 
 pub use front::Access;
+pub use slow::Remote;
 
 /// What the doors need beside the node.
 #[derive(Clone, Debug)]
@@ -63,8 +65,13 @@ pub struct Options {
     probes: ProbeMetrics,
     /// How often streams that require a leader look for one; the third time without one ends them.
     election_timeout: Duration,
+    /// A unary call that takes longer is mentioned in the log.
+    warning_unary: Duration,
     web: Web,
 }
+
+/// etcd's default of `--warning-unary-request-duration`.
+const WARNING_UNARY: Duration = Duration::from_millis(300);
 
 /// How the client listeners serve HTTP beside gRPC.
 #[derive(Clone, Debug)]
@@ -89,12 +96,18 @@ impl Options {
     pub fn new(registry: Registry, election_timeout: Duration, extensive: bool) -> Result<Self, prometheus::Error> {
         let metrics = CallMetrics::register(&registry, extensive)?;
         let probes = ProbeMetrics::register(&registry)?;
-        Ok(Options { registry, metrics, probes, election_timeout, web: Web::default() })
+        let warning_unary = WARNING_UNARY;
+        Ok(Options { registry, metrics, probes, election_timeout, warning_unary, web: Web::default() })
     }
 
     /// The same with HTTP served so.
     pub fn with_web(self, web: Web) -> Self {
         Options { web, ..self }
+    }
+
+    /// The same with unary calls mentioned in the log that take longer than this (`--warning-unary-request-duration`).
+    pub fn with_warning(self, warning_unary: Duration) -> Self {
+        Options { warning_unary, ..self }
     }
 
     fn door(&self, member: Node) -> Door<Node> {
@@ -136,8 +149,12 @@ fn front(node: Node, options: &Options) -> Front {
     let lock = LockService { node: node.clone() };
     let election = ElectionService { node: node.clone() };
     let restore = FerretcdMaintenanceService { node: node.clone() };
-    let gate =
-        Gate { member: node.clone(), metrics: options.metrics.clone(), election_timeout: options.election_timeout };
+    let gate = Gate {
+        member: node.clone(),
+        metrics: options.metrics.clone(),
+        election_timeout: options.election_timeout,
+        warning_unary: options.warning_unary,
+    };
 
     let grpc = [
         service(KvServer::new(kv).max_decoding_message_size(message_bytes)),

@@ -539,6 +539,8 @@ impl Boot {
         if start == Start::Again && checks.at_start {
             node.inner.check_before_serving().await.map_err(BootError::Corrupt)?;
         }
+        node.inner.state.set_pace(self.config.node.compaction_pace);
+        node.defragment_above(self.config.node.defragment_above).await;
         let _ = self.requests.node.set(node.clone());
         group.run();
         self.door.open(&group);

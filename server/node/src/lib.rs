@@ -23,6 +23,8 @@ mod waiters;
 pub mod watch;
 mod workers;
 
+pub use ferretcd_state::Pace;
+
 pub use auth::jwt::Jwt;
 pub use auth::{AuthConfig, Credential, Standing, TokenKind};
 pub use boot::{Boot, BootConfig, BootError, ClusterState, Intent, Member};

@@ -118,6 +118,23 @@ impl Node {
         .map_err(Error::internal)?
     }
 
+    /// Before this member takes part in anything: defragments if at least so many bytes would come back. What is in the
+    /// way of it is not in the way of the member.
+    pub(crate) async fn defragment_above(&self, threshold: Option<u64>) {
+        let Some(threshold) = threshold else { return };
+        let (size, in_use) = (self.inner.disk_bytes(), self.inner.state.logical_bytes());
+        if size.saturating_sub(in_use) < threshold {
+            tracing::info!(
+                "current-db-size-bytes" = size,
+                "current-db-size-in-use-bytes" = in_use,
+                "bootstrap-defrag-threshold-bytes" = threshold,
+                "Skipping defragmentation"
+            );
+        } else if let Err(e) = self.defragment().await {
+            tracing::warn!("cannot defragment the store at the start: {e}");
+        }
+    }
+
     /// A consistent snapshot in etcd's file format, while writes go on.
     pub async fn snapshot(&self) -> Result<SnapshotStream, Error> {
         let place = self.inner.snapshots.clone().try_acquire_owned().map_err(|_| Error::TooManyRequests)?;

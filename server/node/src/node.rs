@@ -14,7 +14,7 @@ use bytes::Bytes;
 use ferretcd_proto::peer as pb;
 use ferretcd_raft::transport::server::{Answer, PeerRequests};
 use ferretcd_raft::{Effects, Group, GroupError, GroupView, Identity, Role, Timing};
-use ferretcd_state::{Effect, State};
+use ferretcd_state::{Effect, Pace, State};
 use ferretcd_types::{
     Alarm, AlarmKind, ClusterId, Command, Epoch, Error, KeyRange, LeaseId, Limits, LogPos, Member, MemberId, Range,
     Reply, RequestId, codec,
@@ -82,6 +82,11 @@ pub struct NodeConfig {
     pub warning_apply: Duration,
     /// How users are known.
     pub auth: AuthConfig,
+    /// How fast compacted records are deleted (`--compaction-batch-limit`, `--compaction-sleep-interval`).
+    pub compaction_pace: Pace,
+    /// Free bytes in the store from which on it is defragmented at the start
+    /// (`--bootstrap-defrag-threshold-megabytes`).
+    pub defragment_above: Option<u64>,
     /// How often it is noted in the log how long leases still live (the feature gate `LeaseCheckpoint`).
     pub lease_checkpoints: Option<Duration>,
     /// When members compare what they hold.

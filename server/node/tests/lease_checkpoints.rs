@@ -5,6 +5,7 @@
 use ferretcd_node::{AuthConfig, Boot, BootConfig, ClusterState, CorruptionChecks, Member, Node, NodeConfig};
 use ferretcd_raft::Timing;
 use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_state::Pace;
 use ferretcd_types::{LeaseId, Limits};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +28,8 @@ async fn run(dir: &Path, lease_checkpoints: Option<Duration>) -> Member {
         spool_dir: dir.join("spool"),
         warning_apply: Duration::from_secs(1),
         auth: AuthConfig::default(),
+        compaction_pace: Pace::default(),
+        defragment_above: None,
         lease_checkpoints,
         corruption: CorruptionChecks::default(),
     };

@@ -25,6 +25,7 @@ pub use auth::permits::{Access, Permits};
 pub use effect::{Applied, Effect};
 pub use error::StateError;
 pub use lease::{LeaseTimes, LeaseView};
+pub use mvcc::compact::Pace;
 pub use mvcc::hash::KvHash;
 pub use mvcc::history::{EVENT_REVISIONS_MAX, EventBatch};
 pub use restore::plan::{RestoreSource, restore_plan};

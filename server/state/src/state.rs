@@ -3,6 +3,7 @@
 use crate::auth::permits::Permits;
 use crate::auth::{Auth, UserView};
 use crate::lease::{LeaseTimes, LeaseView};
+use crate::mvcc::compact::Pace;
 use crate::mvcc::hash::{self, KvHash};
 use crate::mvcc::history::EventBatch;
 use crate::mvcc::space::Space;
@@ -285,6 +286,11 @@ impl State {
     pub fn hash_kv(&self, revision: i64) -> Result<KvHash, Error> {
         let pin = self.inner.mvcc.pin();
         Ok(hash::hash(&self.inner.mvcc.store, &pin, revision)?)
+    }
+
+    /// Deletes compacted records so fast from now on.
+    pub fn set_pace(&self, pace: Pace) {
+        self.inner.work.set_pace(pace);
     }
 
     /// Waits until the records that a compaction up to `revision` takes away are gone. Snapshots under way hold it up.

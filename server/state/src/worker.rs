@@ -2,7 +2,7 @@
 //! time. It changes nothing that a reader could see, so the state stays deterministic.
 
 use crate::StateError;
-use crate::mvcc::compact::{Pass, Step, delete_generation};
+use crate::mvcc::compact::{Pace, Pass, Step, delete_generation};
 use crate::mvcc::space::Space;
 use crate::rooms::encode_u64;
 use crate::state::Inner;
@@ -24,21 +24,18 @@ struct WorkState {
     finished: i64,
     /// Generations to delete. Bounded by the restores and snapshots that came in faster than they are deleted.
     retired: VecDeque<Arc<Space>>,
+    pace: Pace,
     stopping: bool,
     /// The worker has ended, for good or bad.
     ended: bool,
 }
-
-/// The pause after a step that deleted something: at 100 records in each, about 40,000 a second, and half of the time
-/// for everyone else.
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// How soon to look again whether a pin is gone. A pin is a snapshot under way, which takes seconds at least.
 const HELD_PAUSE: Duration = Duration::from_millis(50);
 
 impl Work {
     pub fn new(finished: i64, retired: VecDeque<Arc<Space>>) -> Self {
-        let state = WorkState { finished, retired, stopping: false, ended: false };
+        let state = WorkState { finished, retired, pace: Pace::default(), stopping: false, ended: false };
         Work { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -47,6 +44,11 @@ impl Work {
         // The lock orders this after the worker's last look.
         drop(self.state.lock());
         self.changed.notify_all();
+    }
+
+    /// From the next step on, deletes so fast.
+    pub fn set_pace(&self, pace: Pace) {
+        self.state.lock().pace = pace;
     }
 
     /// Hands over a generation that nobody will read again.
@@ -59,6 +61,10 @@ impl Work {
     pub fn start_over(&self, finished: i64) {
         self.state.lock().finished = finished;
         self.changed.notify_all();
+    }
+
+    fn pace(&self) -> Pace {
+        self.state.lock().pace
     }
 
     /// The revision up to which compacted records are gone.
@@ -98,7 +104,7 @@ pub(crate) fn run(inner: &Inner) {
     while let Some(job) = next_job(inner, &mut pass) {
         match step(inner, job, &mut pass) {
             Ok(Step::Looked | Step::Done) => {}
-            Ok(Step::Deleted) => pause(inner, PAUSE),
+            Ok(Step::Deleted) => pause(inner, inner.work.pace().pause),
             Ok(Step::Held) => pause(inner, HELD_PAUSE),
             Err(err) => {
                 // The store fails everyone from its first error on: the applier stops the member.
@@ -169,7 +175,7 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
         }
         Job::Compact(space) => {
             let Some((_, running)) = pass else { return Ok(Step::Done) };
-            let step = running.step(store, &space)?;
+            let step = running.step(store, &space, inner.work.pace())?;
             if step == Step::Done {
                 finish(inner, &space, running.revision)?;
                 *pass = None;

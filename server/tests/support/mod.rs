@@ -171,8 +171,17 @@ impl Member {
 
     /// What the process holds in memory.
     pub fn resident_bytes(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    /// What of it cannot be swapped out.
+    pub fn locked_bytes(&self) -> usize {
+        self.memory("VmLck:")
+    }
+
+    fn memory(&self, what: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.as_ref().unwrap().id())).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(what)).unwrap();
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
     }
 

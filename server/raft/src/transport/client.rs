@@ -5,7 +5,7 @@ use crate::identity::Identity;
 use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
-use crate::transport::dial::Dialer;
+use crate::transport::dial::{ASK_EVERY, Dialer};
 use crate::transport::reach::{Reach, Told};
 use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
@@ -115,13 +115,13 @@ impl Route {
 /// Calls that fail together count as one failure of the URL.
 const TURN_PAUSE: Duration = Duration::from_millis(200);
 
-/// How a connection is used; who makes it is the [`Dialer`].
-pub(crate) fn endpoint(url: String) -> Result<Endpoint, tonic::transport::Error> {
+/// How a connection is used, and how long it may be silent; who makes it is the [`Dialer`].
+pub(crate) fn endpoint(url: String, read: Duration) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(url)?
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(3))
+        .http2_keep_alive_interval(ASK_EVERY)
+        .keep_alive_timeout(read.saturating_sub(ASK_EVERY))
         .keep_alive_while_idle(true))
 }
 

@@ -19,6 +19,29 @@ use tower::service_fn;
 /// link, for which people raise that one, a few round trips take longer than this. (etcd's sum.)
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a connection to a member may be silent or stuck before it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// With nothing read (`--raft-read-timeout`). A silent member is asked every [`ASK_EVERY`].
+    pub read: Duration,
+    /// With something sent that its system has not acknowledged (`--raft-write-timeout`).
+    pub write: Duration,
+}
+
+impl Patience {
+    /// etcd's default and least value.
+    pub const LEAST: Duration = Duration::from_secs(5);
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { read: Self::LEAST, write: Self::LEAST }
+    }
+}
+
+/// How often a silent connection is asked whether it lives.
+pub const ASK_EVERY: Duration = Duration::from_secs(2);
+
 /// Gives the TLS settings of the next connection. It may read files; nothing means that there are none.
 pub type ClientTls = dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync;
 
@@ -28,6 +51,7 @@ pub struct Dialer {
     tls: Option<Arc<ClientTls>>,
     /// The election time-out.
     election: Duration,
+    patience: Patience,
 }
 
 impl fmt::Debug for Dialer {
@@ -42,8 +66,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Dialer {
     /// One that asks for its TLS settings before each `https://` connection, for members with this election time-out.
-    pub fn new(tls: Arc<ClientTls>, election: Duration) -> Self {
-        Dialer { tls: Some(tls), election }
+    pub fn new(tls: Arc<ClientTls>, election: Duration, patience: Patience) -> Self {
+        Dialer { tls: Some(tls), election, patience }
     }
 
     /// A channel that connects when it is used, and again whenever its connection is lost.
@@ -73,10 +97,18 @@ impl Dialer {
             _ => return Err(format!("{url}: members are reached by http:// or https://")),
         };
         // The connector does TLS, so the endpoint need not know of it.
-        let endpoint = endpoint(format!("http://{place}")).map_err(|e| source_text(&e))?;
+        let endpoint = endpoint(format!("http://{place}"), self.patience.read).map_err(|e| source_text(&e))?;
         let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']).to_owned();
         let tls = if secure { Some((self.tls.clone(), host)) } else { None };
-        Ok((endpoint, Target { place: place.to_owned(), tls, timeout: CONNECT_TIMEOUT + self.election }))
+        Ok((
+            endpoint,
+            Target {
+                place: place.to_owned(),
+                tls,
+                timeout: CONNECT_TIMEOUT + self.election,
+                write: self.patience.write,
+            },
+        ))
     }
 }
 
@@ -87,6 +119,8 @@ struct Target {
     tls: Option<(Option<Arc<ClientTls>>, String)>,
     /// How long it may take.
     timeout: Duration,
+    /// See [`Patience::write`].
+    write: Duration,
 }
 
 impl Target {
@@ -96,9 +130,16 @@ impl Target {
         tokio::time::timeout(timeout, self.connect_now()).await.map_err(late)?
     }
 
-    async fn connect_now(self) -> io::Result<Box<dyn Io>> {
+    async fn tcp(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(&self.place).await?;
         stream.set_nodelay(true)?;
+        let write = u32::try_from(self.write.as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(&stream, write)?;
+        Ok(stream)
+    }
+
+    async fn connect_now(self) -> io::Result<Box<dyn Io>> {
+        let stream = self.tcp().await?;
         let Some((tls, host)) = self.tls else { return Ok(Box::new(stream)) };
         let config = match tls {
             Some(tls) => tokio::task::spawn_blocking(move || tls()).await.map_err(io::Error::other)?,
@@ -119,7 +160,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_may_take_a_second_and_an_election_time_out() {
-        let dialer = Dialer { tls: None, election: Duration::from_millis(1500) };
+        let dialer = Dialer { election: Duration::from_millis(1500), ..Dialer::default() };
         let (_, target) = dialer.target("https://[::1]:2380").unwrap();
         assert_eq!(target.timeout, Duration::from_millis(2500));
         // One that takes the connection, and never says a word of TLS.
@@ -131,8 +172,44 @@ mod tests {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let config = Arc::new(config);
-        let dialer = Dialer::new(Arc::new(move || Some(config.clone())), Duration::ZERO);
+        let dialer = Dialer::new(Arc::new(move || Some(config.clone())), Duration::ZERO, Patience::default());
         let why = dialer.connect(&format!("https://{}", silent.local_addr().unwrap())).await.unwrap_err();
         assert_eq!(why, "no connection within 1s");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_given_up_as_late_as_it_was_asked_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let patience = Patience { read: Duration::from_secs(6), write: Duration::from_secs(7) };
+        let dialer = Dialer { patience, ..Dialer::default() };
+        let (_, target) = dialer.target(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        assert_eq!(target.write, patience.write);
+        let stream = target.tcp().await.unwrap();
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream).unwrap(), 7000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_takes_the_connection_and_says_nothing_more_is_given_up_after_the_read_time_out() {
+        use ferretcd_proto::peer::ProbeRequest;
+        // h2's greeting comes, and then no answer to any question.
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let _ = far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+            let mut buf = [0; 4096];
+            while far.read(&mut buf).await.is_ok_and(|n| n > 0) {}
+        });
+        let endpoint = endpoint("http://silent:1".to_owned(), Duration::from_secs(60)).unwrap();
+        let mut near = Some(near);
+        let connect = move |_| {
+            let near = near.take().ok_or_else(|| io::Error::other("only once"));
+            async move { near.map(TokioIo::new) }
+        };
+        let channel = endpoint.connect_with_connector(service_fn(connect)).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let mut client = ferretcd_proto::peer::peer_client::PeerClient::new(channel);
+        assert!(client.probe(ProbeRequest::default()).await.is_err());
+        let took = begun.elapsed();
+        assert!((55..=65).contains(&took.as_secs()), "{took:?}");
     }
 }

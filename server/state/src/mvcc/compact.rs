@@ -6,9 +6,36 @@ use crate::mvcc::record;
 use crate::mvcc::space::Space;
 use ferretcd_storage::{Batch, Store, keyspace};
 use ferretcd_types::Revision;
+use std::time::Duration;
 
 /// Deletions in one batch: sled's readers stand still for about 8 us for each, so 100 are less than a millisecond.
 pub(crate) const DELETES_PER_STEP: usize = 100;
+
+/// How fast compacted records are deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Deletions in one step, at most [`DELETES_PER_STEP`].
+    deletes: usize,
+    /// The pause after a step that deleted something.
+    pub(crate) pause: Duration,
+}
+
+impl Pace {
+    /// As fast as `batch` deletions (at least one) with a pause of `sleep` after them, in smaller steps: a long one would
+    /// hold up readers.
+    pub fn new(batch: usize, sleep: Duration) -> Pace {
+        let batch = batch.max(1);
+        let deletes = batch.min(DELETES_PER_STEP);
+        Pace { deletes, pause: sleep.mul_f64(deletes as f64 / batch as f64) }
+    }
+}
+
+impl Default for Pace {
+    /// About 40,000 deletions a second, and half of the time for everyone else.
+    fn default() -> Pace {
+        Pace { deletes: DELETES_PER_STEP, pause: Duration::from_millis(2) }
+    }
+}
 
 /// How far one pass over a generation's keys has got.
 #[derive(Debug)]
@@ -37,12 +64,12 @@ impl Pass {
     }
 
     /// Looks at the next keys.
-    pub fn step(&mut self, store: &Store, space: &Space) -> Result<Step, StateError> {
+    pub fn step(&mut self, store: &Store, space: &Space, pace: Pace) -> Result<Step, StateError> {
         let pins = space.pins.lock();
         if *pins > 0 {
             return Ok(Step::Held);
         }
-        let found = space.index.read().droppable(self.after.as_deref(), self.revision, CHUNK_KEYS, DELETES_PER_STEP);
+        let found = space.index.read().droppable(self.after.as_deref(), self.revision, CHUNK_KEYS, pace.deletes);
         let mut batch = Batch::new();
         for change in found.keys.iter().flat_map(|(_, changes)| changes) {
             let revision = Revision::new(change.main, i64::from(change.sub));
@@ -81,4 +108,21 @@ pub(crate) fn delete_generation(store: &Store, generation: u32) -> Result<Step, 
     }
     store.write(batch, 0).map_err(StateError::store("delete an old generation"))?;
     Ok(Step::Deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_becomes_small_steps_of_the_same_pace() {
+        let pace = |batch, millis| {
+            let pace = Pace::new(batch, Duration::from_millis(millis));
+            (pace.deletes, pace.pause)
+        };
+        assert_eq!(pace(1000, 10), (100, Duration::from_millis(1)));
+        assert_eq!(pace(10, 500), (10, Duration::from_millis(500)));
+        assert_eq!(pace(0, 3), (1, Duration::from_millis(3)));
+        assert_eq!(pace(usize::MAX, 0), (100, Duration::ZERO));
+    }
 }

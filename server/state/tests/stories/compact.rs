@@ -1,8 +1,9 @@
 //! Compaction, logical and physical, and the hash that members compare.
 
 use crate::member::{Member, kv};
-use ferretcd_state::Effect;
+use ferretcd_state::{Effect, Pace};
 use ferretcd_types::{Compact, DeleteRange, Error, EventKind, KeyRange, Range};
+use std::time::{Duration, Instant};
 
 fn delete(member: &mut Member, key: &'static str) {
     member.ask(DeleteRange { range: KeyRange::single(key), prev_kv: false }).unwrap();
@@ -158,4 +159,22 @@ fn the_hash_does_not_depend_on_how_far_deletions_have_got() {
         assert_eq!(member.state.hash_kv(compacted - 1), Err(Error::Compacted));
     }
     drop(pinned);
+}
+
+#[test]
+fn compaction_keeps_to_its_pace() {
+    let mut member = Member::new();
+    member.state.set_pace(Pace::new(1, Duration::from_secs(3600)));
+    for _ in 0..10 {
+        member.put("a", "v");
+    }
+    let full = member.state.logical_bytes();
+    member.ask(Compact { revision: 11 }).unwrap();
+    let begun = Instant::now();
+    while member.state.logical_bytes() == full {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was deleted");
+        std::thread::yield_now();
+    }
+    // One of nine; the next comes in an hour.
+    assert_eq!(full - member.state.logical_bytes(), full / 10);
 }
