@@ -1003,6 +1003,31 @@ async fn signed_tokens_are_etcds_and_end_with_each_change_of_users() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_of_older_users_makes_no_old_signed_token_good_again() {
+    let mut cluster = Cluster::new(&["default"]);
+    let (private, public) = jwt_keys(cluster.tmp.path());
+    cluster.members[0]
+        .flags
+        .push(format!("--auth-token=jwt,sign-method=ES256,pub-key={public},priv-key={private},ttl=10m"));
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
+    let m = &cluster.members[0];
+    guide(m);
+    let token = login(&m.client, "app", "secret").await.unwrap();
+    assert_eq!(told(put(&m.client, Some(&token), "app/k").await), "OK");
+    let file = cluster.tmp.path().join("backup.db");
+    m.etcdctl(&[ROOT, "snapshot", "save", file.to_str().unwrap()]).unwrap();
+    m.etcdctl(&[ROOT, "role", "add", "another"]).unwrap();
+    assert_eq!(told(put(&m.client, Some(&token), "app/k").await), OLD);
+    // The file's users are those of the token's time, with their revision.
+    let root = login(&m.client, "root", "r00t").await.unwrap();
+    assert_eq!(told(restore(&m.client, Some(&root), &fs::read(file).unwrap()).await), "OK");
+    assert_eq!(told(put(&m.client, Some(&token), "app/k").await), OLD);
+    assert_eq!(told(put(&m.client, Some(&root), "app/k").await), OLD);
+    guide_holds(m);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_the_public_key_alone_verifies_and_signs_not() {
     let mut cluster = Cluster::new(ABC);
     let (private, public) = jwt_keys(cluster.tmp.path());
