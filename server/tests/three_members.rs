@@ -298,6 +298,40 @@ async fn a_learner_joins_catches_up_votes_and_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removed_member_is_not_taken_for_the_one_that_was_added_at_its_url() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("kept", "x").await.unwrap();
+    cluster.agreed().await;
+    // It is away while it is removed, and hears nothing of it.
+    let gone = (cluster.leader().await + 1) % 3;
+    let id = cluster.members[gone].status().await.unwrap().header.unwrap().member_id;
+    cluster.members[gone].kill();
+    let there = (gone + 1) % 3;
+    eventually("it is removed", async || cluster.members[there].etcdctl(&["member", "remove", &format!("{id:x}")]))
+        .await;
+    let added = eventually("another is added at its URL", async || {
+        let peers = format!("--peer-urls={}", cluster.members[gone].peer_url());
+        cluster.members[there].etcdctl(&["member", "add", "new", &peers])
+    })
+    .await;
+    assert!(!added.contains(&format!("{id:x}")), "{added}");
+    cluster.members[gone].start();
+    assert_eq!(cluster.members[gone].ended().await, Some(1));
+    let log = cluster.members[gone].log();
+    assert!(log.contains("was removed from the cluster"), "{log}");
+    let list = cluster.members[there].etcdctl(&["member", "list"]).unwrap();
+    assert_eq!(list.matches("unstarted").count(), 1, "{list}");
+    // The one that is meant comes with an empty data directory.
+    let new = &mut cluster.members[gone];
+    new.dir = new.dir.with_file_name("new");
+    new.flags.push("--initial-cluster-state=existing".to_owned());
+    new.start();
+    new.ready().await;
+    assert_ne!(new.status().await.unwrap().header.unwrap().member_id, id);
+    assert_eq!(cluster.agreed().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_reads_of_one_member_work_and_nothing_else() {
     let mut cluster = Cluster::start(ABC).await;
     cluster.members[0].put("known", "x").await.unwrap();
@@ -362,6 +396,11 @@ async fn a_member_that_was_away_longer_than_the_log_reaches_back_gets_a_snapshot
     assert_eq!(cluster.agreed().await.len(), 150);
     assert!(!snapshots(&cluster.members[away]).is_empty(), "it caught up without a snapshot: the test tests nothing");
     assert!(cluster.members[away].etcdctl(&["lease", "list"]).unwrap().starts_with("found 1 leases"));
+    for (at, family) in [(leader, "etcd_snap_fsync"), (away, "etcd_snap_db_fsync")] {
+        let (_, figures) = cluster.members[at].http("/metrics").await;
+        let none = format!("{family}_duration_seconds_count 0");
+        assert!(figures.contains(none.trim_end_matches('0')) && !figures.lines().any(|l| l == none), "{figures}");
+    }
 
     // What a snapshot and the log give back: the store of this member is lost.
     assert_eq!(cluster.members[away].terminate().await, Some(0));

@@ -540,6 +540,7 @@ impl Boot {
             node.inner.check_before_serving().await.map_err(BootError::Corrupt)?;
         }
         node.inner.state.set_pace(self.config.node.compaction_pace);
+        node.inner.state.observe_compactions(node.inner.metrics.clone());
         node.defragment_above(self.config.node.defragment_above).await;
         let _ = self.requests.node.set(node.clone());
         group.run();

@@ -9,7 +9,7 @@ use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, exponential_buckets,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 /// A member's metrics.
 #[derive(Debug)]
@@ -73,6 +73,13 @@ pub struct Metrics {
     peer_send_failures: IntCounterVec,
     peer_round_trip: HistogramVec,
     process: ProcessMetrics,
+    compaction: CompactionMetrics,
+    events_sent: IntCounter,
+    events_pending: IntGauge,
+    watchers_behind: IntGauge,
+    readers: IntGauge,
+    snapshot_written: SavedMetrics,
+    snapshot_received: SavedMetrics,
     features: IntGaugeVec,
     last_leader: parking_lot::Mutex<Option<u64>>,
 }
@@ -100,6 +107,69 @@ impl SnapshotMetrics {
                 &[label],
             ),
         }
+    }
+}
+
+/// The deletion of compacted records.
+#[derive(Debug)]
+struct CompactionMetrics {
+    keys: IntCounter,
+    last: Gauge,
+    pauses: Histogram,
+    total: Histogram,
+    /// When the compaction under way began, and its step.
+    begun: parking_lot::Mutex<(Option<Instant>, Option<Instant>)>,
+}
+
+impl CompactionMetrics {
+    fn new(m: &Maker) -> Self {
+        let name = |end: &str| format!("etcd_debugging_mvcc_db_compaction_{end}");
+        CompactionMetrics {
+            keys: m.counter(&name("keys_total"), "Records that compaction deleted."),
+            last: m.add(Gauge::new(name("last"), "The unix time of the last compaction's end; 0 after a start.")),
+            pauses: m.histogram(
+                &name("pause_duration_milliseconds"),
+                "How long one step of a compaction takes.",
+                (1.0, 2.0, 13),
+            ),
+            total: m.histogram(&name("total_duration_milliseconds"), "How long a compaction takes.", (100.0, 2.0, 14)),
+            begun: parking_lot::Mutex::default(),
+        }
+    }
+}
+
+impl ferretcd_state::CompactionObserver for Metrics {
+    fn step_begins(&self) {
+        let mut begun = self.compaction.begun.lock();
+        let now = Instant::now();
+        *begun = (begun.0.or(Some(now)), Some(now));
+    }
+    fn step_ends(&self, deleted: usize) {
+        self.compaction.keys.inc_by(deleted as u64);
+        if let (Some(begun), true) = (self.compaction.begun.lock().1, deleted > 0) {
+            self.compaction.pauses.observe(begun.elapsed().as_secs_f64() * 1000.0);
+        }
+    }
+    fn finished(&self) {
+        if let (Some(begun), _) = std::mem::take(&mut *self.compaction.begun.lock()) {
+            self.compaction.total.observe(begun.elapsed().as_secs_f64() * 1000.0);
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.compaction.last.set(now.as_secs() as f64);
+    }
+}
+
+/// Snapshot files.
+#[derive(Debug)]
+struct SavedMetrics {
+    total: Histogram,
+    fsync: Histogram,
+}
+
+impl SavedMetrics {
+    fn observe(&self, took: Duration, synced: Duration) {
+        self.total.observe(took.as_secs_f64());
+        self.fsync.observe(synced.as_secs_f64());
     }
 }
 
@@ -344,6 +414,23 @@ impl Metrics {
                 &["To"],
             ),
             process: ProcessMetrics::new(&m),
+            compaction: CompactionMetrics::new(&m),
+            events_sent: m.counter("etcd_debugging_mvcc_events_total", "Events that went to watchers."),
+            events_pending: m.gauge("etcd_debugging_mvcc_pending_events_total", "Events that wait for their clients."),
+            watchers_behind: m.gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that history is read for."),
+            readers: m.gauge("etcd_mvcc_db_open_read_transactions", "Snapshots and hashes under way."),
+            snapshot_written: SavedMetrics {
+                total: m.seconds("etcd_debugging_snap_save_total_duration_seconds", "Latency of own snapshot files."),
+                fsync: m.seconds("etcd_snap_fsync_duration_seconds", "Latency of syncs of own snapshot files."),
+            },
+            snapshot_received: SavedMetrics {
+                total: m.histogram(
+                    "etcd_snap_db_save_total_duration_seconds",
+                    "Latency of writing received snapshot files.",
+                    (0.1, 2.0, 10),
+                ),
+                fsync: m.seconds("etcd_snap_db_fsync_duration_seconds", "Latency of syncs of received snapshot files."),
+            },
             features,
             last_leader: parking_lot::Mutex::new(None),
             registry,
@@ -418,7 +505,12 @@ impl Metrics {
         self.current_revision.set(inner.state.revision());
         self.auth_revision.set(i64::try_from(inner.state.permits().revision()).unwrap_or(i64::MAX));
         self.compact_revision.set(inner.state.compacted_revision());
-        self.watchers.set(inner.hub.synced() as i64);
+        let (synced, behind, waiting) = inner.hub.figures();
+        self.watchers.set((synced + behind) as i64);
+        self.watchers_behind.set(behind as i64);
+        self.events_pending.set(waiting as i64);
+        self.events_sent.inc_by(inner.hub.sent().saturating_sub(self.events_sent.get()));
+        self.readers.set(inner.state.pins() as i64);
         self.watch_streams.set(inner.hub.streams() as i64);
         self.process.refresh();
         let me = inner.identity.member;
@@ -455,6 +547,10 @@ impl Metrics {
         for (known, stage, _) in FEATURES.iter().filter(|(known, ..)| *known == name) {
             self.features.with_label_values(&[known, stage]).set(i64::from(enabled));
         }
+    }
+
+    pub(crate) fn snapshot_written(&self, took: Duration, synced: Duration) {
+        self.snapshot_written.observe(took, synced);
     }
 
     pub(crate) fn saw_leader(&self, leader: Option<u64>) {
@@ -536,6 +632,9 @@ impl ferretcd_raft::PeerObserver for Metrics {
             }
             false => metrics.failed.with_label_values(&[&member]).inc(),
         }
+    }
+    fn snapshot_received(&self, took: Duration, synced: Duration) {
+        self.snapshot_received.observe(took, synced);
     }
     fn round_trip(&self, to: MemberId, took: Duration) {
         self.peer_round_trip.with_label_values(&[&to.to_string()]).observe(took.as_secs_f64());

@@ -215,6 +215,10 @@ impl Effects for Shared {
         }
     }
 
+    fn snapshot_written(&self, took: Duration, synced: Duration) {
+        self.metrics.snapshot_written(took, synced);
+    }
+
     fn applied(&self, pos: LogPos) {
         self.applied.send_replace(pos.index);
     }

@@ -29,6 +29,8 @@ pub trait Effects: Send + Sync + 'static {
     fn installed(&self, effects: Vec<Effect>);
     /// A command was applied, or refused, in this time.
     fn timed(&self, _command: &Command, _success: bool, _took: Duration) {}
+    /// A snapshot file was written in this time, of which the last sync took so long.
+    fn snapshot_written(&self, _took: Duration, _synced: Duration) {}
     /// Everything up to here is applied.
     fn applied(&self, pos: LogPos);
 }
@@ -161,6 +163,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
         let this = self.clone();
         let built = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
             let pinned = this.state.pin();
             let applied = pinned.applied();
             let pos = applied.unwrap_or_default();
@@ -174,7 +177,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                 .write(SnapshotKind::Raft, &mut |chunk: bytes::Bytes| file.write_all(&chunk))
                 .map_err(io::Error::other)?;
             drop(pinned);
-            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let written = Instant::now();
+            file.sync_all()?;
+            this.effects.snapshot_written(begun.elapsed(), written.elapsed());
             // The log below the snapshot goes next, so what the engine holds must be durable up to here as well.
             this.state.flush().map_err(io::Error::other)?;
             if applied.is_none() {

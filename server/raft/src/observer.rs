@@ -22,6 +22,8 @@ pub trait PeerObserver: Send + Sync + 'static {
     fn snapshot_begins(&self, way: Way, member: MemberId);
     /// It has ended, well or not, after this time.
     fn snapshot_ends(&self, way: Way, member: MemberId, well: bool, took: Duration);
+    /// The file of a received one was written in this time, of which the last sync took so long.
+    fn snapshot_received(&self, _took: Duration, _synced: Duration) {}
 }
 
 /// Which way a snapshot goes.

@@ -33,3 +33,4 @@ pub use restore::staging::RestoreProgress;
 pub use snapshot::install::snapshot_membership;
 pub use snapshot::{Pinned, SnapshotError, SnapshotKind};
 pub use state::State;
+pub use worker::CompactionObserver;

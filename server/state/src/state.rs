@@ -10,7 +10,7 @@ use crate::mvcc::space::Space;
 use crate::mvcc::{Mvcc, record};
 use crate::restore::staging::{RestoreProgress, Staging};
 use crate::rooms::{KEYSPACES, Rooms, decode_u64};
-use crate::worker::{self, Work};
+use crate::worker::{self, CompactionObserver, Work};
 use crate::{StateError, txn};
 use bytes::Bytes;
 use ferretcd_storage::{Store, keyspace};
@@ -286,6 +286,16 @@ impl State {
     pub fn hash_kv(&self, revision: i64) -> Result<KvHash, Error> {
         let pin = self.inner.mvcc.pin();
         Ok(hash::hash(&self.inner.mvcc.store, &pin, revision)?)
+    }
+
+    /// Has the deletion of compacted records told to somebody from now on.
+    pub fn observe_compactions(&self, observer: Arc<dyn CompactionObserver>) {
+        self.inner.work.set_observer(observer);
+    }
+
+    /// Who reads records now that must not be deleted meanwhile: snapshots and hashes under way.
+    pub fn pins(&self) -> usize {
+        *self.inner.mvcc.live().pins.lock()
     }
 
     /// Deletes compacted records so fast from now on.

@@ -12,6 +12,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Who follows the deletion of compacted records, e.g. for metrics: the state has no clock. Called by the background
+/// thread; must not block.
+pub trait CompactionObserver: Send + Sync {
+    /// A step begins; the first of a compaction, too.
+    fn step_begins(&self);
+    /// It has deleted so many records.
+    fn step_ends(&self, deleted: usize);
+    /// All records of a compaction are gone.
+    fn finished(&self);
+}
+
 /// What there is to do, and how far it is done.
 pub(crate) struct Work {
     state: Mutex<WorkState>,
@@ -25,6 +36,7 @@ struct WorkState {
     /// Generations to delete. Bounded by the restores and snapshots that came in faster than they are deleted.
     retired: VecDeque<Arc<Space>>,
     pace: Pace,
+    observer: Option<Arc<dyn CompactionObserver>>,
     stopping: bool,
     /// The worker has ended, for good or bad.
     ended: bool,
@@ -35,7 +47,8 @@ const HELD_PAUSE: Duration = Duration::from_millis(50);
 
 impl Work {
     pub fn new(finished: i64, retired: VecDeque<Arc<Space>>) -> Self {
-        let state = WorkState { finished, retired, pace: Pace::default(), stopping: false, ended: false };
+        let state =
+            WorkState { finished, retired, pace: Pace::default(), observer: None, stopping: false, ended: false };
         Work { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -61,6 +74,19 @@ impl Work {
     pub fn start_over(&self, finished: i64) {
         self.state.lock().finished = finished;
         self.changed.notify_all();
+    }
+
+    /// From the next step on, tells how deletion goes.
+    pub fn set_observer(&self, observer: Arc<dyn CompactionObserver>) {
+        self.state.lock().observer = Some(observer);
+    }
+
+    fn tell(&self, what: impl FnOnce(&dyn CompactionObserver)) {
+        // Not under the lock.
+        let observer = self.state.lock().observer.clone();
+        if let Some(observer) = observer {
+            what(&*observer);
+        }
     }
 
     fn pace(&self) -> Pace {
@@ -175,9 +201,12 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
         }
         Job::Compact(space) => {
             let Some((_, running)) = pass else { return Ok(Step::Done) };
+            inner.work.tell(|observer| observer.step_begins());
             let step = running.step(store, &space, inner.work.pace())?;
+            inner.work.tell(|observer| observer.step_ends(running.take_deleted()));
             if step == Step::Done {
                 finish(inner, &space, running.revision)?;
+                inner.work.tell(|observer| observer.finished());
                 *pass = None;
             }
             Ok(step)

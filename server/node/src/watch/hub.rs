@@ -6,6 +6,7 @@ use ferretcd_types::{Event, EventKind, KeyRange};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 /// Most events that wait in one stream's queue: a few of etcd's batches (1000 revisions).
@@ -18,6 +19,8 @@ const QUEUE_BYTES_MAX: usize = 2 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     inner: Mutex<Inner>,
+    /// Events that went to clients.
+    sent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +51,8 @@ pub(crate) struct Queue {
     stream: u64,
     pub(super) state: Mutex<Pending>,
     pub(super) wake: Notify,
+    /// Watchers of the stream that history is read for.
+    pub(super) behind: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -149,9 +154,28 @@ impl Hub {
         check(inner.published)
     }
 
-    /// Number of synced watchers.
+    pub(super) fn sends(&self, events: usize) {
+        self.sent.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// Events that went to clients so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
     pub(crate) fn synced(&self) -> usize {
-        self.inner.lock().watchers
+        self.figures().0
+    }
+
+    /// Number of synced watchers, of those that are behind, and of events that wait.
+    pub(crate) fn figures(&self) -> (usize, usize, usize) {
+        let inner = self.inner.lock();
+        let queues = inner.streams.values();
+        let (behind, waiting) = queues.fold((0, 0), |(behind, waiting), queue| {
+            (behind + queue.behind.load(Ordering::Relaxed), waiting + queue.state.lock().events)
+        });
+        (inner.watchers, behind, waiting)
     }
 
     /// Number of open streams.

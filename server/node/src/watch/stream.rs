@@ -6,6 +6,7 @@ use ferretcd_state::State;
 use ferretcd_types::{Error, Event, EventKind, KeyRange, KeyValue};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -156,10 +157,12 @@ impl WatchStream {
             let woken = self.queue.clone();
             let woken = woken.wake.notified();
             self.take_notices()?;
-            if let Some(message) = self.out.pop_front() {
-                return Some(message);
-            }
-            if let Some(message) = self.next_batch() {
+            self.queue.behind.store(self.behind.len(), Ordering::Relaxed);
+            let ready = self.out.pop_front().or_else(|| self.next_batch());
+            if let Some(message) = ready {
+                if let WatchMessage::Events { events, .. } = &message {
+                    self.hub.sends(events.len());
+                }
                 return Some(message);
             }
             if !self.behind.is_empty() {

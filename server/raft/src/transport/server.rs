@@ -21,6 +21,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -171,6 +172,7 @@ impl Peer for PeerService {
         let path = opened.snapshots.unfinished(&format!("received-{from}-{number}"));
         let snapshot = SnapshotDir::received(path.clone(), head.bytes);
         let failed = |e: std::io::Error| Status::internal(format!("cannot write {}: {e}", path.display()));
+        let begun = Instant::now();
         let mut file = tokio::fs::File::create(&path).await.map_err(failed)?;
         let mut received = 0u64;
         while let Some(part) = parts.message().await? {
@@ -186,8 +188,10 @@ impl Peer for PeerService {
         if received != head.bytes {
             return Err(Status::data_loss(format!("a snapshot of {} bytes ended after {received}", head.bytes)));
         }
+        let written = Instant::now();
         file.sync_all().await.map_err(failed)?;
         drop(file);
+        opened.observer.snapshot_received(begun.elapsed(), written.elapsed());
         way.succeeded();
         let last_membership =
             entry::decode_stored(head.membership).map_err(|e| Status::invalid_argument(e.to_string()))?;

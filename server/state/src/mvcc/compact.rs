@@ -43,6 +43,8 @@ pub(crate) struct Pass {
     /// The revision that is compacted.
     pub revision: i64,
     after: Option<Box<[u8]>>,
+    /// Records that were deleted since somebody asked.
+    deleted: usize,
 }
 
 /// What one step of the worker came to.
@@ -60,7 +62,12 @@ pub(crate) enum Step {
 
 impl Pass {
     pub fn new(revision: i64) -> Self {
-        Pass { revision, after: None }
+        Pass { revision, after: None, deleted: 0 }
+    }
+
+    /// How many records were deleted since this was asked last.
+    pub fn take_deleted(&mut self) -> usize {
+        std::mem::take(&mut self.deleted)
     }
 
     /// Looks at the next keys.
@@ -76,6 +83,7 @@ impl Pass {
             batch.delete(record::key(space.generation, revision, change.is_tombstone()));
         }
         let deleted = !batch.is_empty();
+        self.deleted += batch.len();
         if deleted {
             // Position 0: deletions move no log position.
             store.write(batch, 0).map_err(StateError::store("delete compacted revisions"))?;
