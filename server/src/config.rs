@@ -266,6 +266,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
     let boot = BootConfig {
         data_dir,
         wal_dir: Some(PathBuf::from(&flags.wal_dir)).filter(|d| !d.as_os_str().is_empty()),
+        write_behind: write_behind(flags),
         initial_cluster,
         state: if flags.initial_cluster_state.0 == "existing" { ClusterState::Existing } else { ClusterState::New },
         token: flags.initial_cluster_token.clone(),
@@ -300,6 +301,27 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         },
         notices,
     })
+}
+
+/// 0 is the default of either. The store behind the log is made durable every 100 ms, as etcd's; seldom enough not to
+/// wear the disk, and often enough for a start not to replay minutes of the log. More writes in one commit than the default's
+/// would hold up readers.
+fn write_behind(flags: &Flags) -> ferretcd_storage::Options {
+    const INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
+    let default = ferretcd_storage::Options::default();
+    let most = default.max_ops_per_commit;
+    ferretcd_storage::Options {
+        flush_interval: match flags.backend_batch_interval.length() {
+            Duration::ZERO => default.flush_interval,
+            interval => interval.clamp(INTERVALS.0, INTERVALS.1),
+        },
+        max_ops_per_commit: usize::try_from(flags.backend_batch_limit)
+            .ok()
+            .filter(|n| *n > 0)
+            .unwrap_or(most)
+            .min(most),
+        ..default
+    }
 }
 
 /// Values that are no numbers of deletions, and no pauses, stand for etcd's defaults, as there.
@@ -682,6 +704,26 @@ mod tests {
         let client = c.unwrap().listen.client;
         assert!(client.len() == 2 && client[0].plain && client[0].secure, "{client:?}");
         assert_eq!(client[1].address, Address::Unix("/tmp/x".into()));
+    }
+
+    #[test]
+    fn the_store_is_made_durable_as_often_as_asked_for_within_bounds() {
+        let of = |args: &[&str]| {
+            let options = config(args).unwrap().boot.write_behind;
+            (options.flush_interval.as_millis(), options.max_ops_per_commit)
+        };
+        assert_eq!(of(&[]), (100, 200));
+        assert_eq!(of(&["--backend-batch-interval=50ms", "--backend-batch-limit=20"]), (50, 20));
+        assert_eq!(of(&["--backend-batch-interval=1ns", "--backend-batch-limit=10000"]), (10, 200));
+        assert_eq!(of(&["--backend-batch-interval=1h", "--backend-batch-limit=-1"]), (10_000, 200));
+    }
+
+    #[test]
+    fn time_outs_between_members_have_etcds_least_value() {
+        let c = config(&["--raft-read-timeout=1s", "--raft-write-timeout=20s"]).unwrap();
+        assert_eq!((c.peer_patience.read.as_secs(), c.peer_patience.write.as_secs()), (5, 20));
+        let texts: Vec<String> = c.notices.iter().map(|n| format!("{n:?}")).collect();
+        assert!(texts.iter().any(|t| t.contains("raft-read-timeout increased to minimum value: 5s")), "{texts:?}");
     }
 
     #[test]

@@ -106,8 +106,8 @@ flags! {
         memory_mlock: bool = "false", "Keep all memory of the process out of swap; it needs a large enough LimitMEMLOCK.";
         quota_backend_bytes: i64 = "0", "Storage quota in bytes; 0 is 2 GiB, below 0 is none.";
         backend_bbolt_freelist_type: String = "map", "Accepted without effect: the store is not bbolt.";
-        backend_batch_interval: GoDuration = "0s", "Accepted without effect: the store writes behind the log.";
-        backend_batch_limit: isize = "0", "Accepted without effect: the store writes behind the log.";
+        backend_batch_interval: GoDuration = "0s", "How often the store behind the log is made durable, 10ms to 10s; 0 is 100ms.";
+        backend_batch_limit: isize = "0", "Most writes in one commit of the store; 0, and what is above 200, is 200.";
         max_txn_ops: usize = "128", "Most operations in a transaction.";
         max_request_bytes: usize = "1572864", "Largest client request in bytes.";
         max_concurrent_streams: u32 = "4294967295", "Most streams that one client connection may have open at once.";
@@ -186,7 +186,7 @@ flags! {
         turn_auth_off: bool = "false", "Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.";
     }
     "Profiling and monitoring" {
-        enable_pprof: bool = "false", "Accepted without effect: it serves profiles of the Go runtime.";
+        enable_pprof: bool = "false", "Accepted without effect: perf profiles this server from outside.";
         metrics: String = "basic", "\"basic\" or \"extensive\".";
         listen_metrics_urls: Urls = "", "URLs to listen on for /metrics and the health endpoints.";
     }
@@ -200,7 +200,7 @@ flags! {
         warning_unary_request_duration: GoDuration = "300ms", "Calls without streams that take longer are mentioned in the log.";
     }
     "Distributed tracing" {
-        enable_distributed_tracing: bool = "false", "Accepted without effect.";
+        enable_distributed_tracing: bool = "false", "Accepted without effect: no traces are sent.";
         distributed_tracing_address: String = "localhost:4317", "See --enable-distributed-tracing.";
         distributed_tracing_service_name: String = "etcd", "See --enable-distributed-tracing.";
         distributed_tracing_instance_id: String = "", "See --enable-distributed-tracing.";

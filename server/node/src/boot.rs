@@ -20,7 +20,7 @@ use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
-use ferretcd_storage::{Engine, Format, SledEngine, Store};
+use ferretcd_storage::{Engine, Format, Options, SledEngine, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
 use ferretcd_wal::{OsFs, Wal, segment};
 use parking_lot::Mutex;
@@ -70,6 +70,8 @@ pub struct BootConfig {
     pub data_dir: PathBuf,
     /// `--wal-dir`, if it is elsewhere.
     pub wal_dir: Option<PathBuf>,
+    /// How soon the store writes behind the log (`--backend-batch-interval`, `--backend-batch-limit`).
+    pub write_behind: Options,
     /// `--initial-cluster`: peer URLs by name.
     pub initial_cluster: BTreeMap<String, Vec<String>>,
     /// `--initial-cluster-state`.
@@ -624,14 +626,14 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     Format::ensure(dir, "sled", &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
     let engine_dir = SledEngine::newest(&dir.join("engine")).map_err(|e| storage(&e))?;
-    let (store, state) = match open_engine(&engine_dir, me.member, metrics) {
+    let (store, state) = match open_engine(&engine_dir, me.member, metrics, &config.write_behind) {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok((store, _)) => {
             let _ = store.close();
             drop(store);
-            rebuild(&engine_dir, "it does not fit the log", me.member, metrics, &snapshots, &wal)?
+            rebuild(&engine_dir, "it does not fit the log", me.member, metrics, &config.write_behind, &snapshots, &wal)?
         }
-        Err(why) => rebuild(&engine_dir, &why, me.member, metrics, &snapshots, &wal)?,
+        Err(why) => rebuild(&engine_dir, &why, me.member, metrics, &config.write_behind, &snapshots, &wal)?,
     };
     Ok((wal, store, state, snapshots))
 }
@@ -651,14 +653,18 @@ fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
 /// caught and leads to a rebuild, while anywhere else it ends the process.
 pub const ENGINE_OPENER: &str = "engine-open";
 
-fn open_engine(dir: &Path, member: MemberId, metrics: &Arc<Metrics>) -> Result<(Arc<Store>, Arc<State>), String> {
+fn open_engine(
+    dir: &Path,
+    member: MemberId,
+    metrics: &Arc<Metrics>,
+    options: &Options,
+) -> Result<(Arc<Store>, Arc<State>), String> {
     let path = dir.to_owned();
     let opener = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
     let opened = opener.spawn(move || SledEngine::open(&path, ENGINE_CACHE_BYTES)).map_err(|e| chain(&e))?;
     let opened = opened.join().map_err(|_| "it panicked while it was opened".to_owned())?;
     let engine: Arc<dyn Engine> = Arc::new(opened.map_err(|e| chain(&e))?);
-    let options = ferretcd_storage::Options::default();
-    let store = Arc::new(Store::open_observed(engine, options, metrics.clone()).map_err(|e| chain(&e))?);
+    let store = Arc::new(Store::open_observed(engine, options.clone(), metrics.clone()).map_err(|e| chain(&e))?);
     let state = State::open(store.clone(), member).map_err(|e| chain(&e))?;
     Ok((store, Arc::new(state)))
 }
@@ -669,6 +675,7 @@ fn rebuild(
     why: &str,
     member: MemberId,
     metrics: &Arc<Metrics>,
+    options: &Options,
     snapshots: &SnapshotDir,
     wal: &Wal,
 ) -> Result<(Arc<Store>, Arc<State>), BootError> {
@@ -684,7 +691,7 @@ fn rebuild(
     if dir.exists() {
         fs::rename(dir, &aside).map_err(|e| failed(&e))?;
     }
-    let (store, state) = open_engine(dir, member, metrics)
+    let (store, state) = open_engine(dir, member, metrics, options)
         .map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
         let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;

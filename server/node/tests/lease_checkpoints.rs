@@ -36,6 +36,7 @@ async fn run(dir: &Path, lease_checkpoints: Option<Duration>) -> Member {
     let boot = Boot::new(BootConfig {
         data_dir: dir.to_owned(),
         wal_dir: None,
+        write_behind: ferretcd_storage::Options::default(),
         initial_cluster: BTreeMap::from([("a".to_owned(), url.clone())]),
         state: ClusterState::New,
         token: "t".to_owned(),
