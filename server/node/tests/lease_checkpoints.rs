@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use bytes::Bytes;
 use ferretcd_node::{AuthConfig, Boot, BootConfig, ClusterState, CorruptionChecks, Member, Node, NodeConfig};
+use ferretcd_proto::peer as pb;
 use ferretcd_raft::Timing;
 use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_raft::transport::server::{Answer, Door, PeerRequests};
 use ferretcd_state::Pace;
-use ferretcd_types::{LeaseId, Limits};
+use ferretcd_types::{Error, LeaseId, Limits, MemberId};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const LEASE: LeaseId = LeaseId(7);
@@ -102,5 +107,62 @@ async fn without_the_gate_nothing_is_noted() {
     member.node.lease_grant(LEASE, 100).await.unwrap();
     assert!(ttl(&member).await <= 100);
     assert_eq!(noted(&member.node), 0);
+    member.stop().await;
+}
+
+/// A member of another release, as far as a leader hears of it: it says what it can decode, and nothing else.
+#[derive(Default)]
+struct Stranger {
+    id: AtomicU64,
+    log_format: AtomicU32,
+    asked: AtomicUsize,
+}
+
+impl PeerRequests for Stranger {
+    fn propose(&self, _: Bytes) -> Answer<'_, Result<(), Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn read_index(&self) -> Answer<'_, Result<u64, Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn lease_keep_alive(&self, _: LeaseId) -> Answer<'_, Result<i64, Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn lease_time_to_live(&self, _: LeaseId) -> Answer<'_, Result<i64, Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn hash_kv(&self, _: i64) -> Answer<'_, Result<pb::HashKvResponse, Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn change_members(&self, _: pb::change_members_request::Change) -> Answer<'_, Result<(MemberId, u64), Error>> {
+        Box::pin(async { Err(Error::NotLeader) })
+    }
+    fn probe(&self, _: pb::ProbeRequest) -> Answer<'_, Option<pb::ProbeResponse>> {
+        Box::pin(async {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let (id, format) = (self.id.load(Ordering::SeqCst), self.log_format.load(Ordering::SeqCst));
+            Some(pb::ProbeResponse { member_id: id, log_format: format, ..Default::default() })
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_kind_of_entry_waits_until_every_member_can_decode_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = run(dir.path(), Some(Duration::from_secs(1))).await;
+    let stranger = Arc::new(Stranger::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let routes = tonic::service::Routes::new(Door::new(stranger.clone()).service()).into_axum_router();
+    let served = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let (added, _) = member.node.member_add(vec![url], true).await.unwrap();
+    stranger.id.store(added.id.0, Ordering::SeqCst);
+    // One of the first release, which does not know of such numbers.
+    member.node.lease_grant(LEASE, 100).await.unwrap();
+    eventually("it is asked twice", async || stranger.asked.load(Ordering::SeqCst) >= 2).await;
+    assert_eq!(noted(&member.node), 0);
+    stranger.log_format.store(ferretcd_types::codec::LOG_FORMAT, Ordering::SeqCst);
+    eventually("what is left is noted", async || noted(&member.node) > 0).await;
+    served.abort();
     member.stop().await;
 }
