@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export FERRETCD_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/ferretcd
 export CARGO_TARGET_DIR ?= $(FERRETCD_CACHE)/target
 
-CRATES := $(shell sed -n '/^.package/,/^$$/ s/^name = "\(.*\)"/\1/p' proto/Cargo.toml server/Cargo.toml server/*/Cargo.toml operator/Cargo.toml operator/*/Cargo.toml e2e/Cargo.toml fuzz/Cargo.toml xtask/Cargo.toml)
+CRATES := $(shell sed -n '/^.package/,/^$$/ s/^name = "\(.*\)"/\1/p' proto/Cargo.toml server/Cargo.toml server/*/Cargo.toml operator/Cargo.toml operator/*/Cargo.toml e2e/Cargo.toml fuzz/Cargo.toml power-cut/Cargo.toml xtask/Cargo.toml)
 E2E = cargo run --quiet --package ferretcd-e2e --
 
 .PHONY: help

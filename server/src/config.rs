@@ -267,6 +267,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         data_dir,
         wal_dir: Some(PathBuf::from(&flags.wal_dir)).filter(|d| !d.as_os_str().is_empty()),
         write_behind: write_behind(flags),
+        engine: flags.storage_engine.parse().map_err(|why| format!("invalid value for --storage-engine: {why}"))?,
         initial_cluster,
         state: if flags.initial_cluster_state.0 == "existing" { ClusterState::Existing } else { ClusterState::New },
         token: flags.initial_cluster_token.clone(),

@@ -20,7 +20,7 @@ use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
-use ferretcd_storage::{Engine, Format, Options, SledEngine, Store};
+use ferretcd_storage::{EngineKind, Format, Options, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
 use ferretcd_wal::{OsFs, Wal, segment};
 use parking_lot::Mutex;
@@ -40,7 +40,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(200);
 const PROBE_REPORT: Duration = Duration::from_secs(10);
 /// How long a member that joins looks for the cluster before it gives up (its supervisor starts it again).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
-/// Memory that sled may keep pages in. Recently written records are cached in front of it.
+/// Memory that the engine may keep pages in. Recently written records are cached in front of it.
 const ENGINE_CACHE_BYTES: u64 = 256 << 20;
 
 /// What the operator of this member means by starting it. Without one, etcd's own rules hold.
@@ -72,6 +72,8 @@ pub struct BootConfig {
     pub wal_dir: Option<PathBuf>,
     /// How soon the store writes behind the log (`--backend-batch-interval`, `--backend-batch-limit`).
     pub write_behind: Options,
+    /// `--storage-engine`.
+    pub engine: EngineKind,
     /// `--initial-cluster`: peer URLs by name.
     pub initial_cluster: BTreeMap<String, Vec<String>>,
     /// `--initial-cluster-state`.
@@ -623,17 +625,25 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
     let options = ferretcd_wal::Options { observer: metrics.clone(), ..ferretcd_wal::Options::default() };
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
-    Format::ensure(dir, "sled", &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
+    let kind = config.engine;
+    Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
-    let engine_dir = SledEngine::newest(&dir.join("engine")).map_err(|e| storage(&e))?;
-    let (store, state) = match open_engine(&engine_dir, me.member, metrics, &config.write_behind) {
+    let engine_dir = EngineKind::newest(&dir.join("engine")).map_err(|e| storage(&e))?;
+    let opener = Opener {
+        kind,
+        dir: engine_dir,
+        options: config.write_behind.clone(),
+        member: me.member,
+        metrics: metrics.clone(),
+    };
+    let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok((store, _)) => {
             let _ = store.close();
             drop(store);
-            rebuild(&engine_dir, "it does not fit the log", me.member, metrics, &config.write_behind, &snapshots, &wal)?
+            rebuild(&opener, "it does not fit the log", &snapshots, &wal)?
         }
-        Err(why) => rebuild(&engine_dir, &why, me.member, metrics, &config.write_behind, &snapshots, &wal)?,
+        Err(why) => rebuild(&opener, &why, &snapshots, &wal)?,
     };
     Ok((wal, store, state, snapshots))
 }
@@ -649,36 +659,45 @@ fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
     applied <= last && applied >= purged
 }
 
-/// Name of the thread that opens the engine. sled reports some damage by panicking; there, and only there, a panic is
-/// caught and leads to a rebuild, while anywhere else it ends the process.
+/// Name of the thread that opens the engine and reads it for the first time. Engines report some damage by panicking;
+/// there, and only there, a panic is caught and leads to a rebuild, while anywhere else it ends the process.
 pub const ENGINE_OPENER: &str = "engine-open";
 
-fn open_engine(
-    dir: &Path,
+/// What the engine is opened with.
+#[derive(Clone)]
+struct Opener {
+    kind: EngineKind,
+    dir: PathBuf,
+    options: Options,
     member: MemberId,
-    metrics: &Arc<Metrics>,
-    options: &Options,
-) -> Result<(Arc<Store>, Arc<State>), String> {
-    let path = dir.to_owned();
-    let opener = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
-    let opened = opener.spawn(move || SledEngine::open(&path, ENGINE_CACHE_BYTES)).map_err(|e| chain(&e))?;
-    let opened = opened.join().map_err(|_| "it panicked while it was opened".to_owned())?;
-    let engine: Arc<dyn Engine> = Arc::new(opened.map_err(|e| chain(&e))?);
-    let store = Arc::new(Store::open_observed(engine, options.clone(), metrics.clone()).map_err(|e| chain(&e))?);
-    let state = State::open(store.clone(), member).map_err(|e| chain(&e))?;
-    Ok((store, Arc::new(state)))
+    metrics: Arc<Metrics>,
+}
+
+impl Opener {
+    fn open(&self) -> Result<(Arc<Store>, Arc<State>), String> {
+        let this = self.clone();
+        let thread = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
+        let opened = thread.spawn(move || this.open_here()).map_err(|e| chain(&e))?;
+        opened.join().map_err(|_| "it panicked while it was opened".to_owned())?
+    }
+
+    fn open_here(&self) -> Result<(Arc<Store>, Arc<State>), String> {
+        let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| chain(&e))?;
+        let store = Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| chain(&e))?;
+        let store = Arc::new(store);
+        let state = State::open(store.clone(), self.member).map_err(|e| chain(&e))?;
+        Ok((store, Arc::new(state)))
+    }
 }
 
 /// Sets a store that cannot be used aside and makes a new one from the last snapshot file; the log gives the rest.
 fn rebuild(
-    dir: &Path,
+    opener: &Opener,
     why: &str,
-    member: MemberId,
-    metrics: &Arc<Metrics>,
-    options: &Options,
     snapshots: &SnapshotDir,
     wal: &Wal,
 ) -> Result<(Arc<Store>, Arc<State>), BootError> {
+    let dir = &opener.dir;
     let aside = dir.with_extension("damaged");
     tracing::error!(
         store = %dir.display(), aside = %aside.display(),
@@ -691,7 +710,8 @@ fn rebuild(
     if dir.exists() {
         fs::rename(dir, &aside).map_err(|e| failed(&e))?;
     }
-    let (store, state) = open_engine(dir, member, metrics, options)
+    let (store, state) = opener
+        .open()
         .map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
         let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;

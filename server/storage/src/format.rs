@@ -49,9 +49,10 @@ pub enum FormatError {
         /// Its version.
         found: u32,
     },
-    /// Another engine wrote the directory.
-    #[error("{} names the storage engine {found:?}, this build has {expected:?}: restore a snapshot into an empty directory",
-        path.display())]
+    /// The directory was made with another engine.
+    #[error("{} says that the data directory was made with the storage engine {found:?}, and {expected:?} is asked for: \
+        start it with --storage-engine={found}, or, to change the engine, remove this member and add it anew with an empty \
+        data directory (a cluster of one: restore a snapshot into an empty one)", path.display())]
     Engine {
         /// The format file.
         path: PathBuf,

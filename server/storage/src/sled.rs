@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::engine::{Batch, Engine, Record, Write};
 use crate::error::{Error, Result};
+use crate::home;
 use crate::keyspace::ENGINE_PRIVATE;
 use crate::sync_range;
 
@@ -75,34 +76,6 @@ impl SledEngine {
         };
         engine.prove_durability()?;
         Ok(engine)
-    }
-
-    /// Where the newest complete database of a place is: `base`, or `base.N` after the Nth [`Engine::rewrite`]. Deletes
-    /// what interrupted rewrites left beside it. Call it before [`SledEngine::open`].
-    pub fn newest(base: &Path) -> Result<PathBuf> {
-        let (mut newest, mut unfinished) = ((0, base.to_owned()), Vec::new());
-        let parent = parent(base);
-        let entries = match fs::read_dir(parent) {
-            Ok(entries) => entries,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(newest.1),
-            Err(err) => return Err(Error::io("list", parent)(err)),
-        };
-        let mut complete = vec![newest.clone()];
-        for entry in entries {
-            let path = entry.map_err(Error::io("list", parent))?.path();
-            match rewrite_number(base, &path) {
-                Some((number, true)) => complete.push((number, path)),
-                Some((_, false)) => unfinished.push(path),
-                None => {}
-            }
-        }
-        newest = complete.iter().max().cloned().unwrap_or(newest);
-        let older = complete.into_iter().filter(|(number, _)| *number < newest.0).map(|(_, path)| path);
-        for path in older.chain(unfinished).filter(|path| path.exists()) {
-            tracing::info!(path = %path.display(), "deleting what an interrupted rewrite of the store left");
-            fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
-        }
-        Ok(newest.1)
     }
 
     /// Writes and flushes one record and checks that an fsync was made for it. This also persists what an earlier
@@ -262,26 +235,11 @@ impl Engine for SledEngine {
 
     fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
         let _one = self.committer.lock();
-        let (target, part) = next_home(&self.path);
-        let copied = self.copy_to(&part).and_then(|()| {
-            // Closed while it is renamed, because sled names its files by path; complete from here on.
-            fs::rename(&part, &target).map_err(Error::io("rename", &part))?;
-            sync(parent(&target))?;
-            SledEngine::open(&target, self.cache_bytes)
-        });
-        match copied {
-            Ok(engine) => {
-                *engine.predecessor.lock() = Some(self.path.clone());
-                Ok(Some(Arc::new(engine)))
-            }
-            Err(err) => {
-                for left in [part, target].iter().filter(|left| left.exists()) {
-                    // What cannot be deleted now is looked at again at the next start.
-                    let _ = fs::remove_dir_all(left);
-                }
-                Err(err)
-            }
-        }
+        let (target, part) = home::next(&self.path);
+        let open = || SledEngine::open(&target, self.cache_bytes);
+        let engine = home::replace(&target, &part, || self.copy_to(&part), open)?;
+        *engine.predecessor.lock() = Some(self.path.clone());
+        Ok(Some(Arc::new(engine)))
     }
 
     fn settle(&self) -> Result<()> {
@@ -334,33 +292,6 @@ fn wait_until_closed(path: &Path) -> Result<()> {
     Err(Error::Engine(format!("the database in {} is not given free", path.display())))
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// What follows the last dot of a rewritten database's name while it is being written.
-const PART: &str = "part";
-
-/// Which rewrite of `base` a path belongs to, and whether it is complete.
-fn rewrite_number(base: &Path, path: &Path) -> Option<(u32, bool)> {
-    let name = path.file_name()?.to_str()?.strip_prefix(base.file_name()?.to_str()?)?.strip_prefix('.')?;
-    match name.strip_suffix(PART).and_then(|name| name.strip_suffix('.')) {
-        Some(number) => Some((number.parse().ok()?, false)),
-        None => Some((name.parse().ok()?, true)),
-    }
-}
-
-/// Where the next rewrite of a database goes, and where it is written.
-fn next_home(path: &Path) -> (PathBuf, PathBuf) {
-    let number = path.extension().and_then(|number| number.to_str()?.parse::<u32>().ok());
-    let target = match number {
-        Some(number) => path.with_extension(number.wrapping_add(1).to_string()),
-        None => path.with_extension("1"),
-    };
-    let part = target.with_added_extension(PART);
-    (target, part)
-}
-
 /// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
 fn open_when_unlocked(config: &sled::Config, path: &Path) -> Result<sled::Db> {
     for _ in 1..LOCK_TRIES {
@@ -394,16 +325,8 @@ fn is_locked(err: &io::Error) -> bool {
 
 /// sled syncs neither `conf` nor any directory: a power cut may take the file or the name with it.
 fn sync_files(path: &Path) -> Result<()> {
-    sync(&path.join("conf"))?;
-    sync(path)?;
-    match fs::canonicalize(path).map_err(Error::io("resolve", path))?.parent() {
-        Some(parent) => sync(parent),
-        None => Ok(()),
-    }
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("fsync", path))
+    home::sync(&path.join("conf"))?;
+    home::sync_names(path)
 }
 
 fn translated(err: sled::Error, path: &Path) -> Error {
@@ -532,27 +455,11 @@ mod tests {
         drop(second);
         third.settle().unwrap();
         drop(third);
-        let home = SledEngine::newest(&dir.path().join("db")).unwrap();
+        let home = home::newest(&dir.path().join("db")).unwrap();
         assert_eq!(home, dir.path().join("db.2"));
         let again = SledEngine::open(&home, CACHE).unwrap();
         assert_eq!(again.get(b"kb").unwrap().unwrap(), "later");
         assert_eq!(again.scan(b"", None, 999).unwrap().len(), records.len() + 1);
-    }
-
-    #[test]
-    fn a_start_takes_the_newest_complete_rewrite_and_deletes_the_rest() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        assert_eq!(SledEngine::newest(&at("none/engine")).unwrap(), at("none/engine"));
-        assert_eq!(SledEngine::newest(&at("engine")).unwrap(), at("engine"));
-        for name in ["engine", "engine.9", "engine.10", "engine.11.part", "engine.damaged", "engine.x.part", "other.12"]
-        {
-            fs::create_dir(at(name)).unwrap();
-        }
-        assert_eq!(SledEngine::newest(&at("engine")).unwrap(), at("engine.10"));
-        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["engine.10", "engine.damaged", "engine.x.part", "other.12"]);
     }
 
     #[test]

@@ -113,6 +113,10 @@ impl Member {
             format!("--initial-advertise-peer-urls={}", self.peer_url()),
         ];
         command.args(own).args(&self.flags).args(extra).env_clear();
+        // Every story with the other engine: FERRETCD_TEST_ENGINE=redb cargo test -p ferretcd --test one_member
+        if let Ok(engine) = std::env::var("FERRETCD_TEST_ENGINE") {
+            command.arg(format!("--storage-engine={engine}"));
+        }
         command
     }
 
