@@ -129,9 +129,7 @@ fn record(bytes: &[u8], process: usize, offset: u64) -> Result<Option<(Op, usize
         _ => Bytes::Zeros((length & !ZEROS) as usize),
     };
     let what = match kind {
-        1 => {
-            What::Write { at: position, length_before, fresh: data(fresh, fresh_bytes), old: data(old, old_bytes) }
-        }
+        1 => What::Write { at: position, length_before, fresh: data(fresh, fresh_bytes), old: data(old, old_bytes) },
         2 => What::Length { to: position, length_before, old: data(old, old_bytes) },
         3 => What::Sync { begun: position },
         4 => What::SyncFailed,

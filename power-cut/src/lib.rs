@@ -10,7 +10,7 @@
 mod journal;
 mod names;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -198,29 +198,25 @@ impl Disk {
 
 /// The changes that no sync covered, in their order.
 fn unsynced(ops: &[Op]) -> Vec<Op> {
-    let mut durable = vec![false; ops.len()];
-    let mut poisoned = BTreeSet::new();
+    // By the inode whose sync they wait for, and those for which a sync has failed: the kernel takes their pages for
+    // clean then, and no later sync writes them.
+    let mut waiting: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    let mut given_up = Vec::new();
     for (number, op) in ops.iter().enumerate() {
-        let (inode, begun) = match op.what {
-            What::Sync { begun } => (Some(op.inode), begun),
-            What::SyncAll => (None, op.offset),
-            // The kernel takes the pages for clean now: no later sync writes them.
-            What::SyncFailed => {
-                let lost = (0..number).filter(|n| ops[*n].belongs_to() == op.inode && !durable[*n]);
-                poisoned.extend(lost.collect::<Vec<_>>());
-                continue;
+        match op.what {
+            What::Sync { begun } => {
+                let covered = |n: &usize| ops[*n].process < op.process || ops[*n].offset < begun;
+                waiting.entry(op.inode).or_default().retain(|n| !covered(n));
             }
-            _ => continue,
-        };
-        for earlier in 0..number {
-            let covered = ops[earlier].process < op.process || ops[earlier].offset < begun;
-            if covered && inode.is_none_or(|inode| ops[earlier].belongs_to() == inode) && !poisoned.contains(&earlier) {
-                durable[earlier] = true;
-            }
+            What::SyncAll => waiting.clear(),
+            What::SyncFailed => given_up.extend(waiting.remove(&op.inode).unwrap_or_default()),
+            What::Blind(_) => {}
+            _ => waiting.entry(op.belongs_to()).or_default().push(number),
         }
     }
-    let is_change = |op: &Op| !matches!(op.what, What::Sync { .. } | What::SyncAll | What::SyncFailed | What::Blind(_));
-    ops.iter().zip(durable).filter(|(op, durable)| !durable && is_change(op)).map(|(op, _)| op.clone()).collect()
+    let mut left: Vec<usize> = waiting.into_values().flatten().chain(given_up).collect();
+    left.sort_unstable();
+    left.into_iter().map(|n| ops[n].clone()).collect()
 }
 
 /// A write as it may be torn.

@@ -607,14 +607,30 @@ fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
     BootError::Storage(format!("cannot write {}: {e}", path.display()))
 }
 
+/// Makes a directory that only this user may look into, so that a power cut does not take it away again with all that
+/// is in it. Its ancestors' names are synced each time: an earlier start may have been killed between making and syncing.
 fn make_private(dir: &Path) -> Result<(), BootError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| BootError::Storage(format!("cannot create {}: {e}", dir.display())))
+    let failed = |e: std::io::Error| BootError::Storage(format!("cannot create {}: {e}", dir.display()));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let whole = dir.canonicalize().map_err(failed)?;
+    for ancestor in whole.ancestors().skip(1) {
+        match File::open(ancestor).and_then(|ancestor| ancestor.sync_all()) {
+            Ok(()) => {}
+            // A folder that this user cannot read, or a read-only file system, is none that was made by it.
+            Err(e) if UNREADABLE.contains(&e.kind()) => break,
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(())
 }
+
+const UNREADABLE: [std::io::ErrorKind; 3] = [
+    std::io::ErrorKind::PermissionDenied,
+    std::io::ErrorKind::ReadOnlyFilesystem,
+    // Some file systems (of overlays, of networks) know no sync of folders.
+    std::io::ErrorKind::InvalidInput,
+];
 
 type Storage = (Wal, Arc<Store>, Arc<State>, SnapshotDir);
 
@@ -627,6 +643,7 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
     let kind = config.engine;
     Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
+    make_private(&dir.join("snap"))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
     let engine_dir = EngineKind::newest(&dir.join("engine")).map_err(|e| storage(&e))?;
     let opener = Opener {
@@ -710,9 +727,8 @@ fn rebuild(
     if dir.exists() {
         fs::rename(dir, &aside).map_err(|e| failed(&e))?;
     }
-    let (store, state) = opener
-        .open()
-        .map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
+    let (store, state) =
+        opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
         let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
         state.install(&file).map_err(|e| failed(&e))?;

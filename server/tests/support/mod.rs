@@ -28,6 +28,8 @@ pub struct Member {
     pub peer: String,
     pub dir: PathBuf,
     pub flags: Vec<String>,
+    /// Its logs, with their numbers for extensions; beside the data, wherever that goes.
+    logs: PathBuf,
     child: Option<Child>,
     starts: u32,
 }
@@ -77,6 +79,7 @@ impl Member {
             peer: free_address(),
             dir: root.join(name),
             flags: Vec::new(),
+            logs: root.join(name),
             child: None,
             starts: 0,
         }
@@ -94,7 +97,7 @@ impl Member {
     }
 
     pub fn log_path(&self) -> PathBuf {
-        self.dir.with_extension(format!("log{}", self.starts))
+        self.logs.with_extension(format!("log{}", self.starts))
     }
 
     pub fn log(&self) -> String {
@@ -171,6 +174,13 @@ impl Member {
         .await;
         self.child = None;
         status.code()
+    }
+
+    /// The exit code (none: a signal) if the process has ended by itself.
+    pub fn has_ended(&mut self) -> Option<Option<i32>> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.child = None;
+        Some(status.code())
     }
 
     /// What the process holds in memory.

@@ -1,0 +1,192 @@
+//! A process that is killed, or whose power is cut, while it writes to an engine: what it had flushed is there, and no
+//! batch is there in part.
+
+#![allow(clippy::unwrap_used)] // clippy.toml allows it in tests, but does not see helpers as such.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ferretcd_power_cut::{Disk, Lose, Random};
+use ferretcd_storage::{Batch, Engine, EngineKind, Options, Store, keyspace};
+
+/// Names the engine and the database for the child process, which is this test run again.
+const CHILD: &str = "FERRETCD_STORAGE_CRASH_TEST";
+const CACHE: u64 = 8 << 20;
+const ENGINES: [EngineKind; 2] = [EngineKind::Sled, EngineKind::Redb];
+
+/// The child's life: writes until it is killed. As a test it does nothing.
+#[test]
+fn writer() {
+    if let Ok(told) = std::env::var(CHILD) {
+        let (kind, path) = told.split_once('=').unwrap();
+        write_until_killed(kind.parse().unwrap(), Path::new(path));
+    }
+}
+
+#[test]
+fn a_killed_writer_loses_nothing_flushed_and_leaves_no_batch_in_part() {
+    for kind in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let mut last = 0;
+        for round in 0..6 {
+            let flushed = write_and_kill(kind, &path, None, 3 * round + 1);
+            assert!(flushed > last, "round {round} wrote nothing");
+            last = check(kind, &path, flushed).unwrap();
+        }
+    }
+}
+
+/// A place for an engine on a disk whose power can be cut.
+fn disk() -> (tempfile::TempDir, Disk) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = Disk::new(dir.path(), "disk");
+    disk.delay_syncs(1000);
+    (dir, disk)
+}
+
+#[test]
+fn the_disk_sees_all_that_the_engines_write() {
+    for kind in ENGINES {
+        let (_dir, disk) = disk();
+        let path = disk.root().join("db");
+        write_and_kill(kind, &path, Some(&disk), 10);
+        disk.saw_everything().unwrap();
+        // Killed and not cut: the next process goes on where the notes of the first end.
+        write_and_kill(kind, &path, Some(&disk), 10);
+        disk.saw_everything().unwrap();
+        // And one byte that the library did not see is noticed.
+        let file = path.join(if kind == EngineKind::Sled { "db" } else { "redb" });
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[5000] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert!(disk.saw_everything().unwrap_err().contains("changed unseen at 5000"));
+    }
+}
+
+/// One life under each model after the other on one disk, each ended by a cut; sometimes by a kill before that, after
+/// which the next life must not trust what only the page cache has.
+fn cuts(kind: EngineKind, disk: &mut Disk, seed: u64, lives: u64) -> Result<(), String> {
+    let mut random = Random(seed);
+    let path = disk.root().join("db");
+    let mut last = 0;
+    for life in 0..lives {
+        let lose = Lose::ALL[((life + seed) % 3) as usize];
+        if random.below(3) == 0 {
+            last = last.max(write_and_kill(kind, &path, Some(disk), random.below(4)));
+        }
+        let flushed = last.max(write_and_kill(kind, &path, Some(disk), 1 + random.below(8)));
+        disk.cut(lose, random.next());
+        last =
+            check(kind, &path, flushed).map_err(|why| format!("{kind}, seed {seed}, life {life}, {lose:?}: {why}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_power_cut_takes_nothing_that_was_flushed() {
+    let rounds = std::env::var("FERRETCD_POWER_CUTS").map_or(2, |n| n.parse().unwrap());
+    for seed in 0..rounds {
+        for kind in ENGINES {
+            let (_dir, mut disk) = disk();
+            cuts(kind, &mut disk, seed, 6).unwrap();
+        }
+    }
+}
+
+/// What each rule is for: without it the same cuts find a loss.
+#[test]
+fn without_its_syncs_an_engine_loses_what_it_flushed() {
+    let rules = [
+        (EngineKind::Sled, "*/db/db", "the fsync in place of sync_file_range"),
+        (EngineKind::Sled, "*/db/conf", "the fsync of its settings"),
+        (EngineKind::Sled, "*/disk/db", "the fsync of its folder"),
+        (EngineKind::Sled, "*/disk", "the fsync of the folder above"),
+        (EngineKind::Redb, "*/db/redb", "redb's own fsync"),
+        (EngineKind::Redb, "*/disk/db", "the fsync of its folder"),
+        (EngineKind::Redb, "*/disk", "the fsync of the folder above"),
+    ];
+    for (kind, pattern, rule) in rules {
+        let lost = (0..10).find_map(|seed| {
+            let (_dir, mut disk) = disk();
+            disk.ignore_syncs(pattern);
+            cuts(kind, &mut disk, seed, 3).err()
+        });
+        println!("{kind} without {rule}: {lost:?}");
+        assert!(lost.is_some(), "{kind} lost nothing without {rule}");
+    }
+}
+
+/// Runs a writer until it has reported so many flushes, and kills it. The last position that it called durable.
+fn write_and_kill(kind: EngineKind, path: &Path, disk: Option<&Disk>, reports: u64) -> u64 {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "writer", "--nocapture"]).env(CHILD, format!("{kind}={}", path.display()));
+    if let Some(disk) = disk {
+        disk.attach(&mut command);
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let flushes = lines.filter_map(|line| line.unwrap().strip_prefix("flushed ").map(|n| n.parse().unwrap()));
+    let flushed = flushes.take(reports as usize).last().unwrap_or(0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    flushed
+}
+
+/// Batch n: the applied index, a revision, a record that each batch replaces, and the deletion of an older revision.
+fn batch(n: u64) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(keyspace::META_APPLIED, n.to_be_bytes().to_vec());
+    batch.put(keyspace::revision(0, &n.to_be_bytes()), value(n));
+    batch.put(keyspace::lease(1), value(n));
+    if n > 50 {
+        batch.delete(keyspace::revision(0, &(n - 50).to_be_bytes()));
+    }
+    batch
+}
+
+/// Every seventh value is stored in pieces.
+fn value(n: u64) -> Vec<u8> {
+    vec![n as u8; if n.is_multiple_of(7) { 9000 + n as usize % 9000 } else { n as usize % 300 }]
+}
+
+fn applied(engine: &dyn Engine) -> Result<u64, String> {
+    let stored = engine.get(keyspace::META_APPLIED).map_err(|e| e.to_string())?;
+    Ok(stored.map_or(0, |value| u64::from_be_bytes(value[..].try_into().unwrap())))
+}
+
+fn write_until_killed(kind: EngineKind, path: &Path) {
+    let engine = kind.open(path, CACHE).unwrap();
+    let first = applied(&*engine).unwrap() + 1;
+    let options = Options { commit_interval: Duration::from_millis(1), max_ops_per_commit: 20, ..Options::default() };
+    let store = Store::open(engine, options).unwrap();
+    // Bounded, should the parent die first; printing to its closed pipe ends the child even sooner.
+    for n in first..first + 100_000 {
+        store.write(batch(n), n).unwrap();
+        if n % 40 == 0 {
+            println!("\nflushed {}", store.flush().unwrap());
+        }
+    }
+}
+
+/// The last batch that is there, if nothing is wrong.
+fn check(kind: EngineKind, path: &Path, flushed: u64) -> Result<u64, String> {
+    let engine = kind.open(path, CACHE).map_err(|e| format!("it cannot be opened: {e}"))?;
+    let last = applied(&*engine)?;
+    if last < flushed {
+        return Err(format!("{flushed} was flushed, {last} is left"));
+    }
+    let (start, end) = keyspace::generation_range(0);
+    let kept = engine.scan(&start, Some(&end), 1000).map_err(|e| e.to_string())?;
+    let expected = (1..=last).skip(last.saturating_sub(50) as usize);
+    let expected: Vec<_> = expected.map(|n| (keyspace::revision(0, &n.to_be_bytes()), value(n))).collect();
+    if kept.len() != expected.len() || kept.iter().zip(&expected).any(|(a, b)| a.0 != b.0 || a.1 != b.1) {
+        return Err(format!("the records do not fit batch {last}"));
+    }
+    match engine.get(&keyspace::lease(1)).map_err(|e| e.to_string())?.unwrap_or_default() == value(last) {
+        true => Ok(last),
+        false => Err(format!("the replaced record does not fit batch {last}")),
+    }
+}
