@@ -55,15 +55,42 @@ pub(crate) struct Op {
 /// What was done.
 #[derive(Clone, Debug)]
 pub(crate) enum What {
-    Write { at: u64, length_before: u64, fresh: Bytes, old: Bytes },
-    Length { to: u64, length_before: u64, old: Bytes },
-    Sync { begun: u64 },
+    Write {
+        at: u64,
+        length_before: u64,
+        fresh: Bytes,
+        old: Bytes,
+    },
+    Length {
+        to: u64,
+        length_before: u64,
+        old: Bytes,
+    },
+    Sync {
+        begun: u64,
+    },
     SyncFailed,
     SyncAll,
-    Add { dir: u64, name: String, is_dir: bool },
-    Remove { dir: u64, name: String, is_dir: bool },
-    Rename { from_dir: u64, from: String, dir: u64, to: String, replaced: Option<u64> },
+    Add {
+        dir: u64,
+        name: String,
+        is_dir: bool,
+    },
+    Remove {
+        dir: u64,
+        name: String,
+        is_dir: bool,
+    },
+    Rename {
+        from_dir: u64,
+        from: String,
+        dir: u64,
+        to: String,
+        replaced: Option<u64>,
+    },
     Blind(String),
+    /// A change of names follows, unless the kill came first.
+    Intent,
 }
 
 impl Op {
@@ -141,6 +168,7 @@ fn record(bytes: &[u8], process: usize, offset: u64) -> Result<Option<(Op, usize
             What::Rename { from_dir: dir, from: text(name), dir: other_dir, to: text(other), replaced }
         }
         9 => What::Blind(format!("{}: {}", text(name), text(other))),
+        10 => What::Intent,
         other => return Err(format!("a record of kind {other} in the notes")),
     };
     Ok(Some((Op { process, offset, inode, what }, end)))

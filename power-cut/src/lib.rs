@@ -13,6 +13,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -126,17 +127,24 @@ impl Disk {
                     fresh.copy_to(&mut content[*at as usize..end]);
                 }
                 What::Length { to, .. } => contents.entry(op.inode).or_default().resize(*to as usize, 0),
-                What::Sync { .. } | What::SyncFailed | What::SyncAll => {}
+                What::Sync { .. } | What::SyncFailed | What::SyncAll | What::Intent => {}
                 What::Blind(how) => return Err(format!("a change that cannot be seen: {how}")),
                 name => told.redo(op.inode, name),
             }
         }
-        told.compare(&there)?;
+        // A kill comes at any time: the last thing that a process noted may not be done, or done in part.
+        let last = |(n, op): &(usize, &Op)| ops.get(n + 1).is_none_or(|next| next.process != op.process);
+        let unsure: Vec<&Op> = ops.iter().enumerate().filter(last).map(|(_, op)| op).collect();
+        told.compare(&there, unsure.iter().filter(|op| matches!(op.what, What::Intent)).count())?;
         for (inode, path) in &there.files {
             let found = fs::read(path).unwrap();
             let known = contents.remove(inode).unwrap_or_default();
-            if found != known {
-                let at = found.iter().zip(&known).position(|(a, b)| a != b).unwrap_or(found.len().min(known.len()));
+            let unsure: Vec<_> = unsure.iter().filter(|op| op.inode == *inode).filter_map(|op| touched(op)).collect();
+            let longer = found.len().max(known.len());
+            let sure = |at: &usize| !unsure.iter().any(|range| range.contains(at));
+            let differ = |at: &usize| found.get(*at) != known.get(*at);
+            let flaw = if found == known { None } else { (0..longer).filter(differ).find(sure) };
+            if let Some(at) = flaw {
                 return Err(format!(
                     "{} was changed unseen at {at} ({} bytes, {} by the notes)",
                     path.display(),
@@ -150,7 +158,7 @@ impl Disk {
 
     /// Takes back what no sync covered, as `lose` and `seed` say. To be called when the process is dead. Afterwards
     /// everything that is left is durable.
-    pub fn cut(&mut self, lose: Lose, seed: u64) -> Cut {
+    pub fn cut(&self, lose: Lose, seed: u64) -> Cut {
         let ops = journal::read(&self.notes).unwrap();
         let unsynced = unsynced(&ops);
         let mut random = Random(seed);
@@ -196,6 +204,15 @@ impl Disk {
     }
 }
 
+/// The bytes that a change is about.
+fn touched(op: &Op) -> Option<Range<usize>> {
+    match &op.what {
+        What::Write { at, fresh, .. } => Some(*at as usize..*at as usize + fresh.len()),
+        What::Length { to, length_before, .. } => Some(*to.min(length_before) as usize..usize::MAX),
+        _ => None,
+    }
+}
+
 /// The changes that no sync covered, in their order.
 fn unsynced(ops: &[Op]) -> Vec<Op> {
     // By the inode whose sync they wait for, and those for which a sync has failed: the kernel takes their pages for
@@ -210,7 +227,7 @@ fn unsynced(ops: &[Op]) -> Vec<Op> {
             }
             What::SyncAll => waiting.clear(),
             What::SyncFailed => given_up.extend(waiting.remove(&op.inode).unwrap_or_default()),
-            What::Blind(_) => {}
+            What::Blind(_) | What::Intent => {}
             _ => waiting.entry(op.belongs_to()).or_default().push(number),
         }
     }

@@ -24,7 +24,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum kind { WRITE = 1, LENGTH, SYNC, SYNC_FAILED, SYNC_ALL, ADD, REMOVE, RENAME, BLIND };
+enum kind { WRITE = 1, LENGTH, SYNC, SYNC_FAILED, SYNC_ALL, ADD, REMOVE, RENAME, BLIND, INTENT };
 
 // Followed by name, other, fresh and old. A record that ends early was cut off by the kill.
 struct record {
@@ -86,6 +86,13 @@ static void note(struct record r, const char *name, const char *other, const voi
     put(fresh, fresh_bytes);
     put(old, old_bytes);
     errno = saved;
+}
+
+// Names are noted when they are changed, since only then their inodes are known; should the kill come between the two,
+// the notes end with this.
+static void intend(void) {
+    struct record r = {.kind = INTENT};
+    note(r, NULL, NULL, NULL, NULL);
 }
 
 static int below_root(const char *path) {
@@ -363,6 +370,7 @@ static int opened(int at, const char *path, int flags, mode_t mode) {
             syscall(SYS_close, reader);
         }
     }
+    if (!there) intend();
     int fd = syscall(SYS_openat, at, path, flags, mode);
     if (fd >= 0 && !there && fstat(fd, &found) == 0) {
         struct record r = {.kind = ADD, .inode = found.st_ino, .dir = p.dir};
@@ -385,6 +393,7 @@ int mkdirat(int at, const char *path, mode_t mode) {
     struct place p;
     if (!place(at, path, &p)) return syscall(SYS_mkdirat, at, path, mode);
     pthread_mutex_lock(&lock);
+    intend();
     int done = syscall(SYS_mkdirat, at, path, mode);
     struct stat found;
     if (done == 0 && lstat(p.path, &found) == 0) {
@@ -415,6 +424,7 @@ int unlinkat(int at, const char *path, int flags) {
     if (!place(at, path, &p)) return syscall(SYS_unlinkat, at, path, flags);
     pthread_mutex_lock(&lock);
     int done, there = lstat(p.path, &found) == 0, folder = there && S_ISDIR(found.st_mode);
+    intend();
     if (there && folder && (flags & AT_REMOVEDIR)) {
         done = remove_folder(p.path, found.st_ino);
     } else {
@@ -443,6 +453,7 @@ int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned
     struct record r = {.kind = RENAME};
     struct stat moved, replaced;
     int there = ours && lstat(a.path, &moved) == 0;
+    intend();
     if (!ours || !theirs || flags) {
         r.kind = BLIND;
         note(r, "a rename across the root, or with flags", to, NULL, NULL);
@@ -468,6 +479,7 @@ int linkat(int from_at, const char *from, int to_at, const char *to, int flags) 
     struct stat found;
     if (!place(to_at, to, &p)) return syscall(SYS_linkat, from_at, from, to_at, to, flags);
     pthread_mutex_lock(&lock);
+    intend();
     int done = syscall(SYS_linkat, from_at, from, to_at, to, flags);
     if (done == 0 && lstat(p.path, &found) == 0) {
         struct record r = {.kind = ADD, .inode = found.st_ino, .dir = p.dir};

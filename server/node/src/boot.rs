@@ -730,8 +730,16 @@ fn rebuild(
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
-        let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
-        state.install(&file).map_err(|e| failed(&e))?;
+        let from = snapshot.path.display();
+        let unusable = |e: &dyn std::error::Error| {
+            BootError::Storage(format!(
+                "cannot rebuild the store {} from {from}: {}; remove this member and add a new one, or restore a backup",
+                dir.display(),
+                chain(e)
+            ))
+        };
+        let file = File::open(&snapshot.path).map_err(|e| unusable(&e))?;
+        state.install(&file).map_err(|e| unusable(&e))?;
         state.flush().map_err(|e| failed(&e))?;
     }
     if !fits(&state, wal, snapshots) {

@@ -150,9 +150,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
 }
 
 fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
-    let file = File::open(path)?;
-    match ferretcd_state::snapshot_membership(&file).map_err(io::Error::other)? {
-        Some(blob) => entry::decode_stored(blob).map_err(io::Error::other),
+    let unusable = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", path.display()));
+    let file = File::open(path).map_err(|e| unusable(&e))?;
+    match ferretcd_state::snapshot_membership(&file).map_err(|e| unusable(&e))? {
+        Some(blob) => entry::decode_stored(blob).map_err(|e| unusable(&e)),
         None => Ok(StoredMembership::default()),
     }
 }

@@ -68,7 +68,7 @@ fn the_disk_sees_all_that_the_engines_write() {
 
 /// One life under each model after the other on one disk, each ended by a cut; sometimes by a kill before that, after
 /// which the next life must not trust what only the page cache has.
-fn cuts(kind: EngineKind, disk: &mut Disk, seed: u64, lives: u64) -> Result<(), String> {
+fn cuts(kind: EngineKind, disk: &Disk, seed: u64, lives: u64) -> Result<(), String> {
     let mut random = Random(seed);
     let path = disk.root().join("db");
     let mut last = 0;
@@ -90,8 +90,8 @@ fn a_power_cut_takes_nothing_that_was_flushed() {
     let rounds = std::env::var("FERRETCD_POWER_CUTS").map_or(2, |n| n.parse().unwrap());
     for seed in 0..rounds {
         for kind in ENGINES {
-            let (_dir, mut disk) = disk();
-            cuts(kind, &mut disk, seed, 6).unwrap();
+            let (_dir, disk) = disk();
+            cuts(kind, &disk, seed, 6).unwrap();
         }
     }
 }
@@ -112,7 +112,7 @@ fn without_its_syncs_an_engine_loses_what_it_flushed() {
         let lost = (0..10).find_map(|seed| {
             let (_dir, mut disk) = disk();
             disk.ignore_syncs(pattern);
-            cuts(kind, &mut disk, seed, 3).err()
+            cuts(kind, &disk, seed, 3).err()
         });
         println!("{kind} without {rule}: {lost:?}");
         assert!(lost.is_some(), "{kind} lost nothing without {rule}");

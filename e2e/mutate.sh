@@ -1,0 +1,28 @@
+#!/bin/sh
+# Breaks durability on purpose, one patch at a time, in a copy of the last commit, and says whether the tests named in
+# the patch's first line (`test: <arguments of cargo test>`) notice. Names of patches as arguments: those alone.
+# The list with what each one is about: docs/dev/mutations.md.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+copy=${FERRETCD_CACHE:-$HOME/.cache/ferretcd}/mutations
+rm -rf "$copy" && mkdir -p "$copy"
+git -C "$root" archive HEAD | tar -x -C "$copy"
+missed=0
+for patch in "$root"/e2e/mutations/*.patch; do
+  name=$(basename "$patch" .patch)
+  case "$#:$*" in 0:*) ;; *"$name"*) ;; *) continue ;; esac
+  arguments=$(sed -n '1s/^test: //p' "$patch")
+  if ! patch --silent --directory="$copy" -p1 < "$patch"; then
+    echo "$name: DOES NOT APPLY"; missed=1; continue
+  fi
+  # shellcheck disable=SC2086
+  if ! (cd "$copy" && cargo test --quiet $arguments --no-run > "$copy.log" 2>&1); then
+    echo "$name: DOES NOT COMPILE (see $copy.log)"; missed=1
+  elif (cd "$copy" && timeout 900 cargo test $arguments > "$copy.log" 2>&1); then
+    echo "$name: NOT CAUGHT by cargo test $arguments"; missed=1
+  else
+    echo "$name: caught by $(sed -n 's/^test \(.*\) \.\.\. FAILED/\1/p' "$copy.log" | head -3 | tr '\n' ' ')"
+  fi
+  patch --silent --reverse --directory="$copy" -p1 < "$patch"
+done
+exit $missed

@@ -1,0 +1,335 @@
+//! Disks that are full, whose syncs fail, or that give back other bytes than they got: a member goes on with what is
+//! right, or says what is wrong and stops. It never answers with something else, and never forgets what it acknowledged.
+
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use ferretcd_power_cut::{Disk, Lose, Random};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::{Cluster, Contents, Member, eventually};
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A small file system in memory, for as long as it lives.
+struct Small(PathBuf);
+
+impl Small {
+    /// None where this user may not mount; the tests run as root in CI.
+    fn new(place: PathBuf, mebibytes: u32) -> Option<Small> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: this test needs to mount a small file system, and is left out");
+            return None;
+        }
+        fs::create_dir(&place).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "ferretcd-test", place.to_str().unwrap()]);
+        Some(Small(place))
+    }
+
+    fn resize(&self, mebibytes: u32) {
+        run("mount", &["-o", &format!("remount,size={mebibytes}m"), self.0.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: the member may still be there if the test has failed.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Fills the disk of a member, sees it stop, gives it room again, and looks for what it acknowledged.
+async fn fill_up(engine: &str, own_wal_dir: bool) {
+    let mut cluster = Cluster::new(&["solo"]);
+    let Some(small) = Small::new(cluster.tmp.path().join("small"), 200) else { return };
+    let m = &mut cluster.members[0];
+    m.flags.push(format!("--storage-engine={engine}"));
+    match own_wal_dir {
+        true => m.flags.push(format!("--wal-dir={}", small.0.join("wal").display())),
+        false => m.dir = small.0.join("data"),
+    }
+    m.start();
+    m.ready().await;
+    let value = "x".repeat(1 << 20);
+    let mut acknowledged = 0;
+    let refused = loop {
+        match m.put(&format!("k{acknowledged:04}"), &value).await {
+            Ok(_) => acknowledged += 1,
+            Err(refused) => break refused,
+        }
+        assert!(acknowledged < 400, "the disk is never full");
+    };
+    let ended = eventually("it stops", async || m.has_ended().ok_or_else(|| "it still runs".to_owned())).await;
+    assert_ne!(ended, Some(0));
+    assert!(m.log().contains("No space left on device"), "{refused}: {}", m.log());
+
+    // Still no room: it says so again, or finds enough to serve what it has.
+    m.start();
+    eventually("it serves or ends", async || match m.has_ended() {
+        Some(_) => Ok(()),
+        None => m.get("k0000", true).await.map(drop).map_err(|e| e.to_string()),
+    })
+    .await;
+    if m.runs() {
+        m.kill();
+    }
+    small.resize(1000);
+    m.start();
+    m.ready().await;
+    for n in 0..acknowledged {
+        let kept = m.get(&format!("k{n:04}"), false).await.unwrap();
+        assert!(kept.as_deref() == Some(&value), "k{n:04} of {acknowledged} is lost");
+    }
+    m.put("after", "there is room").await.unwrap();
+    m.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_a_member_on_sled_which_goes_on_when_there_is_room() {
+    fill_up("sled", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_log_stops_a_member_on_redb_which_goes_on_when_there_is_room() {
+    fill_up("redb", true).await;
+}
+
+/// A sync that fails takes what was written before with it, for ever: the next one succeeds and proves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_fails_ends_the_member_and_nothing_is_acknowledged_by_it() {
+    for (engine, failing) in [("sled", "*/wal/*.wal"), ("sled", "*/engine/db"), ("redb", "*/engine/redb")] {
+        let mut cluster = Cluster::new(&["solo"]);
+        let mut disk = Disk::new(cluster.tmp.path(), "disk");
+        disk.may_fail_syncs(failing);
+        let m = &mut cluster.members[0];
+        m.dir = disk.root().join("data");
+        m.flags.push(format!("--storage-engine={engine}"));
+        let start = |m: &mut Member| {
+            let mut command = m.command(&[]);
+            disk.attach(&mut command);
+            m.start_as(command);
+        };
+        start(m);
+        m.ready().await;
+        let mut acknowledged = Vec::new();
+        for n in 0..10 {
+            m.put(&format!("before{n}"), "x").await.unwrap();
+            acknowledged.push(format!("before{n}"));
+        }
+        disk.fail_now();
+        let ended = eventually("it stops", async || {
+            let key = format!("after{}", acknowledged.len());
+            if m.put(&key, "x").await.is_ok() {
+                acknowledged.push(key);
+            }
+            m.has_ended().ok_or_else(|| format!("it still runs; has a sync failed: {}", disk.has_failed()))
+        })
+        .await;
+        assert!(disk.has_failed());
+        assert_ne!(ended, Some(0), "{failing}");
+        assert!(m.log().contains("Input/output error"), "{failing}: {}", m.log());
+        disk.cut(Lose::All, 1);
+        start(m);
+        m.ready().await;
+        for key in &acknowledged {
+            assert_eq!(m.get(key, false).await.unwrap().as_deref(), Some("x"), "{failing}: {key} is lost");
+        }
+    }
+}
+
+/// What a start with a damaged file came to.
+enum Came {
+    /// It serves.
+    Up,
+    /// It ended, with this in its log.
+    Refused(String),
+}
+
+/// A member's files, and what they hold, to be damaged again and again.
+struct Original {
+    cluster: Cluster,
+    dir: PathBuf,
+    everything: Contents,
+    revision: i64,
+}
+
+impl Original {
+    /// Made by `fill` on a member that is then stopped.
+    async fn new(engine: &str, large: bool) -> Original {
+        let mut cluster = Cluster::new(&["solo"]);
+        let m = &mut cluster.members[0];
+        m.flags.push(format!("--storage-engine={engine}"));
+        m.flags.extend(["--snapshot-count=50".to_owned(), "--snapshot-catchup-entries=10".to_owned()]);
+        m.start();
+        m.ready().await;
+        let (count, value) = if large { (260, "x".repeat(300_000)) } else { (60, "x".repeat(900)) };
+        for n in 0..count {
+            m.put(&format!("k{}", n % 40), &format!("{n} {value}")).await.unwrap();
+        }
+        if large {
+            let snap = m.dir.join("member/snap");
+            eventually("a snapshot file is there", async || {
+                let names = fs::read_dir(&snap).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+                names.into_iter().find(|n| n.ends_with(".snap")).map(drop).ok_or_else(|| "not yet".to_owned())
+            })
+            .await;
+        }
+        let everything = m.everything().await;
+        let revision = m.status().await.unwrap().header.unwrap().revision;
+        assert_eq!(m.terminate().await, Some(0));
+        let dir = cluster.tmp.path().join("original");
+        fs::rename(&m.dir, &dir).unwrap();
+        Original { cluster, dir, everything, revision }
+    }
+
+    /// All files, with the places of their bytes that are not zero.
+    fn files(&self) -> Vec<(PathBuf, Vec<usize>)> {
+        let (mut files, mut waiting) = (Vec::new(), vec![self.dir.clone()]);
+        while let Some(dir) = waiting.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => waiting.push(path),
+                    false => {
+                        let bytes = fs::read(&path).unwrap();
+                        let used = bytes.iter().enumerate().filter(|(_, b)| **b != 0).map(|(at, _)| at).collect();
+                        files.push((path.strip_prefix(&self.dir).unwrap().to_owned(), used));
+                    }
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Starts on a copy of the files that `damage` has changed. What serves must serve all, and right.
+    async fn start(&mut self, what: &str, damage: impl FnOnce(&Path)) -> Came {
+        let m = &mut self.cluster.members[0];
+        if m.dir.exists() {
+            fs::remove_dir_all(&m.dir).unwrap();
+        }
+        // The log is mostly zeros.
+        run("cp", &["-a", "--sparse=always", self.dir.to_str().unwrap(), m.dir.to_str().unwrap()]);
+        damage(&m.dir);
+        m.start();
+        let ended = eventually("it serves or ends", async || match m.has_ended() {
+            Some(code) => Ok(Some(code)),
+            None => m.get("k", false).await.map(|_| None).map_err(|e| e.to_string()),
+        })
+        .await;
+        if let Some(code) = ended {
+            assert_ne!(code, Some(0), "{what}");
+            return Came::Refused(m.log());
+        }
+        let (everything, revision) = (m.everything().await, m.status().await.unwrap().header.unwrap().revision);
+        assert!(everything == self.everything && revision == self.revision, "{what}: it serves something else");
+        m.kill();
+        Came::Up
+    }
+}
+
+fn flip(path: &Path, at: usize, bit: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1 << bit;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Flips so many bytes of each file, one at a time.
+async fn flips(engine: &str, seed: u64, of_log: usize, of_engine: usize) {
+    let mut original = Original::new(engine, false).await;
+    let mut random = Random(seed);
+    for (file, used) in original.files() {
+        let name = file.display().to_string();
+        let count = match name.contains("/engine/") {
+            _ if used.is_empty() || name.ends_with(".spare") => 0,
+            true => of_engine,
+            false if name.ends_with(".wal") => of_log,
+            false => 2,
+        };
+        for number in 0..count {
+            // The last byte of the log's records is the tail; the others lie anywhere.
+            let at = if number == 0 { used[used.len() - 1] } else { used[random.below(used.len() as u64) as usize] };
+            let bit = random.below(8);
+            let what = format!("{engine}: bit {bit} of byte {at} of {name}");
+            let came = original.start(&what, |dir| flip(&dir.join(&file), at, bit)).await;
+            match came {
+                Came::Up => println!("{what}: it serves all"),
+                Came::Refused(log) => {
+                    let told = log.lines().last().unwrap_or_default().to_owned();
+                    println!("{what}: {told}");
+                    let file_name = file.file_name().unwrap().to_str().unwrap();
+                    assert!(told.contains(file_name), "{what}: it stops and does not name the file: {told}");
+                    assert!(!name.contains("/engine/"), "{what}: an engine can be rebuilt: {told}");
+                    assert!(
+                        !name.ends_with(".wal") || told.contains("offset"),
+                        "{what}: it does not say where: {told}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_is_named_or_made_good_with_sled() {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
+    flips("sled", number("FERRETCD_SEED", 1), 4, number("FERRETCD_FLIPS", 4) as usize).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_is_named_or_made_good_with_redb() {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
+    flips("redb", number("FERRETCD_SEED", 1), 2, number("FERRETCD_FLIPS", 4) as usize).await;
+}
+
+/// A snapshot file is read when the engine is gone, or by a member that lags; damaged, it must not become the state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_a_snapshot_file_never_becomes_data() {
+    let mut original = Original::new("redb", true).await;
+    let files = original.files();
+    let (snapshot, used) = files.iter().find(|(path, _)| path.extension().is_some_and(|e| e == "snap")).unwrap();
+    let without_engine = |dir: &Path| fs::remove_dir_all(dir.join("member/engine")).unwrap();
+    assert!(matches!(original.start("the snapshot as it was", without_engine).await, Came::Up));
+    let mut random = Random(3);
+    for _ in 0..2 {
+        let at = used[random.below(used.len() as u64) as usize];
+        let what = format!("byte {at} of the snapshot");
+        let damage = |dir: &Path| {
+            flip(&dir.join(snapshot), at, 1);
+            without_engine(dir);
+        };
+        match original.start(&what, damage).await {
+            Came::Up => panic!("{what}: without its base a member cannot know what it had"),
+            Came::Refused(log) => names_the_file(&what, &log),
+        }
+        // With its engine it has all that it needs, and still says so rather than to send such a file to others.
+        if let Came::Refused(log) = original.start(&what, |dir| flip(&dir.join(snapshot), at, 1)).await {
+            names_the_file(&what, &log);
+        }
+    }
+}
+
+fn names_the_file(what: &str, log: &str) {
+    let told = log.lines().last().unwrap_or_default();
+    assert!(told.contains(".snap"), "{what}: {told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_format_of_the_data_directory_is_refused() {
+    let mut original = Original::new("sled", false).await;
+    let newer = |dir: &Path| {
+        let file = dir.join("member/format");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.replace("version = 1", "version = 2")).unwrap();
+    };
+    match original.start("a newer format", newer).await {
+        Came::Refused(log) => assert!(log.contains("start a newer version of the server"), "{log}"),
+        Came::Up => panic!("a newer format was opened"),
+    }
+}
