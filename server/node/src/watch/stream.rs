@@ -158,6 +158,9 @@ impl WatchStream {
             let woken = woken.wake.notified();
             self.take_notices()?;
             self.queue.behind.store(self.behind.len(), Ordering::Relaxed);
+            if self.next_progress <= Instant::now() {
+                self.progress_tick();
+            }
             let ready = self.out.pop_front().or_else(|| self.next_batch());
             if let Some(message) = ready {
                 if let WatchMessage::Events { events, .. } = &message {
@@ -178,7 +181,7 @@ impl WatchStream {
             }
             tokio::select! {
                 () = woken => {}
-                () = tokio::time::sleep_until(self.next_progress) => self.progress_tick(),
+                () = tokio::time::sleep_until(self.next_progress) => {}
             }
         }
     }
@@ -319,19 +322,26 @@ impl WatchStream {
         })
     }
 
+    /// Tells each watcher that has nothing to come how far it is, however busy the others are: clients resume there, and one
+    /// that was told nothing for long may find its place compacted.
     fn progress_tick(&mut self) {
         self.next_progress = Instant::now() + self.progress_every;
         let at_rest = self.hub.at_rest(|revision| {
             let pending = self.queue.state.lock();
-            (pending.batches.is_empty() && pending.overflowed.is_empty() && pending.resync.is_none())
-                .then_some(revision)
+            let told = |id: &i64| pending.overflowed.iter().all(|(behind, _)| behind != id);
+            let waiting: BTreeSet<i64> = pending.batches.iter().map(|batch| batch.id).collect();
+            let at_rest =
+                self.watchers.keys().filter(|id| told(id) && !waiting.contains(id) && !self.behind.contains(id));
+            pending.resync.is_none().then(|| (revision, at_rest.copied().collect::<Vec<_>>()))
         });
-        let Some(revision) = at_rest else { return };
-        for (id, w) in &mut self.watchers {
-            if w.request.progress_notify && !std::mem::take(&mut w.busy) {
-                self.out.push_back(WatchMessage::Progress { id: *id, revision });
+        let Some((revision, at_rest)) = at_rest else { return };
+        for id in at_rest {
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            let quiet = !std::mem::take(&mut watcher.busy);
+            // A start in the future is ahead of any progress.
+            if quiet && watcher.request.progress_notify && watcher.next <= revision + 1 {
+                self.out.push_back(WatchMessage::Progress { id, revision });
             }
-            w.busy = false;
         }
     }
 }

@@ -215,6 +215,23 @@ async fn progress_is_told_only_after_every_event_up_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_watcher_hears_of_progress_however_busy_its_neighbour_is() {
+    let mut world = World::new();
+    let mut stream = WatchStream::new(world.hub.clone(), world.state.clone(), Duration::ZERO, false);
+    stream.create(WatchCreate { progress_notify: true, ..watch("quiet") });
+    stream.create(WatchCreate { progress_notify: true, ..watch("busy") });
+    world.put("busy", "1");
+    let mut said = Vec::new();
+    while !said.iter().any(|m| matches!(m, WatchMessage::Progress { id: 0, .. })) {
+        // There is always an event that waits.
+        world.put("busy", "2");
+        said.push(now(&mut stream).await);
+        assert!(said.len() < 10, "{said:?}");
+    }
+    assert!(!said.iter().any(|m| matches!(m, WatchMessage::Progress { id: 1, .. })), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ids_are_counted_or_chosen_and_a_cancelled_one_may_come_back() {
     let mut world = World::new();
     let mut stream = world.stream();
