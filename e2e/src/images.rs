@@ -32,6 +32,7 @@ pub fn ferretcd(binary: &Path) -> Result<Image> {
     let mut image = Image::new(FERRETCD, &["/usr/local/bin/ferretcd"])?.replaceable();
     image.program(Path::new("/usr/local/bin/ferretcd"), binary)?;
     image.link(Path::new("/usr/local/bin/etcd"), Path::new("ferretcd"))?;
+    image.link(Path::new("/usr/local/bin/etcdutl"), Path::new("ferretcd"))?;
     Ok(image)
 }
 

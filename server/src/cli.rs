@@ -17,8 +17,8 @@ pub enum Action {
     Print(String),
     /// Run a member.
     Serve(Box<Settings>),
-    /// An offline verb on a snapshot file.
-    Snapshot(SnapshotCommand),
+    /// A verb on files, and how it answers.
+    Offline(Offline, Format),
     /// etcd's verb for a proxy before a cluster, with the words behind it.
     GrpcProxy(Vec<String>),
 }
@@ -91,27 +91,115 @@ impl Refusal {
 #[command(name = "ferretcd", disable_version_flag = true)]
 struct Verbs {
     #[command(subcommand)]
-    verb: VerbCommand,
+    verb: Offline,
+    /// simple, json, table or fields.
+    #[arg(long, short = 'w', global = true, default_value = "simple")]
+    write_out: Format,
+    /// Taken for etcdutl's sake: files that a process runs on are refused at once.
+    #[arg(long, global = true, default_value = "10s", hide = true)]
+    timeout: String,
 }
 
-#[derive(Subcommand, Debug)]
-enum VerbCommand {
-    /// Offline verbs on snapshot files.
-    #[command(subcommand)]
-    Snapshot(SnapshotCommand),
+/// How a verb answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs)]
+pub enum Format {
+    Simple,
+    Json,
+    Table,
+    Fields,
 }
 
-/// Offline verbs on a snapshot file; nothing is changed.
+/// Verbs on files that no process runs on: etcdutl's, with its flags, and two of our own.
 #[derive(Subcommand, Clone, Debug)]
-pub enum SnapshotCommand {
-    /// Check a snapshot file and print its hash, revision, keys and size.
+pub enum Offline {
+    /// Verbs on snapshot files.
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
+    /// Print the hash of a snapshot file's key space.
+    Hashkv {
+        /// The file.
+        file: PathBuf,
+        /// Up to this revision; 0 is the latest.
+        #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+        rev: i64,
+    },
+    /// Give the space of deleted records in a data directory back.
+    Defrag {
+        /// The data directory.
+        #[arg(long)]
+        data_dir: String,
+        /// Its log, if that is elsewhere.
+        #[arg(long, default_value = "")]
+        wal_dir: String,
+    },
+    /// Tell what a data directory or a snapshot file holds.
+    Inspect {
+        /// The data directory, or the file.
+        path: PathBuf,
+        /// The log of the data directory, if that is elsewhere.
+        #[arg(long, default_value = "")]
+        wal_dir: String,
+        /// List every record of the log, too.
+        #[arg(long)]
+        entries: bool,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Verbs on a snapshot file.
+#[derive(Subcommand, Clone, Debug)]
+pub enum SnapshotVerb {
+    /// Print a file's hash, revision, keys and size.
     Status {
         /// The file.
         file: PathBuf,
-        /// simple or json.
-        #[arg(long, short = 'w', default_value = "simple")]
-        write_out: String,
     },
+    /// Check every byte of a file as a restore would, and change nothing.
+    Verify {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Make the data directory of a member of a new cluster.
+    Restore(Restore),
+}
+
+/// `snapshot restore`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Restore {
+    /// The file.
+    pub file: PathBuf,
+    /// The data directory to make.
+    #[arg(long, default_value = "")]
+    pub data_dir: String,
+    /// Where the log goes, if elsewhere.
+    #[arg(long, default_value = "")]
+    pub wal_dir: String,
+    /// This member's name.
+    #[arg(long, default_value = "default")]
+    pub name: String,
+    /// All members of the new cluster.
+    #[arg(long, default_value = "default=http://localhost:2380")]
+    pub initial_cluster: String,
+    /// The new cluster's token.
+    #[arg(long, default_value = "etcd-cluster")]
+    pub initial_cluster_token: String,
+    /// This member's peer URLs.
+    #[arg(long, default_value = "http://localhost:2380")]
+    pub initial_advertise_peer_urls: String,
+    /// Take a raw copy of a database, which has no SHA-256 at its end.
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// Raise the revision by so much.
+    #[arg(long, default_value_t = 0)]
+    pub bump_revision: u64,
+    /// Let all history up to the raised revision count as compacted; required with --bump-revision, refused without.
+    #[arg(long)]
+    pub mark_compacted: bool,
+    /// Taken for etcdutl's sake: nothing is mapped here.
+    #[arg(long, hide = true)]
+    pub initial_memory_map_size: Option<u64>,
 }
 
 /// Follows the command line and the environment.
@@ -124,7 +212,10 @@ pub fn parse(
     if args.first().is_some_and(|word| word == "etcd" || word == "/usr/local/bin/etcd") {
         args.remove(0);
     }
-    if args.first().is_some_and(|a| a == "snapshot") {
+    if args.first().is_some_and(|word| word == "etcdutl" || word == "/usr/local/bin/etcdutl") {
+        return verb(&args[1..]);
+    }
+    if args.first().is_some_and(|word| VERBS.iter().any(|verb| word == verb)) {
         return verb(&args);
     }
     if args.first().is_some_and(|a| a == "grpc-proxy") {
@@ -154,6 +245,9 @@ pub fn parse(
     Ok(Action::Serve(Box::new(settings)))
 }
 
+/// The first words of verbs on files.
+const VERBS: [&str; 4] = ["snapshot", "hashkv", "defrag", "inspect"];
+
 fn verb(args: &[OsString]) -> Result<Action, Refusal> {
     let matches = match Verbs::command().no_binary_name(true).try_get_matches_from(args) {
         Ok(matches) => matches,
@@ -161,8 +255,10 @@ fn verb(args: &[OsString]) -> Result<Action, Refusal> {
         Err(e) => return Err(Refusal { text: e.to_string().trim_end().to_owned(), code: 2 }),
     };
     let verbs = Verbs::from_arg_matches(&matches).map_err(|e| Refusal::wrong(e.to_string()))?;
-    let VerbCommand::Snapshot(command) = verbs.verb;
-    Ok(Action::Snapshot(command))
+    Ok(match verbs.verb {
+        Offline::Version => Action::Print(format!("etcdutl version: {ETCD_VERSION}\nAPI version: 3.7")),
+        verb => Action::Offline(verb, verbs.write_out),
+    })
 }
 
 fn from_file(path: &Path, shadowed: BTreeSet<String>) -> Result<Settings, Refusal> {

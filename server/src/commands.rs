@@ -1,4 +1,5 @@
 //! Verbs beside running a member.
 
 pub mod grpc_proxy;
-pub mod snapshot;
+pub mod offline;
+mod output;

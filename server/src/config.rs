@@ -10,7 +10,9 @@ use crate::tls::{Allowed, Files, Params};
 use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
 use ferretcd_node::lease::CHECKPOINT_EVERY;
-use ferretcd_node::{AuthConfig, AutoCompaction, BootConfig, ClusterState, CorruptionChecks, Intent, NodeConfig, Pace};
+use ferretcd_node::{
+    AuthConfig, AutoCompaction, BootConfig, ClusterState, CorruptionChecks, Force, Intent, NodeConfig, Pace,
+};
 use ferretcd_raft::Timing;
 use ferretcd_raft::transport::dial::{Dialer, Patience};
 use ferretcd_types::Limits;
@@ -190,13 +192,14 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
     let tls = Params::new(&flags.tls_min_version, &flags.tls_max_version, &flags.cipher_suites.0)?;
     let client_tls = client_tls(flags, &mut notices)?;
     let peer_tls = peer_tls(flags, &mut notices)?;
-    if flags.force_new_cluster {
-        return Err(
-            "--force-new-cluster is not supported: save a snapshot of a member that is left, and restore it into a \
-             new cluster"
-                .to_owned(),
-        );
-    }
+    let force = match flags.force_new_cluster_once.as_str() {
+        _ if flags.force_new_cluster => Some(Force::Always),
+        "" => None,
+        name if name.len() > 64 || name.chars().any(char::is_whitespace) => {
+            return Err(format!("--force-new-cluster-once={name:?}: give it a word of at most 64 bytes"));
+        }
+        name => Some(Force::Once(name.to_owned())),
+    };
     unusual(flags, &mut notices);
 
     let name = &flags.name;
@@ -273,6 +276,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         token: flags.initial_cluster_token.clone(),
         advertise_peer_urls: peer_urls,
         intent: intent(&flags.member_intent)?,
+        force,
         dialer: Dialer::default(),
         node,
     };
@@ -680,7 +684,7 @@ mod tests {
             (&["--initial-cluster=default=http://a"], &["--initial-cluster", "host:port"]),
             (&["--member-intent=maybe"], &["maybe", "bootstrap, join or run"]),
             (&["--auto-compaction-retention=soon"], &["CompactionRetention", "soon", "30m"]),
-            (&["--force-new-cluster"], &["--force-new-cluster", "restore"]),
+            (&["--force-new-cluster-once=two words"], &["--force-new-cluster-once", "a word"]),
             (&["--discovery-srv=example.com"], &["not supported", "--initial-cluster"]),
             (&["--listen-peer-urls=unix:///tmp/x"], &["--listen-peer-urls", "https://"]),
             (

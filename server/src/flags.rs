@@ -219,7 +219,8 @@ flags! {
         downgrade_check_time: GoDuration = "5s", "Accepted without effect: a downgrade ends by itself when all members are of the earlier release, and there is none.";
     }
     "Unsafe" {
-        force_new_cluster: bool = "false", "Not supported: restore a snapshot into a new cluster.";
+        force_new_cluster: bool = "false", "Go on alone with what the data directory holds: the other members are removed, at every start.";
+        force_new_cluster_once: String = "", "As --force-new-cluster, but only once in this data directory for each word that is given here.";
         unsafe_no_fsync: bool = "false", "Accepted without effect: the log is always synced.";
     }
 }
@@ -272,8 +273,8 @@ Usage:
       Run a member from a YAML or JSON file; other flags and variables are then ignored.
   ferretcd grpc-proxy start [flags]
       Run a proxy before a cluster; its own flags: ferretcd grpc-proxy start --help
-  ferretcd snapshot status <file>
-      Check a snapshot file.
+  ferretcd snapshot status|verify|restore <file>, hashkv <file>, defrag, inspect <path>
+      etcdutl's verbs on files that no process runs on, with its flags; so does a link by the name etcdutl.
   ferretcd --version
   ferretcd --help
 ";

@@ -12,6 +12,7 @@ mod serve;
 mod telemetry;
 mod tls;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// glibc's allocator took a fifth of the CPU time of puts, and kept three times the memory (docs/performance.md).
@@ -20,12 +21,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     telemetry::abort_on_panic();
-    match cli::parse(std::env::args_os().skip(1), std::env::vars_os()) {
+    let mut args = std::env::args_os();
+    // By this name it is etcd's tool for files.
+    let name = args.next().map(PathBuf::from).filter(|name| name.file_name().is_some_and(|name| name == "etcdutl"));
+    let args = name.map(|_| "etcdutl".into()).into_iter().chain(args);
+    match cli::parse(args, std::env::vars_os()) {
         Ok(cli::Action::Print(text)) => {
             println!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(cli::Action::Snapshot(command)) => commands::snapshot::run(&command),
+        Ok(cli::Action::Offline(verb, format)) => commands::offline::run(&verb, format),
         Ok(cli::Action::GrpcProxy(words)) => commands::grpc_proxy::run(&words),
         Ok(cli::Action::Serve(settings)) => serve::main(&settings),
         Err(refusal) if refusal.code == 1 => serve::refuse(&refusal.text, 1),

@@ -11,6 +11,7 @@ use crate::difference::difference;
 use crate::lease::LeaseClock;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
+use crate::offline::{Force, stand_alone};
 use crate::watch::Hub;
 use crate::workers;
 use ferretcd_proto::peer::{ProbeMember, ProbeRequest};
@@ -84,6 +85,8 @@ pub struct BootConfig {
     pub advertise_peer_urls: Vec<String>,
     /// `--member-intent`.
     pub intent: Option<Intent>,
+    /// Whether to go on alone with what the data directory holds (`--force-new-cluster`).
+    pub force: Option<Force>,
     /// How other members are reached.
     pub dialer: Dialer,
     /// The rest.
@@ -154,19 +157,19 @@ fn first_eight(hash: &[u8]) -> u64 {
 
 /// Who this member is, as its data directory remembers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Remembered {
-    cluster: ClusterId,
-    member: MemberId,
+pub(crate) struct Remembered {
+    pub(crate) cluster: ClusterId,
+    pub(crate) member: MemberId,
     /// It came as one of the founders, early or late.
-    founder: bool,
+    pub(crate) founder: bool,
     /// Its log was made: from then on a log that is not there is a lost one.
-    logged: bool,
+    pub(crate) logged: bool,
 }
 
 impl Remembered {
     const FILE: &str = "identity";
 
-    fn load(dir: &Path) -> Result<Option<Self>, BootError> {
+    pub(crate) fn load(dir: &Path) -> Result<Option<Self>, BootError> {
         let path = dir.join(Self::FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -192,7 +195,7 @@ impl Remembered {
         }
     }
 
-    fn store(self, dir: &Path) -> Result<(), BootError> {
+    pub(crate) fn store(self, dir: &Path) -> Result<(), BootError> {
         let path = dir.join(Self::FILE);
         let Remembered { cluster, member, founder, logged } = self;
         let (founder, logged) = (u8::from(founder), u8::from(logged));
@@ -272,7 +275,7 @@ impl Boot {
     }
 
     /// Members of a new cluster, with etcd's IDs.
-    fn founders(&self) -> BTreeMap<MemberId, PeerNode> {
+    pub(crate) fn founders(&self) -> BTreeMap<MemberId, PeerNode> {
         let token = &self.config.token;
         self.config
             .initial_cluster
@@ -300,7 +303,7 @@ impl Boot {
         )
     }
 
-    fn founder(&self) -> Result<Remembered, BootError> {
+    pub(crate) fn founder(&self) -> Result<Remembered, BootError> {
         let member = static_member_id(self.own_urls()?, &self.config.token);
         let founders = self.founders();
         if founders.len() != self.config.initial_cluster.len() {
@@ -468,7 +471,17 @@ impl Boot {
         let config = self.config.clone();
         let parts = {
             let (metrics, dir) = (metrics.clone(), dir.to_owned());
-            tokio::task::spawn_blocking(move || open_storage(&config, &dir, me, &metrics)).await
+            let force = config.force.clone().filter(|_| start == Start::Again);
+            let open = move || {
+                let opening = Opening { config: &config, dir: &dir, me, damage: Damage::Rebuild };
+                let (wal, store, state, snapshots) = open_storage(&opening, &metrics)?;
+                if let Some(force) = force {
+                    let ids = (me.cluster, me.member);
+                    stand_alone(&force, &dir, &config.advertise_peer_urls, ids, (&wal, &state, &snapshots))?;
+                }
+                Ok::<Storage, BootError>((wal, store, state, snapshots))
+            };
+            tokio::task::spawn_blocking(open).await
         };
         let (wal, store, state, snapshots) = parts.map_err(|e| BootError::Storage(e.to_string()))??;
         if !me.logged {
@@ -603,13 +616,13 @@ struct Opened {
     metrics: Arc<Metrics>,
 }
 
-fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
+pub(crate) fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
     BootError::Storage(format!("cannot write {}: {e}", path.display()))
 }
 
 /// Makes a directory that only this user may look into, so that a power cut does not take it away again with all that
 /// is in it. Its ancestors' names are synced each time: an earlier start may have been killed between making and syncing.
-fn make_private(dir: &Path) -> Result<(), BootError> {
+pub(crate) fn make_private(dir: &Path) -> Result<(), BootError> {
     use std::os::unix::fs::DirBuilderExt;
     let failed = |e: std::io::Error| BootError::Storage(format!("cannot create {}: {e}", dir.display()));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -632,9 +645,28 @@ const UNREADABLE: [std::io::ErrorKind; 3] = [
     std::io::ErrorKind::InvalidInput,
 ];
 
-type Storage = (Wal, Arc<Store>, Arc<State>, SnapshotDir);
+pub(crate) type Storage = (Wal, Arc<Store>, Arc<State>, SnapshotDir);
 
-fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<Metrics>) -> Result<Storage, BootError> {
+/// What to do with a store that cannot be used, though the log and a snapshot file hold all that was in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// Set it aside and build it anew, as a member that starts does.
+    Rebuild,
+    /// Say so and change nothing.
+    Refuse,
+}
+
+/// Whose files are opened, and how.
+pub(crate) struct Opening<'a> {
+    pub(crate) config: &'a BootConfig,
+    /// The folder `member` of the data directory.
+    pub(crate) dir: &'a Path,
+    pub(crate) me: Remembered,
+    pub(crate) damage: Damage,
+}
+
+pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Result<Storage, BootError> {
+    let Opening { config, dir, me, damage } = *opening;
     let storage = |e: &dyn std::error::Error| BootError::Storage(chain(e));
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
     make_private(&wal_dir)?;
@@ -655,6 +687,12 @@ fn open_storage(config: &BootConfig, dir: &Path, me: Remembered, metrics: &Arc<M
     };
     let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
+        Ok(_) if damage == Damage::Refuse => {
+            return Err(BootError::Storage(format!("the store {} does not fit the log", engine_dir.display())));
+        }
+        Err(why) if damage == Damage::Refuse => {
+            return Err(BootError::Storage(format!("the store {} cannot be opened: {why}", engine_dir.display())));
+        }
         Ok((store, _)) => {
             let _ = store.close();
             drop(store);
@@ -679,6 +717,16 @@ fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
 /// Name of the thread that opens the engine and reads it for the first time. Engines report some damage by panicking;
 /// there, and only there, a panic is caught and leads to a rebuild, while anywhere else it ends the process.
 pub const ENGINE_OPENER: &str = "engine-open";
+
+/// Opens the engine in `dir` with defaults, to look into it.
+pub(crate) fn open_engine(
+    dir: &Path,
+    kind: EngineKind,
+    member: MemberId,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Store>, Arc<State>), String> {
+    Opener { kind, dir: dir.to_owned(), options: Options::default(), member, metrics: metrics.clone() }.open()
+}
 
 /// What the engine is opened with.
 #[derive(Clone)]
@@ -752,7 +800,7 @@ fn rebuild(
     Ok((store, state))
 }
 
-fn chain(e: &dyn std::error::Error) -> String {
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(c) = cause {

@@ -554,6 +554,7 @@ impl Requests {
             members,
             removed: inner.state.removed_members().into_iter().map(|id| id.0).collect(),
             arrival: pb::ProbeArrival::Unsaid.into(),
+            replaced_epochs: inner.state.replaced_epochs().into_iter().map(|epoch| epoch.0).collect(),
             log_format: codec::LOG_FORMAT,
         })
     }

@@ -232,7 +232,8 @@ fn removal(inner: &Inner) -> String {
     )
 }
 
-/// Whether another member of this cluster and history knows that this one was removed.
+/// Whether another member of this cluster knows that this one was removed, in the same history or in one that took its
+/// place by force.
 async fn removed_say_others(inner: &Inner) -> bool {
     let me = inner.identity.member;
     let urls: Vec<String> =
@@ -241,7 +242,7 @@ async fn removed_say_others(inner: &Inner) -> bool {
     let asked = urls.iter().map(|url| probe(dialer, url, ProbeRequest::default(), LEADERLESS_LOOK));
     futures::future::join_all(asked).await.into_iter().flatten().any(|answer| {
         answer.cluster_id == inner.identity.cluster.0
-            && answer.epoch == inner.identity.epoch().0
+            && (answer.epoch == inner.identity.epoch().0 || answer.replaced_epochs.contains(&inner.identity.epoch().0))
             && answer.removed.contains(&me.0)
     })
 }

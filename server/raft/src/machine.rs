@@ -3,7 +3,7 @@
 use crate::entry;
 use crate::snapshot::{SnapshotDir, SnapshotFile};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_pos};
-use ferretcd_state::{Effect, SnapshotKind, State};
+use ferretcd_state::{Effect, Pinned, SnapshotKind, State};
 use ferretcd_types::{Command, Error, LogPos, Reply, RequestId, codec};
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -11,7 +11,7 @@ use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -47,7 +47,7 @@ impl Machine {
         Machine { state, effects, snapshots }
     }
 
-    fn apply_one(&self, entry: Entry) -> io::Result<()> {
+    pub(crate) fn apply_one(&self, entry: Entry) -> io::Result<()> {
         let pos = log_pos(&entry.log_id);
         match entry.payload {
             EntryPayload::Blank => {
@@ -158,6 +158,26 @@ fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
     }
 }
 
+/// Writes a pinned moment as a member's snapshot file that has no final name yet, and says how long its sync took. What the
+/// engine holds is durable afterwards, too: the log below the snapshot may go.
+pub(crate) fn write_snapshot(
+    state: &State,
+    pinned: Pinned,
+    snapshots: &SnapshotDir,
+) -> io::Result<(PathBuf, Duration)> {
+    let pos = pinned.applied().unwrap_or_default();
+    let part = snapshots.unfinished(&format!("build-{}", pos.index));
+    let mut file = io::BufWriter::with_capacity(1 << 20, File::create(&part)?);
+    pinned.write(SnapshotKind::Raft, &mut |chunk: bytes::Bytes| file.write_all(&chunk)).map_err(io::Error::other)?;
+    drop(pinned);
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let written = Instant::now();
+    file.sync_all()?;
+    let synced = written.elapsed();
+    state.flush().map_err(io::Error::other)?;
+    Ok((part, synced))
+}
+
 impl RaftSnapshotBuilder<TypeConfig> for Machine {
     type SnapshotData = SnapshotFile;
 
@@ -172,18 +192,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                 Some(blob) => entry::decode_stored(blob).map_err(io::Error::other)?,
                 None => StoredMembership::default(),
             };
-            let part = this.snapshots.unfinished(&format!("build-{}", pos.index));
-            let mut file = io::BufWriter::with_capacity(1 << 20, File::create(&part)?);
-            pinned
-                .write(SnapshotKind::Raft, &mut |chunk: bytes::Bytes| file.write_all(&chunk))
-                .map_err(io::Error::other)?;
-            drop(pinned);
-            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            let written = Instant::now();
-            file.sync_all()?;
-            this.effects.snapshot_written(begun.elapsed(), written.elapsed());
-            // The log below the snapshot goes next, so what the engine holds must be durable up to here as well.
-            this.state.flush().map_err(io::Error::other)?;
+            let (part, synced) = write_snapshot(&this.state, pinned, &this.snapshots)?;
+            this.effects.snapshot_written(begun.elapsed(), synced);
             if applied.is_none() {
                 // A log that was purged and a state that is empty: openraft asks for a snapshot of nothing at start-up.
                 // It stands for no entry and must not count as one.

@@ -51,6 +51,14 @@ impl SnapshotDir {
         Ok(SnapshotDir { dir: dir.to_owned() })
     }
 
+    /// The newest finished snapshot of a folder that may not be there. Removes nothing.
+    pub fn look(dir: &Path) -> io::Result<Option<(LogPos, SnapshotFile)>> {
+        match dir.try_exists()? {
+            true => SnapshotDir { dir: dir.to_owned() }.newest(),
+            false => Ok(None),
+        }
+    }
+
     /// The newest finished snapshot and the position that it stands for.
     pub fn newest(&self) -> io::Result<Option<(LogPos, SnapshotFile)>> {
         let mut newest = None;

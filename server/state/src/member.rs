@@ -20,6 +20,12 @@ impl Members {
         self.members.values().cloned().collect()
     }
 
+    /// Exactly these, of whom none was ever removed.
+    pub fn of(members: Vec<Member>) -> Self {
+        let members = members.into_iter().map(|member| (member.id, member)).collect();
+        Members { members, removed: BTreeSet::new() }
+    }
+
     /// Those that were members once, by ID.
     pub fn removed(&self) -> impl Iterator<Item = MemberId> {
         self.removed.iter().copied()

@@ -17,6 +17,8 @@ pub(crate) struct Rooms {
     /// What the raft floor wants kept with it; opaque here.
     pub membership: Option<Bytes>,
     pub epoch: Epoch,
+    /// Epochs of the histories that this one replaced by force.
+    pub replaced: Vec<Epoch>,
     pub cluster_version: Option<String>,
     /// The version that a downgrade goes to, while one is under way.
     pub downgrade: Option<String>,
@@ -59,6 +61,10 @@ impl Rooms {
             keyspace::META_APPLIED => self.applied = Some(decode_position(&value)?),
             keyspace::META_MEMBERSHIP => self.membership = Some(value),
             keyspace::META_EPOCH => self.epoch = Epoch(decode_u64("the epoch", &value)?),
+            keyspace::META_REPLACED => {
+                let epochs = value.chunks(8).map(|epoch| decode_u64("a replaced epoch", epoch).map(Epoch));
+                self.replaced = epochs.collect::<Result<_, _>>()?;
+            }
             keyspace::META_CLUSTER_VERSION => {
                 self.cluster_version = Some(String::from_utf8_lossy(&value).into_owned());
             }
@@ -79,8 +85,7 @@ impl Rooms {
 
     /// Adds the records that etcd's snapshot file has no place for, or only one that says less.
     pub fn save_private(&self, batch: &mut Batch) {
-        let Rooms { applied, membership, epoch, cluster_version, downgrade, members, alarms: _, leases: _, auth: _ } =
-            self;
+        let Rooms { applied, membership, epoch, replaced, cluster_version, downgrade, members, .. } = self;
         if let Some(applied) = applied {
             save_applied(batch, *applied);
         }
@@ -89,6 +94,10 @@ impl Rooms {
         }
         if *epoch != Epoch::UNKNOWN {
             batch.put(keyspace::META_EPOCH, encode_u64(epoch.0));
+        }
+        if !replaced.is_empty() {
+            let epochs: Vec<u8> = replaced.iter().flat_map(|epoch| epoch.0.to_be_bytes()).collect();
+            batch.put(keyspace::META_REPLACED, epochs);
         }
         if let Some(version) = cluster_version {
             batch.put(keyspace::META_CLUSTER_VERSION, version.clone());

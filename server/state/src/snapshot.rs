@@ -2,6 +2,7 @@
 //! members that lag.
 
 pub(crate) mod buckets;
+pub(crate) mod hash;
 pub(crate) mod install;
 
 use crate::StateError;

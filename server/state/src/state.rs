@@ -142,6 +142,11 @@ impl State {
         self.inner.rooms.read().epoch
     }
 
+    /// Epochs of the histories that this one replaced by force, see [`State::reform`].
+    pub fn replaced_epochs(&self) -> Vec<Epoch> {
+        self.inner.rooms.read().replaced.clone()
+    }
+
     /// The cluster version, `3.7.0` form; None before the first entry.
     pub fn cluster_version(&self) -> Option<String> {
         self.inner.rooms.read().cluster_version.clone()

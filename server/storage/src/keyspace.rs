@@ -36,6 +36,8 @@ pub const META_APPLIED: &[u8] = b"mapplied";
 pub const META_MEMBERSHIP: &[u8] = b"mmembership";
 /// The random number that tells this history from any other (see `ferretcd_types::Epoch`).
 pub const META_EPOCH: &[u8] = b"mepoch";
+/// The histories that this one replaced when its member was made the only one by force: epochs of 8 bytes each.
+pub const META_REPLACED: &[u8] = b"mreplaced";
 /// The live generation of [`KEYS`].
 pub const META_GENERATION: &[u8] = b"mgeneration";
 /// The revision up to which compaction was asked for (etcd's `scheduledCompactRev`).

@@ -12,6 +12,7 @@ pub mod record;
 pub mod segment;
 
 mod error;
+mod listing;
 mod memory;
 mod pool;
 mod recover;
@@ -21,5 +22,6 @@ mod writer;
 
 pub use error::WalError;
 pub use fs::{Fs, OsFs};
+pub use listing::{ListedSegment, Listing, list, lock};
 pub use state::{LogPos, LogState, Vote};
 pub use wal::{Done, Entry, Identity, Observer, Options, Recovered, Wal};

@@ -50,7 +50,7 @@ pub(crate) struct Bucket {
 
 /// etcd's buckets, by name.
 pub(crate) fn client(rooms: &Rooms, compacted: i64) -> Vec<Bucket> {
-    let Rooms { applied, membership: _, epoch: _, cluster_version, downgrade, members, alarms, leases, auth } = rooms;
+    let Rooms { applied, cluster_version, downgrade, members, alarms, leases, auth, .. } = rooms;
     let mut buckets: Vec<Bucket> = Vec::new();
     let mut bucket = |name: &'static [u8], records: Vec<(Bytes, Bytes)>| {
         buckets.push(Bucket { name, records: records.into_iter().collect() });

@@ -4,6 +4,7 @@
 use super::buckets::{self, KeyRecord, ReadFault};
 use crate::StateError;
 use crate::effect::Effect;
+use crate::member::Members;
 use crate::mvcc::index::Index;
 use crate::mvcc::key_index::Change;
 use crate::mvcc::record;
@@ -14,7 +15,7 @@ use crate::state::{Inner, State, scan};
 use bytes::Bytes;
 use ferretcd_bolt::{File, ReadAt, Trailer};
 use ferretcd_storage::{Batch, Store, keyspace};
-use ferretcd_types::{KeyValue, RestoreRecord};
+use ferretcd_types::{Epoch, KeyValue, LogPos, Member, RestoreRecord};
 use std::sync::Arc;
 
 impl State {
@@ -27,16 +28,55 @@ impl State {
         let mut applier = inner.applier.lock();
         let (live, staged) = (Space::new(applier.new_generation()), Space::new(applier.new_generation()));
         match read(&inner.mvcc.store, file, &live, &staged) {
-            Ok(read) => inner.take_over(read),
+            Ok(read) => inner.take_over(read, true),
             Err(fault) => {
                 inner.work.retire(live);
                 inner.work.retire(staged);
-                Err(match fault {
-                    ReadFault::File(why) => StateError::Snapshot(why),
-                    ReadFault::Visit(err) => err,
-                })
+                Err(refused(fault))
             }
         }
+    }
+
+    /// Replaces everything with what a client's snapshot file holds, as the first state of a member of a new cluster:
+    /// keys with their history, leases, users, roles and alarms are the file's, the members are not. A file that is
+    /// damaged is refused ([`StateError::Snapshot`]) and changes nothing. Returns the revision.
+    pub fn adopt(&self, file: &dyn ReadAt, trailer: Trailer, adoption: Adoption) -> Result<i64, StateError> {
+        let inner = &*self.inner;
+        let mut applier = inner.applier.lock();
+        let live = Space::new(applier.new_generation());
+        match read_client(&inner.mvcc.store, file, trailer, adoption, &live) {
+            // Whether the file's own compaction was finished when it was written is not known: it is done again.
+            Ok(read) => inner.take_over(read, false).map(|_| self.revision()),
+            Err(fault) => {
+                inner.work.retire(live);
+                Err(refused(fault))
+            }
+        }
+    }
+}
+
+/// What makes a client's snapshot file the state of a member of a new cluster.
+#[derive(Clone, Debug)]
+pub struct Adoption {
+    /// The log position that the state then stands for.
+    pub position: LogPos,
+    /// The raft floor's membership as of that position.
+    pub membership: Bytes,
+    /// The members of the new cluster.
+    pub members: Vec<Member>,
+    /// The new history's number.
+    pub epoch: Epoch,
+    /// The new cluster's version.
+    pub cluster_version: String,
+    /// How far to raise the revision; all history up to the new one then counts as compacted, so that watchers that
+    /// knew the old cluster learn that theirs is gone.
+    pub bump: Option<u64>,
+}
+
+fn refused(fault: Fault) -> StateError {
+    match fault {
+        ReadFault::File(why) => StateError::Snapshot(why),
+        ReadFault::Visit(err) => err,
     }
 }
 
@@ -80,10 +120,49 @@ fn read(store: &Store, file: &dyn ReadAt, live: &Arc<Space>, staged: &Arc<Space>
     if rooms.applied.is_none() {
         return Err(ReadFault::File("it does not say which entry it goes up to".to_owned()));
     }
-    for alarm in buckets::read_alarms(&file)? {
+    read_shared(store, &file, &mut rooms, live)?;
+    let staging = restore.map(|header| read_staging(store, &file, header, staged)).transpose()?;
+    Ok(Read { rooms, live: live.clone(), staging })
+}
+
+fn read_client(
+    store: &Store,
+    file: &dyn ReadAt,
+    trailer: Trailer,
+    adoption: Adoption,
+    live: &Arc<Space>,
+) -> Result<Read, Fault> {
+    let file = File::open(file, trailer)?;
+    buckets::require(&file, &[buckets::KEY, buckets::META]).map_err(ReadFault::File)?;
+    // Sees every page of every bucket, those that no record is taken from too.
+    file.summary()?;
+    let Adoption { position, membership, members, epoch, cluster_version, bump } = adoption;
+    let mut rooms = Rooms {
+        applied: Some(position),
+        membership: Some(membership),
+        epoch,
+        cluster_version: Some(cluster_version),
+        members: Members::of(members),
+        ..Rooms::default()
+    };
+    read_shared(store, &file, &mut rooms, live)?;
+    if let Some(bump) = bump {
+        let mut index = live.index.write();
+        let raised = i64::try_from(bump).ok().and_then(|bump| index.revision.checked_add(bump));
+        let raised = raised.filter(|revision| *revision < i64::MAX);
+        index.revision =
+            raised.ok_or_else(|| ReadFault::File(format!("revision {} + {bump} is too large", index.revision)))?;
+        index.compacted = index.revision;
+    }
+    Ok(Read { rooms, live: live.clone(), staging: None })
+}
+
+/// What both kinds of file have alike: alarms, leases, users, roles, and the keys, which go to the store.
+fn read_shared<R: ReadAt>(store: &Store, file: &File<R>, rooms: &mut Rooms, live: &Arc<Space>) -> Result<(), Fault> {
+    for alarm in buckets::read_alarms(file)? {
         rooms.alarms.set(alarm, true);
     }
-    buckets::read_small(&file, |record| {
+    buckets::read_small(file, |record| {
         match record {
             RestoreRecord::Lease { id, ttl } => rooms.leases.grant(id, ttl),
             RestoreRecord::User { name, value } => drop(rooms.auth.users.insert(name, value)),
@@ -95,15 +174,14 @@ fn read(store: &Store, file: &dyn ReadAt, live: &Arc<Space>, staged: &Arc<Space>
         }
         Ok::<_, StateError>(())
     })?;
-    buckets::read_checkpoints(&file, |times| rooms.leases.checkpoint(times.id, times.remaining))?;
-    let compacted = buckets::read_compacted(&file)?;
+    buckets::read_checkpoints(file, |times| rooms.leases.checkpoint(times.id, times.remaining))?;
+    let compacted = buckets::read_compacted(file)?;
     let leases = &mut rooms.leases;
-    let mut index = write_keys(store, &file, buckets::KEY, live.generation, |kv| leases.attach(&kv.key, kv.lease))?;
+    let mut index = write_keys(store, file, buckets::KEY, live.generation, |kv| leases.attach(&kv.key, kv.lease))?;
     index.compacted = compacted;
     index.revision = index.revision.max(compacted);
     *live.index.write() = index;
-    let staging = restore.map(|header| read_staging(store, &file, header, staged)).transpose()?;
-    Ok(Read { rooms, live: live.clone(), staging })
+    Ok(())
 }
 
 fn read_staging<R: ReadAt>(store: &Store, file: &File<R>, header: Bytes, space: &Arc<Space>) -> Result<Staging, Fault> {
@@ -153,8 +231,9 @@ fn write_keys<R: ReadAt>(
 }
 
 impl Inner {
-    /// The swap: everything small is replaced in one batch, which also names the new generation.
-    fn take_over(&self, read: Read) -> Result<Vec<Effect>, StateError> {
+    /// The swap: everything small is replaced in one batch, which also names the new generation. `is_compacted` says
+    /// that the file left out what its compaction drops.
+    fn take_over(&self, read: Read, is_compacted: bool) -> Result<Vec<Effect>, StateError> {
         let Read { rooms, live, staging } = read;
         let (revision, compacted) = live.revisions();
         let store = &self.mvcc.store;
@@ -171,9 +250,10 @@ impl Inner {
         rooms.save(&mut batch);
         batch.put(keyspace::META_GENERATION, live.generation.to_be_bytes().to_vec());
         if compacted >= 0 {
-            // The file left out what the compaction drops.
             batch.put(keyspace::META_COMPACT_SCHEDULED, encode_u64(compacted as u64));
-            batch.put(keyspace::META_COMPACT_FINISHED, encode_u64(compacted as u64));
+            if is_compacted {
+                batch.put(keyspace::META_COMPACT_FINISHED, encode_u64(compacted as u64));
+            }
         }
         if let Some(staging) = &staging {
             staging.save(&mut batch);
@@ -188,7 +268,7 @@ impl Inner {
         self.refresh_permits(&rooms.auth);
         *current = rooms;
         drop((current, current_staging));
-        self.work.start_over(compacted);
+        self.work.start_over(if is_compacted { compacted } else { -1 });
         self.work.retire(old);
         if let Some(old) = old_staging {
             self.work.retire(old.space);
@@ -204,10 +284,11 @@ impl Inner {
 }
 
 /// The single records that this crate writes.
-const OWN_META: [&[u8]; 10] = [
+const OWN_META: [&[u8]; 11] = [
     keyspace::META_APPLIED,
     keyspace::META_MEMBERSHIP,
     keyspace::META_EPOCH,
+    keyspace::META_REPLACED,
     keyspace::META_GENERATION,
     keyspace::META_COMPACT_SCHEDULED,
     keyspace::META_COMPACT_FINISHED,

@@ -3,6 +3,7 @@
 // clippy.toml allows these in test functions; here all functions are a test's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod adopt;
 mod auth;
 mod compact;
 mod fuzz;

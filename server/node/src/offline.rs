@@ -1,0 +1,418 @@
+//! Verbs on a data directory that no process runs on: restoring a snapshot into a new one, looking into one, giving
+//! space back; and what `--force-new-cluster` does before raft starts.
+
+use crate::boot::{
+    Boot, BootConfig, BootError, Damage, Opening, Remembered, chain, make_private, open_engine, open_storage,
+    unwritable,
+};
+use crate::metrics::{Metrics, operation};
+use crate::workers::CLUSTER_VERSION;
+use crate::{admission, ids};
+use ferretcd_bolt::Trailer;
+use ferretcd_raft::offline;
+use ferretcd_raft::snapshot::SnapshotDir;
+use ferretcd_state::{Adoption, State, StateError};
+use ferretcd_storage::{EngineKind, Format, Store};
+use ferretcd_types::{ClusterId, Epoch, LogPos, Member, MemberId, PeerNode};
+use ferretcd_wal::{Listing, OsFs, Wal, record::Record};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How a snapshot is restored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RestoreHow {
+    /// Take a raw copy of a database, which has no digest at its end (`--skip-hash-check`).
+    pub skip_hash_check: bool,
+    /// Raise the revision by so much, and let all history before count as compacted (`--bump-revision`).
+    pub bump: Option<u64>,
+}
+
+/// What a restore made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The new cluster.
+    pub cluster: ClusterId,
+    /// The member whose data directory it is.
+    pub member: MemberId,
+    /// The revision that the member starts with.
+    pub revision: i64,
+}
+
+/// Makes the data directory of one member of a new cluster, named by `config` as for its founding, from a snapshot file.
+/// Each member of the new cluster is restored from the same file; members that were restored from different ones do not
+/// speak to each other. Whatever goes wrong, nothing is left behind.
+pub fn restore(config: &BootConfig, file: &Path, how: RestoreHow) -> Result<Restored, BootError> {
+    let data_dir = &config.data_dir;
+    let boot = Boot::new(config.clone());
+    let me = boot.founder()?;
+    let was_there = vacant("data-dir", data_dir)?;
+    let wal_was_there = config.wal_dir.as_deref().map(|dir| vacant("wal-dir", dir)).transpose()?;
+    let part = data_dir.join("member.part");
+    let made = make_private(data_dir).and_then(|()| {
+        let restored = restore_into(config, &boot, me, &part, file, how)?;
+        let member = data_dir.join("member");
+        fs::rename(&part, &member).and_then(|()| sync_dir(data_dir)).map_err(|e| unwritable(&member, &e))?;
+        Ok(restored)
+    });
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&part);
+        if !was_there {
+            let _ = fs::remove_dir(data_dir);
+        }
+        if let (Some(dir), Some(was_there)) = (&config.wal_dir, wal_was_there) {
+            clear(dir, was_there);
+        }
+    }
+    made
+}
+
+/// True if the directory is there and empty, false if it is not there.
+fn vacant(flag: &str, dir: &Path) -> Result<bool, BootError> {
+    match fs::read_dir(dir).map(|mut files| files.next().is_none()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(true) => Ok(true),
+        // etcd's words.
+        _ => Err(BootError::Storage(format!("{flag} {:?} not empty or could not be read", dir.display().to_string()))),
+    }
+}
+
+/// Removes what a failed restore left in a directory that was empty, or not there, before it.
+fn clear(dir: &Path, was_there: bool) {
+    for file in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(file.path());
+    }
+    if !was_there {
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+fn restore_into(
+    config: &BootConfig,
+    boot: &Boot,
+    me: Remembered,
+    dir: &Path,
+    file: &Path,
+    how: RestoreHow,
+) -> Result<Restored, BootError> {
+    let epoch = epoch_of(file, me.cluster, how)?;
+    let source = File::open(file).map_err(|e| unreadable(file, &e))?;
+    make_private(dir)?;
+    me.store(dir)?;
+    let opened = open(config, dir, me, Damage::Refuse)?;
+    let voters = boot.founders();
+    // As etcdutl has it: one entry for each member, in term 1.
+    let position = LogPos { term: 1, index: voters.len() as u64 };
+    let members = config.initial_cluster.iter().map(|(name, urls)| Member {
+        id: crate::boot::static_member_id(urls, &config.token),
+        name: name.clone(),
+        peer_urls: urls.clone(),
+        ..Member::default()
+    });
+    let adoption = Adoption {
+        position,
+        members: members.collect(),
+        membership: offline::membership(position, voters).map_err(BootError::Storage)?,
+        epoch,
+        cluster_version: CLUSTER_VERSION.to_owned(),
+        bump: how.bump,
+    };
+    let trailer = if how.skip_hash_check { Trailer::Ignore } else { Trailer::Verify };
+    let revision = opened.state.adopt(&source, trailer, adoption).map_err(|e| match e {
+        StateError::Snapshot(why) => BootError::Storage(format!("{}: {why}", file.display())),
+        e => BootError::Storage(chain(&e)),
+    })?;
+    offline::begin_log(&opened.wal, &opened.state, &opened.snapshots, me.member)
+        .map_err(|e| BootError::Storage(chain(&e)))?;
+    opened.close()?;
+    Remembered { logged: true, ..me }.store(dir)?;
+    sync_dir(dir).map_err(|e| unwritable(dir, &e))?;
+    Ok(Restored { cluster: me.cluster, member: me.member, revision })
+}
+
+/// The new history's number, from all that makes it: members that were restored alike agree on it without a word, and
+/// those that were not can tell.
+fn epoch_of(file: &Path, cluster: ClusterId, how: RestoreHow) -> Result<Epoch, BootError> {
+    let mut source = File::open(file).map_err(|e| unreadable(file, &e))?;
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match source.read(&mut piece).map_err(|e| unreadable(file, &e))? {
+            0 => break,
+            n => hash.update(&piece[..n]),
+        }
+    }
+    hash.update(cluster.0.to_be_bytes());
+    hash.update(how.bump.unwrap_or(0).to_be_bytes());
+    let first = hash.finalize().iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte));
+    Ok(Epoch(first.max(1)))
+}
+
+fn unreadable(file: &Path, e: &io::Error) -> BootError {
+    // etcd's words for the one that happens.
+    BootError::Storage(match e.kind() {
+        io::ErrorKind::NotFound => format!("open {}: no such file or directory", file.display()),
+        _ => format!("cannot read {}: {e}", file.display()),
+    })
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A member's files, opened as for a start.
+struct Files {
+    wal: Wal,
+    store: Arc<Store>,
+    state: Arc<State>,
+    snapshots: SnapshotDir,
+}
+
+impl Files {
+    fn close(self) -> Result<(), BootError> {
+        drop(self.state);
+        self.store.close().map_err(|e| BootError::Storage(chain(&e)))?;
+        self.wal.close().map_err(|e| BootError::Storage(chain(&e)))
+    }
+}
+
+fn open(config: &BootConfig, dir: &Path, me: Remembered, damage: Damage) -> Result<Files, BootError> {
+    let opening = Opening { config, dir, me, damage };
+    let (wal, store, state, snapshots) = open_storage(&opening, &Arc::new(Metrics::default()))?;
+    Ok(Files { wal, store, state, snapshots })
+}
+
+/// The member whose data directory this is.
+fn member_of(dir: &Path) -> Result<Remembered, BootError> {
+    Remembered::load(dir)?
+        .ok_or_else(|| BootError::Identity(format!("{} holds no member; check --data-dir", dir.display())))
+}
+
+/// The engine that this data directory was made with.
+fn engine_of(dir: &Path) -> Result<EngineKind, BootError> {
+    let format = Format::load(dir).map_err(|e| BootError::Storage(chain(&e)))?;
+    let kind = format.map(|format| format.engine.parse()).transpose();
+    Ok(kind.map_err(|why| BootError::Storage(format!("{}: {why}", dir.display())))?.unwrap_or_default())
+}
+
+/// Gives the space of deleted records back. A directory that a process runs on, or that is damaged, is refused. Bytes
+/// before and after.
+pub fn defragment(config: &BootConfig) -> Result<(u64, u64), BootError> {
+    let dir = config.data_dir.join("member");
+    let me = member_of(&dir)?;
+    let config = BootConfig { engine: engine_of(&dir)?, ..config.clone() };
+    let files = open(&config, &dir, me, Damage::Refuse)?;
+    let failed = |e: StateError| BootError::Storage(chain(&e));
+    let before = files.state.disk_bytes().map_err(failed)?;
+    files.state.defragment().map_err(failed)?;
+    let after = files.state.disk_bytes().map_err(failed)?;
+    files.close()?;
+    Ok((before, after))
+}
+
+/// What a data directory holds.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member.
+    pub member: MemberId,
+    /// The layout: version, engine, and who made it.
+    pub format: Option<Format>,
+    /// The log.
+    pub log: Listing,
+    /// The newest snapshot file: what it stands for, where it lies, and its bytes.
+    pub snapshot: Option<(LogPos, PathBuf, u64)>,
+    /// The store, or why it cannot be opened. A start would set it aside then, and build it anew.
+    pub store: Result<StoreInspection, String>,
+}
+
+/// What the store of a data directory holds.
+#[derive(Clone, Debug)]
+pub struct StoreInspection {
+    /// The last log entry whose effects are in it.
+    pub applied: Option<LogPos>,
+    /// The history's epoch.
+    pub epoch: Epoch,
+    /// The cluster version.
+    pub cluster_version: Option<String>,
+    /// The members as of the applied entry.
+    pub members: Vec<Member>,
+    /// The store's revision.
+    pub revision: i64,
+    /// The compacted revision; -1 before the first compaction.
+    pub compacted: i64,
+    /// Keys that exist.
+    pub keys: u64,
+    /// Leases.
+    pub leases: usize,
+    /// Users and roles.
+    pub users: (usize, usize),
+    /// Raised alarms.
+    pub alarms: usize,
+    /// Bytes of all key records.
+    pub logical_bytes: u64,
+    /// Bytes that the engine's files take.
+    pub disk_bytes: u64,
+}
+
+/// Looks into a data directory that no process runs on. The log is read and not touched; the store is opened as for a
+/// start, and neither rebuilt nor written to by this verb. `visit` gets each record of the log in words, with its
+/// segment's number and its offset.
+pub fn inspect(config: &BootConfig, mut visit: impl FnMut(u32, u64, String)) -> Result<Inspection, BootError> {
+    let dir = config.data_dir.join("member");
+    let me = member_of(&dir)?;
+    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
+    let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
+    let _lock = ferretcd_wal::lock(&OsFs, &wal_dir).map_err(|e| BootError::Storage(chain(&e)))?;
+    let log = ferretcd_wal::list(&OsFs, &wal_dir, identity, |segment, offset, record| {
+        visit(segment, offset, in_words(record));
+    });
+    let log = log.map_err(|e| BootError::Storage(chain(&e)))?;
+    let format = Format::load(&dir).map_err(|e| BootError::Storage(chain(&e)))?;
+    let snapshot = SnapshotDir::look(&dir.join("snap")).map_err(|e| BootError::Storage(chain(&e)))?;
+    let engine = EngineKind::newest(&dir.join("engine")).map_err(|e| BootError::Storage(chain(&e)))?;
+    let kind = engine_of(&dir)?;
+    let metrics = Arc::new(Metrics::default());
+    let store = match engine.exists() {
+        true => open_engine(&engine, kind, me.member, &metrics).and_then(|(_, state)| look_into(&state)),
+        false => Err("it is not there".to_owned()),
+    };
+    Ok(Inspection {
+        cluster: me.cluster,
+        member: me.member,
+        format,
+        log,
+        snapshot: snapshot.map(|(pos, file)| (pos, file.path, file.bytes)),
+        store,
+    })
+}
+
+fn look_into(state: &State) -> Result<StoreInspection, String> {
+    Ok(StoreInspection {
+        applied: state.applied(),
+        epoch: state.epoch(),
+        cluster_version: state.cluster_version(),
+        members: state.members(),
+        revision: state.revision(),
+        compacted: state.compacted_revision(),
+        keys: state.key_count(),
+        leases: state.leases().len(),
+        users: (state.auth_users().len(), state.auth_roles().len()),
+        alarms: state.alarms().len(),
+        logical_bytes: state.logical_bytes(),
+        disk_bytes: state.disk_bytes().map_err(|e| chain(&e))?,
+    })
+}
+
+fn in_words(record: &Record<'_>) -> String {
+    match record {
+        Record::Entry { term, index, payload } => {
+            let what = offline::describe(LogPos { term: *term, index: *index }, payload, operation);
+            format!("entry {index} of term {term}, {} bytes: {what}", payload.len())
+        }
+        Record::Vote(vote) => {
+            let granted = if vote.committed { ", who leads" } else { "" };
+            format!("vote in term {} for {:x}{granted}", vote.term, vote.node)
+        }
+        Record::Truncate { after: Some(after) } => format!("cut behind entry {after}"),
+        Record::Truncate { after: None } => "cut to nothing".to_owned(),
+        Record::Purge(upto) => format!("purged up to entry {} of term {}", upto.index, upto.term),
+        Record::Committed(pos) => format!("committed up to entry {} of term {}", pos.index, pos.term),
+    }
+}
+
+/// The hash of a snapshot file's key space up to a revision (0 is all): hash, compacted revision, hashed revision.
+pub fn hash_kv(file: &Path, revision: i64) -> Result<(u32, i64, i64), BootError> {
+    let source = File::open(file).map_err(|e| unreadable(file, &e))?;
+    let hash = ferretcd_state::snapshot_hash_kv(&source, revision);
+    hash.map(|h| (h.hash, h.compact_revision, h.revision)).map_err(|e| BootError::Storage(e.to_string()))
+}
+
+/// What [`verify`] found in a snapshot file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Records of keys, history included.
+    pub keys: u64,
+    /// Leases.
+    pub leases: u64,
+    /// Users.
+    pub users: u64,
+    /// Roles.
+    pub roles: u64,
+    /// Its revision.
+    pub revision: i64,
+}
+
+/// Checks all of a snapshot file: its SHA-256, its structure, and every record as a restore would read it.
+pub fn verify(file: &Path) -> Result<Verified, BootError> {
+    let source = File::open(file).map_err(|e| unreadable(file, &e))?;
+    // Of pieces of any size; nothing is kept.
+    let plan = ferretcd_state::restore_plan(&source, 1 << 20);
+    let plan = plan.map_err(|e| BootError::Storage(format!("{}: {e}", file.display())))?;
+    let totals = plan.totals();
+    Ok(Verified {
+        keys: totals.keys,
+        leases: totals.leases,
+        users: totals.users,
+        roles: totals.roles,
+        revision: plan.revision(),
+    })
+}
+
+/// When `--force-new-cluster` is to be followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// At every start, as in etcd.
+    Always,
+    /// Unless the data directory says that it was done under this name.
+    Once(String),
+}
+
+/// The name under which a member was last made the only one.
+const FORCED: &str = "forced";
+
+/// Makes this member the only one of its cluster, if that is still to be done. The whole log counts, not only what is
+/// known to be committed: an entry that a client was told of may be the last one here, with its commitment known only to
+/// members that are lost. (etcd drops that tail.) The others are removed, and the history gets a new epoch, so one that
+/// comes back is not let in, and stops.
+pub(crate) fn stand_alone(
+    force: &Force,
+    dir: &Path,
+    own_urls: &[String],
+    me: (ClusterId, MemberId),
+    (wal, state, snapshots): (&Wal, &Arc<State>, &SnapshotDir),
+) -> Result<(), BootError> {
+    let mark = dir.join(FORCED);
+    if let Force::Once(name) = force
+        && fs::read_to_string(&mark).is_ok_and(|done| done.trim_end() == name)
+    {
+        tracing::info!(name, "this member was made the only one under this name before: not done again");
+        return Ok(());
+    }
+    let failed =
+        |e: &dyn std::error::Error| BootError::Storage(format!("cannot make this member the only one: {}", chain(e)));
+    offline::replay(wal, state, snapshots).map_err(|e| failed(&e))?;
+    let Some(last) = state.applied() else {
+        return Err(BootError::Identity(
+            "--force-new-cluster: this member's log is empty, so there is nothing to go on with; restore a snapshot"
+                .to_owned(),
+        ));
+    };
+    let voted = wal.vote().map_or(0, |vote| vote.term);
+    let position = LogPos { term: last.term.max(voted) + 1, index: last.index + 1 };
+    let known = state.members().into_iter().find(|m| m.id == me.1);
+    let node = PeerNode { peer_urls: known.map_or_else(|| own_urls.to_vec(), |m| m.peer_urls) };
+    let alone = BTreeMap::from([(me.1, node.clone())]);
+    let membership = offline::membership(position, alone).map_err(BootError::Storage)?;
+    // etcd's line.
+    tracing::warn!(cluster_id = %me.0, local_member_id = %me.1, commit_index = last.index, "forcing restart member");
+    state.reform(position, membership, (me.1, node), ids::epoch()).map_err(|e| failed(&e))?;
+    offline::begin_log(wal, state, snapshots, me.1).map_err(|e| failed(&e))?;
+    if let Force::Once(name) = force {
+        admission::write_durably(&mark, &format!("{name}\n")).map_err(|e| unwritable(&mark, &e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! What is done to a member's log and state while no raft runs on them: replaying, looking, and making a state the
+//! beginning of a log.
+
+use crate::entry;
+use crate::machine::{Effects, Machine, write_snapshot};
+use crate::snapshot::SnapshotDir;
+use crate::types::{Membership, StoredMembership, log_id};
+use bytes::Bytes;
+use ferretcd_state::{Effect, State};
+use ferretcd_types::{Command, Error, LogPos, MemberId, PeerNode, Reply, RequestId, codec};
+use ferretcd_wal::{self as wal, Wal};
+use openraft::EntryPayload;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, mpsc};
+
+/// Bytes of entries that a replay holds at once.
+const REPLAY_BYTES_MAX: usize = 4 << 20;
+
+/// Nobody listens: there are no clients yet.
+struct Silent;
+
+impl Effects for Silent {
+    fn publish(&self, _: Vec<Effect>) {}
+    fn reply(&self, _: RequestId, _: Result<Reply, Error>) {}
+    fn installed(&self, _: Vec<Effect>) {}
+    fn applied(&self, _: LogPos) {}
+}
+
+/// A membership of voters only, in the bytes that the state machine and snapshots keep, as set by the entry at `pos`.
+pub fn membership(pos: LogPos, voters: BTreeMap<MemberId, PeerNode>) -> Result<Bytes, String> {
+    let ids: BTreeSet<u64> = voters.keys().map(|id| id.0).collect();
+    let nodes: BTreeMap<u64, PeerNode> = voters.into_iter().map(|(id, node)| (id.0, node)).collect();
+    let membership = Membership::new(vec![ids], nodes).map_err(|e| e.to_string())?;
+    Ok(entry::encode_stored(&StoredMembership::new(Some(log_id(pos)), membership)))
+}
+
+/// Applies every entry of the log that the state has not, committed or not: who calls this has decided that this log is
+/// the history.
+pub fn replay(wal: &Wal, state: &Arc<State>, snapshots: &SnapshotDir) -> io::Result<()> {
+    let machine = Machine::new(state.clone(), Arc::new(Silent), snapshots.clone());
+    let mut next = state.applied().map_or(0, |pos| pos.index + 1).max(wal.first_index());
+    loop {
+        let page = wal.read(next, wal.end_index(), REPLAY_BYTES_MAX)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        next = last.index + 1;
+        for found in page {
+            let pos = LogPos { term: found.term, index: found.index };
+            machine.apply_one(entry::decode(pos, found.payload).map_err(io::Error::other)?)?;
+        }
+    }
+}
+
+/// Makes the state, as it is applied, the beginning of the log: writes its snapshot file, and drops all entries up to
+/// there. A crash on the way leaves what was there before, or all of this but the end of the log's purge, which a start
+/// does itself.
+pub fn begin_log(wal: &Wal, state: &State, snapshots: &SnapshotDir, member: MemberId) -> io::Result<()> {
+    let pinned = state.pin();
+    let pos = pinned.applied().ok_or_else(|| io::Error::other("the state stands for no log position"))?;
+    let (part, _) = write_snapshot(state, pinned, snapshots)?;
+    snapshots.finish(&part, pos)?;
+    let at = wal::LogPos { term: pos.term, index: pos.index };
+    // An entry's term is one that this member has voted in; the next election is in a later one.
+    let vote = wal::Vote { term: pos.term, node: member.0, committed: false };
+    done(|reply| wal.save_vote(vote, reply))?;
+    wal.save_committed(at)?;
+    done(|reply| wal.purge(at, reply))
+}
+
+fn done(submit: impl FnOnce(wal::Done)) -> io::Result<()> {
+    let (tx, rx) = mpsc::channel();
+    submit(Box::new(move |result| {
+        let _ = tx.send(result);
+    }));
+    rx.recv().map_err(|_| io::Error::other("the log's writer has stopped"))?
+}
+
+/// An entry of the log in words: what it does, and to whom.
+pub fn describe(pos: LogPos, payload: &[u8], name: impl FnOnce(&Command) -> &'static str) -> String {
+    match entry::decode(pos, Bytes::copy_from_slice(payload)).map(|entry| entry.payload) {
+        Ok(EntryPayload::Blank) => "blank".to_owned(),
+        Ok(EntryPayload::Normal(data)) => match codec::decode_proposal(entry::proposal(&data)) {
+            Ok(proposal) => name(&proposal.command).to_owned(),
+            Err(e) => format!("cannot be read: {e}"),
+        },
+        Ok(EntryPayload::Membership(membership)) => {
+            let members = entry::members(&membership);
+            let each = members.iter().map(|(id, node, is_learner)| {
+                format!("{id}{}={}", if *is_learner { " (learner)" } else { "" }, node.peer_urls.join(","))
+            });
+            format!("members {}", each.collect::<Vec<_>>().join(" "))
+        }
+        Err(e) => format!("cannot be read: {e}"),
+    }
+}
+
+/// The members of a membership as [`membership`] encodes it: ID, node, and whether it is a learner.
+pub fn members(blob: Bytes) -> Result<Vec<(MemberId, PeerNode, bool)>, String> {
+    let stored = entry::decode_stored(blob).map_err(|e| e.to_string())?;
+    Ok(entry::members(stored.membership()))
+}

@@ -1,0 +1,303 @@
+//! Verbs on files that no process runs on, judged by etcd's own tools and by real etcd.
+
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use support::etcd::Etcd;
+use support::{Cluster, Member, etcd_tool, eventually, finished};
+
+const ABC: &[&str] = &["a", "b", "c"];
+
+fn run(mut command: Command, args: &[&str]) -> Result<String, String> {
+    finished(command.env_clear().args(args).stdin(Stdio::null()).output().unwrap())
+}
+
+fn ours(args: &[&str]) -> Result<String, String> {
+    run(Command::new(env!("CARGO_BIN_EXE_ferretcd")), args)
+}
+
+fn theirs(args: &[&str]) -> Result<String, String> {
+    run(Command::new(etcd_tool("etcdutl")), args)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Every file below a directory with its bytes.
+fn bytes_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => dirs.push(path),
+                false => drop(files.insert(path.clone(), std::fs::read(&path).unwrap())),
+            }
+        }
+    }
+    files
+}
+
+/// Real etcd on a data directory that etcdutl made.
+struct Served(Child);
+
+impl Served {
+    fn start(at: &Member) -> Served {
+        let child = Command::new(etcd_tool("etcd"))
+            .env_clear()
+            .arg(format!("--data-dir={}", at.dir.display()))
+            .args([
+                format!("--listen-client-urls=http://{}", at.client),
+                format!("--advertise-client-urls=http://{}", at.client),
+            ])
+            .args([format!("--listen-peer-urls=http://{}", at.peer), "--log-level=error".to_owned()])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Served(child)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Something of everything that a snapshot carries; the lease's ID.
+fn furnish(member: &Member) -> String {
+    let ctl = |args: &[&str]| member.etcdctl(args).unwrap();
+    for i in 0..40 {
+        ctl(&["put", &format!("k{:02}", i % 25), &format!("value {i} {}", "x".repeat(i * 50))]);
+    }
+    ctl(&["del", "k03"]);
+    let lease = ctl(&["lease", "grant", "36000"]).split_whitespace().nth(1).unwrap().to_owned();
+    ctl(&["put", "leased", "x", &format!("--lease={lease}")]);
+    ctl(&["compact", "20"]);
+    ctl(&["role", "add", "app"]);
+    ctl(&["role", "grant-permission", "app", "readwrite", "app/", "--prefix"]);
+    ctl(&["user", "add", "ann:secret"]);
+    ctl(&["user", "grant-role", "ann", "app"]);
+    ctl(&["put", "last", "y"]);
+    lease
+}
+
+/// What a member answers of all that.
+fn facts(member: &Member, lease: &str) -> Result<Vec<String>, String> {
+    let json = |args: &[&str]| -> Result<serde_json::Value, String> {
+        serde_json::from_str(&member.etcdctl(&[args, &["-w", "json"]].concat())?).map_err(|e| e.to_string())
+    };
+    let mut facts = Vec::new();
+    for revision in ["0", "20", "33", "41"] {
+        let answer = json(&["get", "", "--prefix", &format!("--rev={revision}")])?;
+        facts.push(format!("at {revision}: {}", answer["kvs"]));
+    }
+    let hash = &json(&["endpoint", "hashkv"])?[0]["HashKV"];
+    facts.push(format!("hash {} at {} after {}", hash["hash"], hash["hash_revision"], hash["compact_revision"]));
+    let leased = json(&["lease", "timetolive", lease, "--keys"])?;
+    facts.push(format!("lease {} {}", leased["granted-ttl"], leased["keys"]));
+    facts.push(format!("{} {}", json(&["user", "get", "ann"])?["roles"], json(&["role", "get", "app"])?["perm"]));
+    facts.push(member.etcdctl(&["get", "k01", "--rev=19"]).unwrap_err().lines().last().unwrap().to_owned());
+    Ok(facts)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcds_snapshot_serves_in_three_members_and_theirs_in_etcd() {
+    let etcd = Etcd::start(&[]).await;
+    let tmp = tempfile::tempdir().unwrap();
+    let origin = Member::at(&etcd.client, tmp.path());
+    let lease = furnish(&origin);
+    let wanted = facts(&origin, &lease).unwrap();
+    let file = tmp.path().join("etcd.db");
+    origin.etcdctl(&["snapshot", "save", text(&file)]).unwrap();
+    drop(etcd);
+
+    // Status and hash, as etcdutl prints them. It writes to the file that it hashes.
+    for format in ["simple", "json", "table", "fields"] {
+        for verb in [&["snapshot", "status"][..], &["hashkv"], &["hashkv", "--rev=30"]] {
+            let copy = tmp.path().join("copy.db");
+            std::fs::copy(&file, &copy).unwrap();
+            let asked = |path| [verb, &["-w", format, path]].concat();
+            let (mine, etcds) = (ours(&asked(text(&file))), theirs(&asked(text(&copy))));
+            assert_eq!(mine, etcds, "{verb:?} -w {format}");
+        }
+    }
+    assert!(ours(&["snapshot", "verify", text(&file)]).unwrap().contains("is whole: revision 44"));
+
+    // The same file into three members, one of them with its log elsewhere, by etcdutl's name and flags.
+    let utl = tmp.path().join("etcdutl");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ferretcd"), &utl).unwrap();
+    let mut cluster = Cluster::new(ABC);
+    let list: Vec<String> = cluster.members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+    let wal = cluster.tmp.path().join("b-wal");
+    cluster.members[1].flags.push(format!("--wal-dir={}", wal.display()));
+    for member in &mut cluster.members {
+        member.flags.push("--initial-cluster-token=anew".to_owned());
+        let (urls, all) = (member.peer_url(), list.join(","));
+        let mut args =
+            vec!["snapshot", "restore", text(&file), "--data-dir", text(&member.dir), "--name", &member.name];
+        args.extend(["--initial-cluster", &all, "--initial-advertise-peer-urls", &urls]);
+        args.extend(["--initial-cluster-token=anew"]);
+        if member.name == "b" {
+            args.extend(["--wal-dir", text(&wal)]);
+        }
+        run(Command::new(&utl), &args).unwrap();
+        let again = run(Command::new(&utl), &args).unwrap_err();
+        assert!(again.contains("not empty or could not be read"), "{again}");
+        assert!(ours(&["inspect", text(&member.dir)]).is_ok() || member.name == "b");
+        member.start();
+    }
+    for member in &cluster.members {
+        member.ready().await;
+        assert_eq!(facts(member, &lease).unwrap(), wanted, "{}", member.name);
+    }
+    let members = cluster.members[0].etcdctl(&["member", "list"]).unwrap();
+    assert!(members.lines().count() == 3 && list.iter().all(|m| members.contains(m.split('=').nth(1).unwrap())));
+
+    // And back.
+    let back = tmp.path().join("back.db");
+    cluster.members[1].etcdctl(&["snapshot", "save", text(&back)]).unwrap();
+    let real = Member::new("real", tmp.path());
+    theirs(&["snapshot", "restore", text(&back), "--data-dir", text(&real.dir)]).unwrap();
+    let _served = Served::start(&real);
+    let answered = eventually("etcd serves", async || facts(&real, &lease)).await;
+    assert_eq!(answered, wanted);
+
+    // The cluster goes on, through a restart and the loss of a member.
+    cluster.members[0].put("new", "x").await.unwrap();
+    cluster.members[2].kill();
+    cluster.members[0].kill();
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
+    assert_eq!(cluster.members[0].get("new", false).await.unwrap().as_deref(), Some("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raised_revision_tells_old_watchers_and_a_mixed_restore_forms_no_cluster() {
+    let solo = Cluster::start(&["solo"]).await;
+    for i in 0..5 {
+        solo.members[0].put("k", &i.to_string()).await.unwrap();
+    }
+    let (first, second) = (solo.tmp.path().join("first.db"), solo.tmp.path().join("second.db"));
+    solo.members[0].etcdctl(&["snapshot", "save", text(&first)]).unwrap();
+    solo.members[0].put("k", "later").await.unwrap();
+    solo.members[0].etcdctl(&["snapshot", "save", text(&second)]).unwrap();
+
+    let mut raised = Member::new("raised", solo.tmp.path());
+    let into = |m: &Member, file: &Path, all: &str, more: &[&str]| {
+        let (urls, name) = (m.peer_url(), m.name.clone());
+        let mut args = vec!["snapshot", "restore", text(file), "--data-dir", text(&m.dir), "--name", &name];
+        args.extend(["--initial-cluster", all, "--initial-advertise-peer-urls", &urls]);
+        args.extend(more);
+        ours(&args)
+    };
+    let alone = format!("raised={}", raised.peer_url());
+    for odd in [&["--bump-revision=1000"][..], &["--mark-compacted"]] {
+        let refused = into(&raised, &first, &alone, odd).unwrap_err();
+        assert!(refused.contains("--mark-compacted required if --revision-bump > 0"), "{refused}");
+    }
+    into(&raised, &first, &alone, &["--bump-revision=1000", "--mark-compacted"]).unwrap();
+    raised.start();
+    raised.ready().await;
+    assert_eq!(raised.get("k", false).await.unwrap().as_deref(), Some("4"));
+    let compacted = raised.etcdctl(&["get", "k", "--rev=6"]).unwrap_err();
+    assert!(compacted.contains("required revision has been compacted"), "{compacted}");
+    assert_eq!(raised.put("k", "5").await.unwrap(), 1007, "6 + 1000, and one");
+
+    // Each member from its own backup is what people do by mistake.
+    let mut mixed = Cluster::new(&["x", "y"]);
+    let all: Vec<String> = mixed.members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+    for (member, file) in mixed.members.iter_mut().zip([&first, &second]) {
+        into(member, file, &all.join(","), &[]).unwrap();
+        member.start();
+    }
+    eventually("both say why", async || {
+        let logs: Vec<String> = mixed.members.iter().map(Member::log).collect();
+        let says = |log: &&String| log.contains("cluster ID mismatch") && log.contains("epoch");
+        logs.iter().any(|log| says(&log)).then_some(()).ok_or_else(|| "nothing in the logs".to_owned())
+    })
+    .await;
+    assert!(mixed.members[0].put("k", "x").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_refused_and_changes_nothing() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    for i in 0..50 {
+        cluster.members[0].put(&format!("k{i}"), "v").await.unwrap();
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("good.db");
+    cluster.members[0].etcdctl(&["snapshot", "save", text(&file)]).unwrap();
+    let dir = cluster.members[0].dir.clone();
+
+    // A process runs on it.
+    for verb in [&["defrag", "--data-dir"][..], &["inspect"]] {
+        let refused = ours(&[verb, &[text(&dir)]].concat()).unwrap_err();
+        assert!(refused.contains("is locked: another process has this log open"), "{verb:?}: {refused}");
+    }
+    assert_eq!(cluster.members[0].terminate().await, Some(0));
+    let told = ours(&["inspect", "--entries", text(&dir)]).unwrap();
+    assert!(told.contains("50 keys") && told.contains("applied up to entry") && told.contains(": Put"), "{told}");
+    let told: serde_json::Value = serde_json::from_str(&ours(&["inspect", "-w", "json", text(&dir)]).unwrap()).unwrap();
+    assert_eq!((&told["store"]["revision"], &told["store"]["keys"]), (&51.into(), &50.into()));
+    assert_eq!(told["log"]["last"], told["store"]["applied"]);
+    ours(&["defrag", "--data-dir", text(&dir)]).unwrap();
+
+    // Files and targets that are wrong; nothing is left behind.
+    let good = std::fs::read(&file).unwrap();
+    let bad = |name: &str, bytes: &[u8]| {
+        let path = tmp.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    let cases = [
+        (bad("flipped.db", &flipped), "SHA-256"),
+        (bad("cut.db", &good[..good.len() - 512]), "SHA-256"),
+        (bad("raw.db", &good[..good.len() - 32]), "hash"),
+        (bad("other.db", b"not a snapshot at all"), "bytes"),
+        (tmp.path().join("absent.db"), "no such file or directory"),
+    ];
+    let (target, wal) = (tmp.path().join("target"), tmp.path().join("target-wal"));
+    for (path, needle) in &cases {
+        let restore = ["snapshot", "restore", text(path), "--data-dir", text(&target), "--wal-dir", text(&wal)];
+        let refused = ours(&restore).unwrap_err();
+        assert!(refused.contains(needle), "{}: {refused}", path.display());
+        assert!(!target.exists() && !wal.exists(), "{}", path.display());
+        // Raw copies have a status, as with etcdutl.
+        let is_raw = path.ends_with("raw.db");
+        assert_eq!(ours(&["snapshot", "status", text(path)]).is_ok(), is_raw, "{}", path.display());
+        assert!(ours(&["snapshot", "verify", text(path)]).is_err());
+    }
+    ours(&["snapshot", "restore", text(&cases[2].0), "--skip-hash-check", "--data-dir", text(&target)]).unwrap();
+    let named = ["--name=a", "--initial-cluster=b=http://127.0.0.1:1"];
+    let refused = ours(&[&["snapshot", "restore", text(&file)][..], &named].concat()).unwrap_err();
+    assert!(refused.contains(r#"couldn't find local name "a" in the initial cluster configuration"#), "{refused}");
+    let before = bytes_of(&dir);
+    let refused = ours(&["snapshot", "restore", text(&file), "--data-dir", text(&dir)]).unwrap_err();
+    assert!(refused.contains("not empty or could not be read"), "{refused}");
+    assert!(before == bytes_of(&dir));
+    assert!(ours(&["defrag", "--data-dir", text(&tmp.path().join("none"))]).unwrap_err().contains("holds no member"));
+
+    // A damaged log.
+    let segment = before.keys().find(|path| path.ends_with("wal/00000001.wal")).unwrap();
+    let mut damaged = before[segment].clone();
+    damaged[200] ^= 1;
+    std::fs::write(segment, &damaged).unwrap();
+    let before = bytes_of(&dir);
+    for verb in [&["defrag", "--data-dir"][..], &["inspect"]] {
+        let refused = ours(&[verb, &[text(&dir)]].concat()).unwrap_err();
+        assert!(refused.contains("00000001.wal is damaged at offset"), "{verb:?}: {refused}");
+    }
+    assert!(before == bytes_of(&dir));
+}
