@@ -53,16 +53,27 @@ impl Node {
 }
 
 impl Inner {
-    /// Members as applied here, with the names that they published.
+    /// Members as this member's log has them, with the names that they published. A change is in force before it is
+    /// applied: a second voter must be found in this list so that it can start, which the quorum waits for.
     pub(crate) fn members(&self) -> Vec<Member> {
-        self.state.members()
+        let applied = self.state.applied().map_or(0, |pos| pos.index);
+        let known = self.state.members();
+        let view = self.view.borrow();
+        match view.membership_index > applied {
+            true => in_force(&view, &known),
+            false => known,
+        }
     }
 
     /// Has the leader change the members, and waits until the change is applied here.
     async fn change_members(&self, change: Change) -> Result<MemberId, Error> {
         let deadline = Instant::now() + self.timing.request_timeout();
         loop {
-            let leader = self.leader_by(deadline).await?;
+            // A leader that has lost its quorum says what is in the way, as in etcd.
+            let leader = match self.view().role {
+                Role::Leader => self.identity.member,
+                _ => self.leader_by(deadline).await?,
+            };
             let changed = if leader == self.identity.member {
                 self.change_members_here(change.clone()).await
             } else {
@@ -74,9 +85,12 @@ impl Inner {
             };
             match changed {
                 Ok((id, index)) => {
-                    // The member that removes itself may not get to apply it any more.
-                    if !matches!(change, Change::Remove(gone) if gone == self.identity.member.0) {
-                        self.wait_applied(index, deadline).await?;
+                    match change {
+                        // It is applied when the new quorum is there: the new voter may have to be started for that.
+                        Change::Add(_) => self.wait_in_force(index, deadline).await?,
+                        // The member that removes itself may not get to apply it any more.
+                        Change::Remove(gone) if gone == self.identity.member.0 => {}
+                        _ => self.wait_applied(index, deadline).await?,
                     }
                     return Ok(id);
                 }
@@ -91,7 +105,7 @@ impl Inner {
     /// The leader's half. Decides on what it sees, then changes exactly that or nothing: the group refuses when the
     /// members changed in between.
     pub(crate) async fn change_members_here(&self, change: Change) -> Result<(MemberId, u64), Error> {
-        let view = self.settled_view().await?;
+        let (view, is_settled) = self.settled_view().await?;
         if view.role != Role::Leader {
             return Err(Error::NotLeader);
         }
@@ -117,6 +131,9 @@ impl Inner {
                 MemberId(update.id)
             }
         };
+        if !is_settled {
+            return Err(Error::Unhealthy);
+        }
         let decided_on = view.membership_index;
         let promotes = matches!(change, Change::Promote(_));
         let changed = match change {
@@ -159,16 +176,26 @@ impl Inner {
         Ok((id, pos.index))
     }
 
-    /// What this member knows of the group, once it has applied the last change of members: before that, checks would
-    /// look at the members of yesterday. A change that a quorum does not take up within an election time-out is a sign of
-    /// trouble, and no other one may come on top of it.
-    async fn settled_view(&self) -> Result<GroupView, Error> {
+    /// Waits until this member's log has the change of members at `index`.
+    async fn wait_in_force(&self, index: u64, deadline: Instant) -> Result<(), Error> {
+        let mut view = self.view.clone();
+        let there = view.wait_for(|view| view.membership_index >= index || view.applied >= index);
+        match tokio::time::timeout_at(deadline, there).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// What this member knows of the group, and whether it has applied the last change of members. A change that a
+    /// quorum does not take up within an election time-out is a sign of trouble, and no other one may come on top of it.
+    async fn settled_view(&self) -> Result<(GroupView, bool), Error> {
         let mut view = self.view.clone();
         let settled = view.wait_for(|v| v.role != Role::Leader || v.applied >= v.membership_index);
         match tokio::time::timeout(self.timing.election, settled).await {
-            Ok(Ok(view)) => Ok(view.clone()),
+            Ok(Ok(view)) => Ok((view.clone(), true)),
             Ok(Err(_)) => Err(Error::Stopped),
-            Err(_) => Err(Error::Unhealthy),
+            Err(_) => Ok((self.view(), false)),
         }
     }
 
@@ -256,6 +283,17 @@ fn may_update(members: &[Member], update: &UpdateMember) -> Result<(), Error> {
         true => Err(Error::PeerUrlExists),
         false => Ok(()),
     }
+}
+
+/// The members in force, with what is known of them by the state machine.
+fn in_force(view: &GroupView, known: &[Member]) -> Vec<Member> {
+    let member = |(id, node, is_learner): &(MemberId, PeerNode, bool)| Member {
+        id: *id,
+        peer_urls: node.peer_urls.clone(),
+        is_learner: *is_learner,
+        ..known.iter().find(|m| m.id == *id).cloned().unwrap_or_default()
+    };
+    view.members.iter().map(member).collect()
 }
 
 fn heard(view: &GroupView, id: MemberId) -> bool {

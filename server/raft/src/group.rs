@@ -58,6 +58,8 @@ pub struct GroupView {
     pub members: Vec<(MemberId, PeerNode, bool)>,
     /// The entry that set the members.
     pub membership_index: u64,
+    /// On the leader: the last entry that is on its own stable storage.
+    pub flushed: Option<u64>,
     /// On the leader: how far each other member's log matches.
     pub progress: BTreeMap<MemberId, Progress>,
     /// On the leader: when a quorum last confirmed it.
@@ -79,6 +81,15 @@ impl GroupView {
     /// Voters.
     pub fn voters(&self) -> impl Iterator<Item = &(MemberId, PeerNode, bool)> {
         self.members.iter().filter(|m| !m.2)
+    }
+
+    /// On the leader: whether most of these voters hold the entry at `index` on stable storage.
+    fn is_held_by_most(&self, voters: &BTreeSet<MemberId>, leader: MemberId, index: u64) -> bool {
+        let holds = |id: &&MemberId| match **id == leader {
+            true => self.flushed >= Some(index),
+            false => self.progress.get(id).is_some_and(|p| p.matched >= Some(index)),
+        };
+        voters.iter().filter(holds).count() > voters.len() / 2
     }
 
     /// A member's node.
@@ -197,6 +208,10 @@ impl Group {
 
     /// Changes the members by one entry: at most one voter more or less than the view that `change` is given. Only on
     /// the leader; refused when the members are no longer those of the entry at `decided_on`.
+    ///
+    /// Returns when most of the voters *before* the change hold the entry on stable storage. Nothing can undo it from
+    /// then on: whoever leads next needs one of their votes, or the new quorum, and so has it. It is how etcd counts, where
+    /// a second voter is a member at once; here, too, nothing else is committed then before the new voters' quorum is there.
     pub async fn change_members(
         &self,
         decided_on: u64,
@@ -207,6 +222,7 @@ impl Group {
             return Err(GroupError::Busy("the members have just changed".to_owned()));
         }
         let mut voters: BTreeSet<MemberId> = observed.voter_ids().map(MemberId).collect();
+        let before = voters.clone();
         let mut nodes: BTreeMap<MemberId, PeerNode> =
             observed.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
         change(&mut voters, &mut nodes);
@@ -215,8 +231,25 @@ impl Group {
         let proposed = Membership::new(vec![config], nodes).map_err(fatal)?;
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *observed.log_id() };
         let payload = openraft::EntryPayload::Blank;
-        let written = self.raft.append_membership(proposed, payload, [unchanged]).await.map_err(write_error)?;
-        Ok(log_pos(&written.log_id))
+        let raft = self.raft.clone();
+        // In a task of its own: its answer comes with the new quorum, which may be long after this one.
+        let mut written =
+            tokio::spawn(
+                async move { raft.append_membership(proposed, payload, [unchanged]).await.map_err(write_error) },
+            );
+        let mut view = self.view.clone();
+        let leader = self.peers.identity().member;
+        let is_held = |view: &GroupView| {
+            view.membership_index > decided_on && view.is_held_by_most(&before, leader, view.membership_index)
+        };
+        tokio::select! {
+            biased;
+            written = &mut written => written.map_err(fatal)?.map(|written| log_pos(&written.log_id)),
+            held = view.wait_for(is_held) => match held {
+                Ok(view) => Ok(LogPos { term: view.term, index: view.membership_index }),
+                Err(_) => Err(GroupError::Fatal("raft has stopped".to_owned())),
+            },
+        }
     }
 
     /// Changes where a member is reached, by one entry. Only on the leader; refused when the members are no longer those
@@ -333,6 +366,7 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, ele
         snapshot: m.snapshot.as_ref().map_or(0, |l| l.index()),
         members: entry::members(m.membership_config.membership()),
         membership_index: m.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
+        flushed: m.replication.as_ref().and_then(|r| r.get(&m.id)).and_then(|l| l.as_ref()).map(|l| l.index()),
         progress: progress.collect(),
         quorum_acked,
         fatal: m.running_state.as_ref().err().map(ToString::to_string),
