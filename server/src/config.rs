@@ -3,6 +3,7 @@
 
 use crate::auth_token;
 use crate::cli::{Notice, Settings};
+use crate::discovery::Discovery;
 use crate::flags::Flags;
 use crate::flags::url::{Scheme, Url};
 use crate::flags::value::{GoDuration, List, Urls, go_duration};
@@ -37,6 +38,8 @@ const PING_MIN_TIME: Duration = Duration::from_secs(300);
 pub struct Config {
     /// How the member starts.
     pub boot: BootConfig,
+    /// How the members of a new cluster find each other, if they do not know.
+    pub discovery: Option<Discovery>,
     /// Where it listens.
     pub listen: Listen,
     /// Certificates of the client and metrics listeners.
@@ -149,7 +152,8 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
              \"unixs:/path/to/socket\" ({why})"
         )
     })?;
-    no_discovery(flags)?;
+    one_way_to_begin(flags)?;
+    let discovery = Discovery::check(flags)?;
     let (heartbeat, election) = (flags.heartbeat_interval, flags.election_timeout);
     if heartbeat == 0 || election == 0 {
         let name = if heartbeat == 0 { "heartbeat-interval" } else { "election-timeout" };
@@ -273,16 +277,19 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         engine: flags.storage_engine.parse().map_err(|why| format!("invalid value for --storage-engine: {why}"))?,
         initial_cluster,
         state: if flags.initial_cluster_state.0 == "existing" { ClusterState::Existing } else { ClusterState::New },
-        token: flags.initial_cluster_token.clone(),
+        // As in etcd, so that two clusters that were found by different tokens are different ones.
+        token: discovery.as_ref().map_or(&flags.initial_cluster_token[..], Discovery::token).to_owned(),
         advertise_peer_urls: peer_urls,
         intent: intent(&flags.member_intent)?,
         force,
+        unsafe_no_fsync: flags.unsafe_no_fsync,
         dialer: Dialer::default(),
         node,
     };
     let interval = flags.grpc_keepalive_interval.length();
     Ok(Config {
         boot,
+        discovery,
         listen,
         client_tls,
         peer_tls,
@@ -376,6 +383,11 @@ fn unusual(flags: &Flags, notices: &mut Vec<Notice>) {
     for spec in flags.changed().filter(|spec| spec.help.starts_with("Accepted")) {
         remark(format!("--{} is accepted without effect in this server", spec.name()));
     }
+    if flags.unsafe_no_fsync {
+        remark(
+            "--unsafe-no-fsync disables fsync, is unsafe, and will cause data loss when the machine fails".to_owned(),
+        );
+    }
     if !flags.pre_vote {
         remark("--pre-vote=false has no effect: this server always asks before it calls an election".to_owned());
     }
@@ -387,7 +399,7 @@ fn unusual(flags: &Flags, notices: &mut Vec<Notice>) {
     }
 }
 
-fn no_discovery(flags: &Flags) -> Result<(), String> {
+fn one_way_to_begin(flags: &Flags) -> Result<(), String> {
     let (endpoints, srv) = (!flags.discovery_endpoints.0.is_empty(), !flags.discovery_srv.is_empty());
     if [!flags.initial_cluster.is_empty(), endpoints, srv].iter().filter(|set| **set).count() > 1 {
         return Err("multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \
@@ -397,8 +409,8 @@ fn no_discovery(flags: &Flags) -> Result<(), String> {
     if endpoints == flags.discovery_token.is_empty() {
         return Err("both --discovery-token and --discovery-endpoints must be set".to_owned());
     }
-    if endpoints || srv {
-        return Err("discovery is not supported by this server: name the members in --initial-cluster".to_owned());
+    if srv {
+        return Err("--discovery-srv is not supported by this server: name the members in --initial-cluster".to_owned());
     }
     Ok(())
 }
@@ -550,7 +562,7 @@ fn advertised(urls: &Urls, error: impl Fn(String, String) -> String) -> Result<V
 }
 
 /// `a=http://…,b=http://…`; a name may come more than once, for more than one URL.
-fn members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+pub fn members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
         let (name, url) = item
@@ -686,6 +698,7 @@ mod tests {
             (&["--auto-compaction-retention=soon"], &["CompactionRetention", "soon", "30m"]),
             (&["--force-new-cluster-once=two words"], &["--force-new-cluster-once", "a word"]),
             (&["--discovery-srv=example.com"], &["not supported", "--initial-cluster"]),
+            (&["--discovery-token=t", "--discovery-endpoints=ftp://a:1"], &["--discovery-endpoints", "scheme"]),
             (&["--listen-peer-urls=unix:///tmp/x"], &["--listen-peer-urls", "https://"]),
             (
                 &["--cipher-suites=TLS_RSA_WITH_RC4_128_SHA"],

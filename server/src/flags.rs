@@ -129,19 +129,19 @@ flags! {
         initial_cluster_state: InitialState = "new", "\"new\" to found a cluster, \"existing\" to join one.";
         initial_cluster_token: String = "etcd-cluster", "Goes into the IDs of a new cluster and its members.";
         advertise_client_urls: Urls = "http://localhost:2379", "Client URLs to tell the cluster.";
-        discovery_token: String = "", "Not supported: name the members in --initial-cluster.";
-        discovery_endpoints: List = "", "Not supported: name the members in --initial-cluster.";
-        discovery_dial_timeout: GoDuration = "2s", "See --discovery-endpoints.";
-        discovery_request_timeout: GoDuration = "5s", "See --discovery-endpoints.";
-        discovery_keepalive_time: GoDuration = "2s", "See --discovery-endpoints.";
-        discovery_keepalive_timeout: GoDuration = "6s", "See --discovery-endpoints.";
-        discovery_insecure_transport: bool = "true", "See --discovery-endpoints.";
-        discovery_insecure_skip_tls_verify: bool = "false", "See --discovery-endpoints.";
-        discovery_cert: String = "", "See --discovery-endpoints.";
-        discovery_key: String = "", "See --discovery-endpoints.";
-        discovery_cacert: String = "", "See --discovery-endpoints.";
-        discovery_user: String = "", "See --discovery-endpoints.";
-        discovery_password: String = "", "See --discovery-endpoints.";
+        discovery_token: String = "", "The new cluster's name at --discovery-endpoints; it is its token, too.";
+        discovery_endpoints: List = "", "An etcd cluster by which the members of a new cluster find each other.";
+        discovery_dial_timeout: GoDuration = "2s", "Accepted without effect: an attempt to connect may take 5 s.";
+        discovery_request_timeout: GoDuration = "5s", "How long it may take to answer a request.";
+        discovery_keepalive_time: GoDuration = "2s", "When a silent connection to it is pinged.";
+        discovery_keepalive_timeout: GoDuration = "6s", "How long it may take to answer that.";
+        discovery_insecure_transport: bool = "true", "Speak no TLS where an endpoint has no scheme.";
+        discovery_insecure_skip_tls_verify: bool = "false", "Take any certificate of it.";
+        discovery_cert: String = "", "The certificate that is shown to it.";
+        discovery_key: String = "", "Its key.";
+        discovery_cacert: String = "", "The authority of its certificate.";
+        discovery_user: String = "", "User there, as name or name:password.";
+        discovery_password: String = "", "The user's password there.";
         discovery_fallback: Fallback = "exit", "Accepted; only \"exit\" is left.";
         discovery_srv: String = "", "Not supported: name the members in --initial-cluster.";
         discovery_srv_name: String = "", "See --discovery-srv.";
@@ -221,7 +221,7 @@ flags! {
     "Unsafe" {
         force_new_cluster: bool = "false", "Go on alone with what the data directory holds: the other members are removed, at every start.";
         force_new_cluster_once: String = "", "As --force-new-cluster, but only once in this data directory for each word that is given here.";
-        unsafe_no_fsync: bool = "false", "Accepted without effect: the log is always synced.";
+        unsafe_no_fsync: bool = "false", "Disables fsync, unsafe, will cause data loss: of the log, that is; the store behind it is made durable as ever.";
     }
 }
 

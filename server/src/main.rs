@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod config_file;
+mod discovery;
 mod flags;
 mod listen;
 mod notify;

@@ -128,6 +128,18 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
 
+    if let Some(discovery) = &config.discovery {
+        let found = tokio::select! {
+            found = discovery.members(&config.boot) => found,
+            _ = term.recv() => return ExitCode::SUCCESS,
+            _ = int.recv() => return ExitCode::SUCCESS,
+        };
+        match found.and_then(|found| found.map(|text| config::members(&text)).transpose()) {
+            Ok(Some(members)) => config.boot.initial_cluster = members,
+            Ok(None) => {}
+            Err(e) => return fail(&e, 1),
+        }
+    }
     let boot = Boot::new(config.boot);
     let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
     let peer_service = Service {

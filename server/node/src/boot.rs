@@ -85,6 +85,8 @@ pub struct BootConfig {
     pub advertise_peer_urls: Vec<String>,
     /// `--member-intent`.
     pub intent: Option<Intent>,
+    /// Acknowledge what a power cut may take back (`--unsafe-no-fsync`).
+    pub unsafe_no_fsync: bool,
     /// Whether to go on alone with what the data directory holds (`--force-new-cluster`).
     pub force: Option<Force>,
     /// How other members are reached.
@@ -671,7 +673,8 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
     make_private(&wal_dir)?;
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
-    let options = ferretcd_wal::Options { observer: metrics.clone(), ..ferretcd_wal::Options::default() };
+    let sync = !config.unsafe_no_fsync;
+    let options = ferretcd_wal::Options { sync, observer: metrics.clone(), ..ferretcd_wal::Options::default() };
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
     let kind = config.engine;
     Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;

@@ -8,6 +8,7 @@ pub mod boot;
 pub mod cluster;
 pub mod corruption;
 mod difference;
+pub mod discovered;
 pub mod downgrade;
 pub mod health;
 mod ids;

@@ -199,6 +199,10 @@ impl Member {
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     pub fn runs(&self) -> bool {
         self.child.is_some()
     }

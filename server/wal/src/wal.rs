@@ -73,14 +73,17 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Payloads of recent entries kept in memory, in bytes, so that replication need not read the disk.
     pub cache_bytes: usize,
+    /// Make what is written durable before its callback. Without it a power cut may take back what was acknowledged
+    /// (`--unsafe-no-fsync`); the end of a segment is still made durable, so that the log stays one.
+    pub sync: bool,
     /// Told what the writer does.
     pub observer: Arc<dyn Observer>,
 }
 
 impl Default for Options {
-    /// 64 MiB segments, 64 MiB of payloads, nobody told.
+    /// 64 MiB segments, 64 MiB of payloads, real syncs, nobody told.
     fn default() -> Self {
-        Options { segment_bytes: 64 << 20, cache_bytes: 64 << 20, observer: Arc::new(Unobserved) }
+        Options { segment_bytes: 64 << 20, cache_bytes: 64 << 20, sync: true, observer: Arc::new(Unobserved) }
     }
 }
 
@@ -621,7 +624,7 @@ impl Inside {
 
 /// Everything of opening but the threads: the writer at the end of the recovered or new log, and the segment size.
 fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> Result<(Writer, u64), WalError> {
-    let Options { segment_bytes, cache_bytes, observer } = options;
+    let Options { segment_bytes, cache_bytes, sync, observer } = options;
     if !(segment::MIN_BYTES..=segment::MAX_BYTES).contains(&segment_bytes) || segment_bytes % segment::MIN_BYTES != 0 {
         return Err(WalError::BadOption(format!(
             "a segment of {segment_bytes} bytes; it must be a multiple of {} and at most {}",
@@ -680,6 +683,7 @@ fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> R
         dir: dir.to_owned(),
         identity,
         pool: Arc::new(pool),
+        syncs: sync,
         observer,
         shared,
         file,

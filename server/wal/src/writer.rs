@@ -46,6 +46,8 @@ pub(crate) struct Writer {
     pub dir: PathBuf,
     pub identity: Identity,
     pub pool: Arc<Pool>,
+    /// Whether each batch is made durable.
+    pub syncs: bool,
     pub observer: Arc<dyn Observer>,
     pub shared: Arc<Shared>,
     /// The file that is written on.
@@ -121,7 +123,8 @@ impl Writer {
             self.put(&Record::Committed(committed), None)?;
         }
         self.flush()?;
-        if !batch.ops.is_empty() {
+        // Segments go when a purge is durable, whatever else need not be.
+        if (self.syncs && !batch.ops.is_empty()) || purges {
             self.sync()?;
         }
         if purges {

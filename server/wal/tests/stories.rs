@@ -700,6 +700,25 @@ impl Observer for Tally {
     }
 }
 
+#[test]
+fn a_log_that_need_not_sync_answers_without_and_is_there_after_a_restart() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("wal");
+    let tally = Arc::new(Tally::default());
+    let options = || Options { segment_bytes: 64 << 10, sync: false, observer: tally.clone(), ..Options::default() };
+    let (wal, _) = Wal::open_inline(Arc::new(OsFs), &dir, options(), IDENTITY).unwrap();
+    for index in 0..10 {
+        wal.append(entries(1, index..index + 1, 100), Box::new(|done| done.unwrap()));
+    }
+    assert_eq!(tally.0.lock().unwrap().0, 0);
+    wal.purge(pos(1, 3), Box::new(|done| done.unwrap()));
+    assert_eq!(tally.0.lock().unwrap().0, 1, "segments go only when that is durable");
+    wal.close().unwrap();
+    let (wal, found) = Wal::open_inline(Arc::new(OsFs), &dir, options(), IDENTITY).unwrap();
+    assert_eq!((found.first_index, found.end_index), (4, 10));
+    assert_eq!(wal.read(4, 10, usize::MAX).unwrap(), entries(1, 4..10, 100));
+}
+
 /// Waits for something that another thread does; the bound only ends a test that hangs.
 fn wait_for(mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
