@@ -144,28 +144,3 @@ async fn the_last_member_goes_on_alone_with_all_that_was_acknowledged_and_grows_
         cluster.members[0].kill();
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_member_acknowledged_to_its_leader_is_kept_though_it_never_heard_of_the_commitment() {
-    // The leader's last message before its end carries an entry; that it is committed would be in the next one.
-    let mut cluster = Cluster::start(ABC).await;
-    let leader = cluster.leader().await;
-    for at in (0..3).filter(|at| *at != leader) {
-        cluster.members[at].pause();
-    }
-    let stuck = {
-        let kv = cluster.members[leader].kv().await;
-        tokio::spawn(async move {
-            let request = pb::PutRequest { key: "last".into(), value: "x".into(), ..Default::default() };
-            kv.clone().put(request).await.map(drop)
-        })
-    };
-    let follower = (leader + 1) % 3;
-    cluster.members[follower].resume();
-    stuck.await.unwrap().unwrap();
-    cluster.members.iter_mut().for_each(Member::kill);
-    let command = cluster.members[follower].command(&["--force-new-cluster"]);
-    cluster.members[follower].start_as(command);
-    cluster.members[follower].ready().await;
-    assert_eq!(cluster.members[follower].get("last", false).await.unwrap().as_deref(), Some("x"));
-}

@@ -99,3 +99,31 @@ pub fn members(blob: Bytes) -> Result<Vec<(MemberId, PeerNode, bool)>, String> {
     let stored = entry::decode_stored(blob).map_err(|e| e.to_string())?;
     Ok(entry::members(stored.membership()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferretcd_storage::{MemoryEngine, Store};
+    use ferretcd_wal::{Entry, Identity, Options, OsFs};
+
+    #[test]
+    fn what_may_have_been_acknowledged_counts_though_its_commitment_was_never_heard_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity { cluster_id: 1, member_id: 1 };
+        let options = || Options { segment_bytes: 64 << 10, ..Options::default() };
+        let open = || Wal::open(Arc::new(OsFs), &dir.path().join("wal"), options(), identity).unwrap().0;
+        let wal = open();
+        let entries = (0..5).map(|index| Entry { term: 1, index, payload: Bytes::from_static(&[0]) }).collect();
+        done(|reply| wal.append(entries, reply)).unwrap();
+        wal.save_committed(wal::LogPos { term: 1, index: 2 }).unwrap();
+        let store = Store::open(Arc::new(MemoryEngine::new()), ferretcd_storage::Options::default()).unwrap();
+        let state = Arc::new(State::open(store, MemberId(1)).unwrap());
+        let snapshots = SnapshotDir::open(&dir.path().join("snap")).unwrap();
+        replay(&wal, &state, &snapshots).unwrap();
+        assert_eq!(state.applied(), Some(LogPos { term: 1, index: 4 }));
+        begin_log(&wal, &state, &snapshots, MemberId(1)).unwrap();
+        assert_eq!(snapshots.newest().unwrap().unwrap().0, LogPos { term: 1, index: 4 });
+        wal.close().unwrap();
+        assert_eq!(open().first_index(), 5, "the snapshot file is what the log continues from");
+    }
+}
