@@ -40,7 +40,7 @@ test-kubernetes: tools ## The operator and the whole story on the local Kubernet
 	$(E2E) test
 
 .PHONY: test-long
-test-long: tools long-differential long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 50,000 random sequences, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
+test-long: tools long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 50,000 random sequences, 200 rounds of power cuts, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
 
 # Each of these keeps what it has done in a file that begins with the commit, and leaves that out the next time.
 define begun
@@ -48,7 +48,7 @@ mkdir -p $(FERRETCD_CACHE)/long; done=$(FERRETCD_CACHE)/long/$(1); commit=$$(git
 [ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done
 endef
 
-.PHONY: long-differential long-control-plane long-watchers long-snapshot long-fuzz
+.PHONY: long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz
 long-differential:
 	@$(call begun,differential); \
 	for from in $$(seq 1 1000 49001); do \
@@ -57,6 +57,14 @@ long-differential:
 	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 cargo test --quiet --package ferretcd --test differential; \
 	  echo "$$from" >> $$done; \
 	done; echo "50000 sequences answered as by etcd"
+
+long-power-cuts:
+	@$(call begun,power-cuts); \
+	for from in $$(seq 1 10 191); do \
+	  grep -qx "$$from" $$done && continue; \
+	  FERRETCD_SEED=$$from FERRETCD_POWER_CUTS=10 cargo test --quiet --package ferretcd --test power_cut the_power_goes -- --nocapture; \
+	  echo "$$from" >> $$done; \
+	done; echo "200 rounds of power cuts lost nothing"
 
 long-control-plane:
 	@$(call begun,control-plane); \
