@@ -519,7 +519,7 @@ impl Boot {
         self.config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"))
     }
 
-    async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
+    pub(crate) async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
         hub.start_at(state.revision());
@@ -553,7 +553,7 @@ impl Boot {
         .await
         .map_err(raft)?;
         let running =
-            Running { config: self.config.node.clone(), group: group.clone(), wal: opened.wal.clone(), shared };
+            Running { named: self.other_urls(), config: self.config.node.clone(), group: group.clone(), wal: opened.wal.clone(), shared };
         let (node, rounds) = Node::assemble(running);
         if start == Start::Again && checks.at_start {
             node.inner.check_before_serving().await.map_err(BootError::Corrupt)?;
@@ -600,7 +600,7 @@ impl Boot {
 
 /// How a member comes to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Start {
+pub(crate) enum Start {
     /// With what its data directory holds.
     Again,
     /// Empty, as one of those that found the cluster.
@@ -609,13 +609,13 @@ enum Start {
     Join(Epoch),
 }
 
-struct Opened {
-    wal: Wal,
-    store: Arc<Store>,
-    state: Arc<State>,
-    snapshots: SnapshotDir,
-    identity: Arc<Identity>,
-    metrics: Arc<Metrics>,
+pub(crate) struct Opened {
+    pub(crate) wal: Wal,
+    pub(crate) store: Arc<Store>,
+    pub(crate) state: Arc<State>,
+    pub(crate) snapshots: SnapshotDir,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 pub(crate) fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
@@ -709,7 +709,7 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
 /// The store may lag behind the log, and never run ahead of it or behind what the log still holds. It may be as far as
 /// the newest snapshot file: one that was installed just before a crash, whose log was not purged yet (openraft does it
 /// at its start).
-fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
+pub(crate) fn fits(state: &State, wal: &Wal, snapshots: &SnapshotDir) -> bool {
     let applied = state.applied().map_or(0, |p| p.index);
     let installed = snapshots.newest().ok().flatten().map_or(0, |(pos, _)| pos.index);
     let last = wal.last().or(wal.purged()).map_or(0, |p| p.index).max(installed);
@@ -829,7 +829,7 @@ impl Member {
             return;
         }
         // One that does not answer would make the stop wait, too.
-        let answers = |at: Instant| at.elapsed() < inner.timing.election;
+        let answers = |at: tokio::time::Instant| at.elapsed() < inner.timing.election;
         let heir = view
             .voters()
             .filter(|(id, _, _)| *id != inner.identity.member)

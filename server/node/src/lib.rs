@@ -20,6 +20,7 @@ pub mod offline;
 mod process;
 mod propose;
 mod read;
+pub mod simulated;
 pub mod status;
 mod waiters;
 pub mod watch;

@@ -255,7 +255,7 @@ impl RestoreSpool {
         self.written += chunk.len() as u64;
         self.expect_bytes(self.written)?;
         let file = self.file.as_mut().ok_or_else(|| Error::internal("the spool is closed"))?;
-        tokio::task::block_in_place(|| file.write_all(&chunk))
+        ferretcd_raft::blocking(|| file.write_all(&chunk))
             .map_err(|e| Error::Internal(format!("cannot write {}: {e}", self.path.display())))
     }
 

@@ -126,6 +126,8 @@ pub(crate) struct Inner {
     pub(crate) defragmenting: tokio::sync::Mutex<()>,
     pub(crate) reads: mpsc::Sender<RoundWaiter>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Peer URLs of the others that its flags name.
+    pub(crate) named: Vec<String>,
     pub(crate) auth: Auth,
     /// Cancelled when the member begins to stop.
     pub(crate) stop: CancellationToken,
@@ -225,6 +227,7 @@ impl Effects for Shared {
 }
 
 pub(crate) struct Running {
+    pub(crate) named: Vec<String>,
     pub(crate) config: NodeConfig,
     pub(crate) group: Group,
     pub(crate) wal: Wal,
@@ -256,6 +259,7 @@ impl Node {
             defragmenting: tokio::sync::Mutex::default(),
             reads,
             metrics: shared.metrics.clone(),
+            named: parts.named,
             auth: Auth::new(parts.config.auth.clone(), shared.tokens.clone()),
             stop: CancellationToken::new(),
             ended: watch::channel(None).0,

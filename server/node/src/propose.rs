@@ -49,7 +49,7 @@ impl Node {
         }
         let state = &self.inner.state;
         let may = |permits: &Permits, client: &Client| permits.check_read_txn(client, &request);
-        self.guarded(may, || tokio::task::block_in_place(|| state.read_txn(&request))).await
+        self.guarded(may, || ferretcd_raft::blocking(|| state.read_txn(&request))).await
     }
 
     /// Drops history up to a revision; `physical` waits until the records are gone.

@@ -39,7 +39,7 @@ impl Node {
             if request.range.is_single() || request.count_only || (1..=16).contains(&request.limit) {
                 return state.range(&request);
             }
-            tokio::task::block_in_place(|| state.range(&request))
+            ferretcd_raft::blocking(|| state.range(&request))
         };
         let reply = self.guarded(may, read).await;
         self.inner.metrics.ranged(reply.is_ok(), begun.elapsed());
@@ -92,7 +92,7 @@ impl RangePages {
     /// read.
     pub fn next(&mut self, limit: usize) -> Result<(Vec<KeyValue>, bool), Error> {
         let (kvs, more) =
-            tokio::task::block_in_place(|| self.state.range_page(&self.rest, self.at, limit, self.keys_only))?;
+            ferretcd_raft::blocking(|| self.state.range_page(&self.rest, self.at, limit, self.keys_only))?;
         if let Some(last) = kvs.last().filter(|_| more) {
             self.rest.start = [last.key.as_ref(), b"\0"].concat().into();
         }
@@ -102,7 +102,7 @@ impl RangePages {
     /// How many keys the pages to come hold.
     pub fn count_left(&self) -> Result<i64, Error> {
         let request = Range { range: self.rest.clone(), revision: self.at, count_only: true, ..Range::default() };
-        Ok(tokio::task::block_in_place(|| self.state.range(&request))?.count)
+        Ok(ferretcd_raft::blocking(|| self.state.range(&request))?.count)
     }
 }
 

@@ -236,13 +236,18 @@ fn removal(inner: &Inner) -> String {
 /// place by force.
 async fn removed_say_others(inner: &Inner) -> bool {
     let me = inner.identity.member;
-    let urls: Vec<String> =
+    let mut urls: Vec<String> =
         inner.members().into_iter().filter(|m| m.id != me).filter_map(|m| m.peer_urls.into_iter().next()).collect();
+    if urls.is_empty() {
+        // It was removed before it heard of anybody.
+        urls.clone_from(&inner.named);
+    }
     let dialer = inner.group.peers().dialer();
     let asked = urls.iter().map(|url| probe(dialer, url, ProbeRequest::default(), LEADERLESS_LOOK));
     futures::future::join_all(asked).await.into_iter().flatten().any(|answer| {
         answer.cluster_id == inner.identity.cluster.0
-            && (answer.epoch == inner.identity.epoch().0 || answer.replaced_epochs.contains(&inner.identity.epoch().0))
+            && (inner.identity.epoch().agrees_with(Epoch(answer.epoch))
+                || answer.replaced_epochs.contains(&inner.identity.epoch().0))
             && answer.removed.contains(&me.0)
     })
 }

@@ -18,8 +18,9 @@ use openraft::raft::{Precondition, ReadPolicy};
 use openraft::{ChangeMembers, Instant as _, Raft, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub(crate) type RawRaft = Raft<TypeConfig, Machine>;
 

@@ -20,6 +20,6 @@ mod types;
 pub use config::Timing;
 pub use group::{Group, GroupError, GroupParts, GroupView, Progress, Role};
 pub use identity::{Identity, PeerIdentity};
-pub use machine::Effects;
+pub use machine::{Effects, blocking};
 pub use observer::{PeerObserver, Way};
 pub use transport::client::Peers;

@@ -87,11 +87,23 @@ impl Machine {
     }
 }
 
-/// Runs work that may wait for the disk without holding an async worker.
-pub(crate) fn blocking<T>(work: impl FnOnce() -> T) -> T {
+/// Runs work that may wait for the disk without holding an async worker. A simulation, which has one thread, has none to
+/// spare and just does it.
+pub fn blocking<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|h| h.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
+    }
+}
+
+/// Runs work that takes its time with a file on a thread for such work. A simulation, which has one thread and a clock
+/// of its own, does it at once.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?,
     }
 }
 
@@ -183,7 +195,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
         let this = self.clone();
-        let built = tokio::task::spawn_blocking(move || {
+        aside(move || {
             let begun = Instant::now();
             let pinned = this.state.pin();
             let applied = pinned.applied();
@@ -202,8 +214,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                 return Ok(SnapshotOf::<TypeConfig, _> { meta: SnapshotMeta::default(), snapshot });
             }
             let snapshot = this.snapshots.finish(&part, pos)?;
-            Ok::<_, io::Error>(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
-        });
-        built.await.map_err(io::Error::other)?
+            Ok(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
+        })
+        .await
     }
 }

@@ -67,7 +67,28 @@ impl State {
     /// Opens the state that the store holds, and starts the background thread. Reads every key record once, to rebuild
     /// the index.
     pub fn open(store: impl Into<Arc<Store>>, member: MemberId) -> Result<State, StateError> {
-        let store = store.into();
+        let inner = State::load(store.into(), member)?;
+        let shared = inner.clone();
+        let worker = thread::Builder::new()
+            .name("state-worker".to_owned())
+            .spawn(move || worker::run(&shared))
+            .map_err(|err| StateError::Thread(err.to_string()))?;
+        Ok(State { inner, worker: Some(worker) })
+    }
+
+    /// As [`State::open`], without the background thread, whose work [`State::tend`] does. For simulations, which have one
+    /// thread; nobody may wait for compactions there.
+    pub fn open_still(store: impl Into<Arc<Store>>, member: MemberId) -> Result<State, StateError> {
+        Ok(State { inner: State::load(store.into(), member)?, worker: None })
+    }
+
+    /// Deletes all that compaction, restores and installed snapshots have left behind, unless a snapshot under way holds
+    /// it up.
+    pub fn tend(&self) -> Result<(), StateError> {
+        worker::tend(&self.inner)
+    }
+
+    fn load(store: Arc<Store>, member: MemberId) -> Result<Arc<Inner>, StateError> {
         let mut facts = Facts::default();
         let mut rooms = Rooms::default();
         for space in KEYSPACES {
@@ -109,12 +130,7 @@ impl State {
             mvcc: Mvcc::new(store, live),
             work: Work::new(facts.finished, retired),
         });
-        let shared = inner.clone();
-        let worker = thread::Builder::new()
-            .name("state-worker".to_owned())
-            .spawn(move || worker::run(&shared))
-            .map_err(|err| StateError::Thread(err.to_string()))?;
-        Ok(State { inner, worker: Some(worker) })
+        Ok(inner)
     }
 
     /// The last log entry whose effects are visible.

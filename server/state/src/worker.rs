@@ -141,6 +141,18 @@ pub(crate) fn run(inner: &Inner) {
     }
 }
 
+/// All that there is to do now, without the thread.
+pub(crate) fn tend(inner: &Inner) -> Result<(), StateError> {
+    let mut pass = None;
+    loop {
+        let job = find_job(inner, &inner.work.state.lock(), &mut pass);
+        let Some(job) = job else { return Ok(()) };
+        if step(inner, job, &mut pass)? == Step::Held {
+            return Ok(());
+        }
+    }
+}
+
 /// Tells the waiters that the worker has ended, even by a panic: they would wait for ever otherwise.
 struct ReportEnd<'a>(&'a Work);
 
@@ -163,21 +175,9 @@ fn next_job(inner: &Inner, pass: &mut Option<(Arc<Space>, Pass)>) -> Option<Job>
         if state.stopping {
             return None;
         }
-        // A retired generation first, unless a pin holds it. (No new pin can: only the live and the staged one get any.)
-        if let Some(retired) = state.retired.front().cloned()
-            && *retired.pins.lock() == 0
-        {
-            return Some(Job::Delete(retired));
+        if let Some(job) = find_job(inner, &state, pass) {
+            return Some(job);
         }
-        let live = inner.mvcc.live();
-        let compacted = live.revisions().1;
-        if state.finished < compacted {
-            if !pass.as_ref().is_some_and(|(space, _)| Arc::ptr_eq(space, &live)) {
-                *pass = Some((live.clone(), Pass::new(compacted)));
-            }
-            return Some(Job::Compact(live));
-        }
-        *pass = None;
         match state.retired.len() {
             0 => inner.work.changed.wait(&mut state),
             _ => {
@@ -186,6 +186,26 @@ fn next_job(inner: &Inner, pass: &mut Option<(Arc<Space>, Pass)>) -> Option<Job>
             }
         }
     }
+}
+
+/// What there is to do now, if anything.
+fn find_job(inner: &Inner, state: &WorkState, pass: &mut Option<(Arc<Space>, Pass)>) -> Option<Job> {
+    // A retired generation first, unless a pin holds it. (No new pin can: only the live and the staged one get any.)
+    if let Some(retired) = state.retired.front().cloned()
+        && *retired.pins.lock() == 0
+    {
+        return Some(Job::Delete(retired));
+    }
+    let live = inner.mvcc.live();
+    let compacted = live.revisions().1;
+    if state.finished < compacted {
+        if !pass.as_ref().is_some_and(|(space, _)| Arc::ptr_eq(space, &live)) {
+            *pass = Some((live.clone(), Pass::new(compacted)));
+        }
+        return Some(Job::Compact(live));
+    }
+    *pass = None;
+    None
 }
 
 fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Result<Step, StateError> {

@@ -72,6 +72,13 @@ impl Store {
         Store::start(engine, options, None)
     }
 
+    /// Without a thread: each write is committed before [`Store::write`] returns, and made durable only by
+    /// [`Store::flush`]. For simulations, which have one thread.
+    pub fn open_inline(engine: Arc<dyn Engine>, options: Options) -> Store {
+        let shared = Arc::new(Shared::new(engine, options, None, true));
+        Store { shared, rewriting: Mutex::default(), writer: Mutex::default() }
+    }
+
     /// As [`Store::open`], and tells `observer` about every commit.
     pub fn open_observed(engine: Arc<dyn Engine>, options: Options, observer: Arc<dyn Observer>) -> Result<Store> {
         Store::start(engine, options, Some(observer))
@@ -106,7 +113,8 @@ impl Store {
         if queue.entries.len() == 1 || queue.is_full_commit(&self.shared.options) {
             self.shared.work.notify_one();
         }
-        Ok(())
+        drop(queue);
+        if self.shared.inline { self.shared.commit_all() } else { Ok(()) }
     }
 
     /// The value last written for `key`: from the queue, else from the cache, else from the engine.
@@ -170,6 +178,9 @@ impl Store {
     /// still take. Writes queue up meanwhile (and wait once the queue is full), reads go on. False when there was
     /// nothing to do. An error leaves everything as it was.
     pub fn rewrite(&self) -> Result<bool> {
+        if self.shared.inline {
+            return Ok(false);
+        }
         // One at a time; a second caller gets a rewrite of its own.
         let _one = self.rewriting.lock();
         // Deletions that wait in the queue are what the space is to be had from.
@@ -205,16 +216,7 @@ impl Store {
     }
 
     fn start(engine: Arc<dyn Engine>, options: Options, observer: Option<Arc<dyn Observer>>) -> Result<Store> {
-        let view = RwLock::new(View::new(options.cache_bytes));
-        let shared = Arc::new(Shared {
-            engine: RwLock::new(engine),
-            options,
-            observer,
-            queue: Mutex::default(),
-            view,
-            work: Condvar::new(),
-            progress: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(engine, options, observer, false));
         let writers = shared.clone();
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writers.run());
         let writer = writer.map_err(|source| Error::Io {
@@ -225,6 +227,12 @@ impl Store {
     }
 
     fn flush_to(&self, mut queue: MutexGuard<'_, Queue>, target: u64) -> Result<u64> {
+        if self.shared.inline {
+            let (committed, position) = (queue.committed, queue.committed_position);
+            drop(queue);
+            self.shared.flush(committed, position).inspect_err(|err| self.shared.fail(err.clone()))?;
+            return Ok(position);
+        }
         // Nothing is known to be durable before the first flush, not even what an earlier process committed.
         while queue.flushed.is_none_or(|flushed| flushed < target) {
             queue.usable_for_flush()?;
@@ -271,6 +279,8 @@ struct Shared {
     work: Condvar,
     /// Callers wait on it, for room, a commit, a flush or a failure.
     progress: Condvar,
+    /// There is no writer thread: whoever writes commits.
+    inline: bool,
 }
 
 /// The queue and how far it has been worked off. Batches are numbered from 1 in the order of `write`.
@@ -408,6 +418,27 @@ impl Queue {
 }
 
 impl Shared {
+    fn new(engine: Arc<dyn Engine>, options: Options, observer: Option<Arc<dyn Observer>>, inline: bool) -> Self {
+        Shared {
+            engine: RwLock::new(engine),
+            view: RwLock::new(View::new(options.cache_bytes)),
+            options,
+            observer,
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            inline,
+        }
+    }
+
+    /// Commits what is queued, without the thread.
+    fn commit_all(&self) -> Result<()> {
+        loop {
+            let Some(merged) = self.queue.lock().take_commit(&self.options) else { return Ok(()) };
+            self.commit(merged).inspect_err(|err| self.fail(err.clone()))?;
+        }
+    }
+
     /// The writer thread.
     fn run(&self) {
         let _report = ReportPanic(self);

@@ -24,4 +24,4 @@ pub use error::WalError;
 pub use fs::{Fs, OsFs};
 pub use listing::{ListedSegment, Listing, list, lock};
 pub use state::{LogPos, LogState, Vote};
-pub use wal::{Done, Entry, Identity, Observer, Options, Recovered, Wal};
+pub use wal::{Bell, Done, Entry, Identity, Observer, Options, Recovered, Wal};

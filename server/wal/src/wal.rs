@@ -38,6 +38,9 @@ const READ_BYTES: u64 = 1 << 20;
 /// of the requests, or at once on the caller's if the request is refused. It must not block.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
+/// Rung when something waits for [`Wal::drive`]. It must not block, nor call the log.
+pub type Bell = Box<dyn Fn() + Send + Sync>;
+
 /// One raft log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -144,8 +147,8 @@ struct Inner {
 enum Engine {
     /// A thread. The handle is taken by whoever closes the log.
     Thread { id: ThreadId, handle: Mutex<Option<JoinHandle<()>>> },
-    /// Whoever calls. None after the end.
-    Inline(Box<Mutex<Option<Writer>>>),
+    /// Whoever calls; or, with a bell, whoever calls [`Wal::drive`] when it has rung. None after the end.
+    Inline { writer: Box<Mutex<Option<Writer>>>, bell: Option<Bell> },
 }
 
 /// What the writer and the handles share.
@@ -206,11 +209,50 @@ impl Wal {
         options: Options,
         identity: Identity,
     ) -> Result<(Wal, Recovered), WalError> {
+        Wal::open_without_threads(fs, dir, options, identity, None)
+    }
+
+    /// As [`Wal::open_inline`], and what is handed over waits until somebody calls [`Wal::drive`], as if the disk took
+    /// its time: for simulations.
+    pub fn open_driven(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        options: Options,
+        identity: Identity,
+        bell: Bell,
+    ) -> Result<(Wal, Recovered), WalError> {
+        Wal::open_without_threads(fs, dir, options, identity, Some(bell))
+    }
+
+    fn open_without_threads(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        options: Options,
+        identity: Identity,
+        bell: Option<Bell>,
+    ) -> Result<(Wal, Recovered), WalError> {
         let (writer, segment_bytes) = start(fs, dir, options, identity)?;
         let (shared, pool) = (writer.shared.clone(), writer.pool.clone());
         let recovered = shared.lock().recovered();
-        let engine = Engine::Inline(Box::new(Mutex::new(Some(writer))));
+        let engine = Engine::Inline { writer: Box::new(Mutex::new(Some(writer))), bell };
         Ok((Wal { inner: Arc::new(Inner { shared, pool, identity, segment_bytes, engine }) }, recovered))
+    }
+
+    /// Writes and syncs all that waits, and calls its callbacks. For a log without threads; another does so by itself.
+    pub fn drive(&self) {
+        let Engine::Inline { writer, .. } = &self.inner.engine else { return };
+        loop {
+            // Held by a caller further up the stack: it will see what was queued.
+            let Some(mut guard) = writer.try_lock() else { return };
+            let Some(writer) = guard.as_mut() else { return };
+            while let Some(batch) = self.inner.shared.take_batch() {
+                writer.process(batch);
+            }
+            drop(guard);
+            if self.inner.shared.is_idle() {
+                return;
+            }
+        }
     }
 
     /// Appends entries; `done` is called when all are durable. They must follow the last entry without a gap, or the
@@ -406,18 +448,8 @@ impl Wal {
             Engine::Thread { .. } => {
                 self.inner.shared.wake.notify_one();
             }
-            Engine::Inline(writer) => loop {
-                // Held by a caller further up the stack: it will see what was queued.
-                let Some(mut guard) = writer.try_lock() else { return };
-                let Some(writer) = guard.as_mut() else { return };
-                while let Some(batch) = self.inner.shared.take_batch() {
-                    writer.process(batch);
-                }
-                drop(guard);
-                if self.inner.shared.is_idle() {
-                    return;
-                }
-            },
+            Engine::Inline { bell: Some(bell), .. } => bell(),
+            Engine::Inline { bell: None, .. } => self.drive(),
         }
     }
 
@@ -524,7 +556,7 @@ impl Inner {
                     return Err(io::Error::other("the log's writer panicked"));
                 }
             }
-            Engine::Inline(writer) => {
+            Engine::Inline { writer, .. } => {
                 let taken = writer.try_lock().and_then(|mut writer| writer.take());
                 if let Some(mut writer) = taken {
                     while let Some(batch) = self.shared.take_batch() {

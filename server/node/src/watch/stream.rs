@@ -266,7 +266,7 @@ impl WatchStream {
     fn read_history(&mut self) {
         let behind = self.behind.iter().filter_map(|id| self.watchers.get(id));
         let Some(from) = behind.map(|w| w.next).min() else { return };
-        let read = tokio::task::block_in_place(|| self.state.events(from, HISTORY_REVISIONS_MAX, HISTORY_BYTES_MAX));
+        let read = ferretcd_raft::blocking(|| self.state.events(from, HISTORY_REVISIONS_MAX, HISTORY_BYTES_MAX));
         let batch = match read {
             Ok(batch) => batch,
             Err(Error::Compacted) => {

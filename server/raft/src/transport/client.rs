@@ -5,7 +5,7 @@ use crate::identity::Identity;
 use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
-use crate::transport::dial::{ASK_EVERY, Dialer};
+use crate::transport::dial::{ASK_EVERY, Dialer, Link};
 use crate::transport::reach::{Reach, Told};
 use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 /// Flow-control windows. A small connection window makes h2 close connections that carry bursts of small frames
@@ -86,7 +86,7 @@ struct Route {
     urls: Vec<String>,
     /// Which of them `channel` goes to.
     at: usize,
-    channel: Channel,
+    channel: Link,
     /// When another URL was last tried.
     turned: Instant,
 }
@@ -125,7 +125,7 @@ pub(crate) fn endpoint(url: String, read: Duration) -> Result<Endpoint, tonic::t
         .keep_alive_while_idle(true))
 }
 
-fn client(channel: Channel) -> PeerClient<Channel> {
+fn client(channel: Link) -> PeerClient<Link> {
     PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
@@ -209,7 +209,7 @@ impl Peers {
     }
 
     /// The channel to a member, at one of its peer URLs.
-    fn channel(&self, id: u64, node: &PeerNode) -> Result<Channel, String> {
+    fn channel(&self, id: u64, node: &PeerNode) -> Result<Link, String> {
         if let Some(route) = self.routes.read().get(&id).filter(|route| route.node == *node) {
             return Ok(route.channel.clone());
         }
@@ -293,7 +293,7 @@ impl Peers {
         leader: MemberId,
         node: &PeerNode,
         message: Q,
-        call: impl FnOnce(PeerClient<Channel>, Request<Q>) -> F,
+        call: impl FnOnce(PeerClient<Link>, Request<Q>) -> F,
     ) -> Result<A, Error>
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
@@ -432,7 +432,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
 impl PeerConnection {
-    fn client(&self) -> Rpc<PeerClient<Channel>> {
+    fn client(&self) -> Rpc<PeerClient<Link>> {
         match self.peers.channel(self.id, &self.peers.now(self.id, &self.node)) {
             Ok(channel) => Ok(client(channel)),
             Err(why) => Err(RPCError::Unreachable(Unreachable::new(&AnyError::error(why)))),
@@ -467,7 +467,7 @@ impl PeerConnection {
         kind: RPCTypes,
         message: Q,
         ttl: Duration,
-        call: impl FnOnce(PeerClient<Channel>, Request<Q>) -> F,
+        call: impl FnOnce(PeerClient<Link>, Request<Q>) -> F,
     ) -> Rpc<A>
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
@@ -646,14 +646,14 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
 
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let message = convert::vote_request(&rpc);
-        let call = |mut c: PeerClient<Channel>, r| async move { c.vote(r).await };
+        let call = |mut c: PeerClient<Link>, r| async move { c.vote(r).await };
         let response = self.unary(RPCTypes::Vote, message, option.hard_ttl(), call).await?;
         Ok(convert::vote_response_from(response))
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let message = convert::vote_request(&rpc);
-        let call = |mut c: PeerClient<Channel>, r| async move { c.pre_vote(r).await };
+        let call = |mut c: PeerClient<Link>, r| async move { c.pre_vote(r).await };
         let response = self.unary(RPCTypes::Vote, message, option.hard_ttl(), call).await?;
         Ok(convert::vote_response_from(response))
     }
@@ -674,7 +674,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
         let way = Transfer::begin(self.peers.observer.clone(), Way::To, MemberId(self.id));
         let (tx, rx) = mpsc::channel(4);
         let path = snapshot.snapshot.path.clone();
-        let reader = tokio::task::spawn_blocking(move || send_file(head, &path, &tx));
+        let reader = tokio::spawn(async move { send_file(head, path, &tx).await });
         let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
         let mut client = self.client().map_err(into_streaming)?;
         // The option's time covers one send in openraft's terms; a whole snapshot may need many.
@@ -708,7 +708,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             to: *req.to_node_id(),
             last: log_id_to_pb(req.last_log_id()),
         };
-        let call = |mut c: PeerClient<Channel>, r| async move { c.transfer_leader(r).await };
+        let call = |mut c: PeerClient<Link>, r| async move { c.transfer_leader(r).await };
         let response = self.unary(RPCTypes::TransferLeader, message, option.hard_ttl(), call).await?;
         if response.refusal.is_empty() {
             return Ok(Ok(()));
@@ -727,24 +727,29 @@ fn into_streaming(e: RPCError<TypeConfig>) -> StreamingError<TypeConfig> {
 }
 
 /// Reads a snapshot file into the channel piece by piece; the channel's bound is the backpressure.
-fn send_file(
+async fn send_file(
     head: pb::SnapshotHead,
-    path: &std::path::Path,
+    path: std::path::PathBuf,
     tx: &mpsc::Sender<pb::SnapshotPart>,
 ) -> std::io::Result<()> {
     use pb::snapshot_part::Part;
     use std::io::Read;
-    let gone = || std::io::Error::other("the receiver of the snapshot went away");
-    let mut file = std::fs::File::open(path)?;
-    tx.blocking_send(pb::SnapshotPart { part: Some(Part::Head(head)) }).map_err(|_| gone())?;
+    let gone = |_| std::io::Error::other("the receiver of the snapshot went away");
+    let mut file = crate::machine::aside(move || std::fs::File::open(path)).await?;
+    tx.send(pb::SnapshotPart { part: Some(Part::Head(head)) }).await.map_err(gone)?;
     loop {
-        let mut buf = vec![0; SNAPSHOT_PART_BYTES];
-        let n = file.read(&mut buf)?;
-        if n == 0 {
+        let read = move || {
+            let mut buf = vec![0; SNAPSHOT_PART_BYTES];
+            let n = file.read(&mut buf)?;
+            buf.truncate(n);
+            Ok((file, buf))
+        };
+        let (rest, buf) = crate::machine::aside(read).await?;
+        if buf.is_empty() {
             return Ok(());
         }
-        buf.truncate(n);
-        tx.blocking_send(pb::SnapshotPart { part: Some(Part::Data(buf.into())) }).map_err(|_| gone())?;
+        file = rest;
+        tx.send(pb::SnapshotPart { part: Some(Part::Data(buf.into())) }).await.map_err(gone)?;
     }
 }
 

@@ -8,12 +8,16 @@ use rustls::pki_types::ServerName;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, StdError, http};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
+use tower::util::BoxCloneSyncService;
 
 /// How long a connection attempt to a peer may take, its handshake included, beside the election time-out: over a slow
 /// link, for which people raise that one, a few round trips take longer than this. (etcd's sum.)
@@ -45,10 +49,48 @@ pub const ASK_EVERY: Duration = Duration::from_secs(2);
 /// Gives the TLS settings of the next connection. It may read files; nothing means that there are none.
 pub type ClientTls = dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync;
 
+/// What stands in for a connection in a simulation.
+pub type Wire = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, StdError>;
+
+/// Gives the wire to the member at a URL.
+pub type Wires = dyn Fn(&str) -> Wire + Send + Sync;
+
+/// The way to one member.
+#[derive(Clone, Debug)]
+pub(crate) enum Link {
+    Net(Channel),
+    Wire(Wire),
+}
+
+impl Service<http::Request<Body>> for Link {
+    type Response = http::Response<Body>;
+    type Error = StdError;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match self {
+            Link::Net(channel) => channel.poll_ready(cx).map_err(Into::into),
+            Link::Wire(wire) => wire.poll_ready(cx),
+        }
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match self {
+            Link::Net(channel) => {
+                let answer = channel.call(request);
+                Box::pin(async move { answer.await.map_err(Into::into) })
+            }
+            Link::Wire(wire) => wire.call(request),
+        }
+    }
+}
+
 /// Makes connections to other members. Cheap to clone; the default one knows no TLS.
 #[derive(Clone, Default)]
 pub struct Dialer {
     tls: Option<Arc<ClientTls>>,
+    /// In a simulation, which has no sockets.
+    wires: Option<Arc<Wires>>,
     /// The election time-out.
     election: Duration,
     patience: Patience,
@@ -67,27 +109,38 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 impl Dialer {
     /// One that asks for its TLS settings before each `https://` connection, for members with this election time-out.
     pub fn new(tls: Arc<ClientTls>, election: Duration, patience: Patience) -> Self {
-        Dialer { tls: Some(tls), election, patience }
+        Dialer { tls: Some(tls), wires: None, election, patience }
+    }
+
+    /// One that makes no connections: for a simulation.
+    pub fn within(wires: Arc<Wires>, election: Duration) -> Self {
+        Dialer { wires: Some(wires), election, ..Dialer::default() }
     }
 
     /// A channel that connects when it is used, and again whenever its connection is lost.
-    pub(crate) fn connect_lazy(&self, url: &str) -> Result<Channel, String> {
+    pub(crate) fn connect_lazy(&self, url: &str) -> Result<Link, String> {
+        if let Some(wires) = &self.wires {
+            return Ok(Link::Wire(wires(url)));
+        }
         let (endpoint, target) = self.target(url)?;
         let connect = move |_| {
             let target = target.clone();
             async move { target.connect().await.map(TokioIo::new) }
         };
-        Ok(endpoint.connect_with_connector_lazy(service_fn(connect)))
+        Ok(Link::Net(endpoint.connect_with_connector_lazy(service_fn(connect))))
     }
 
     /// A channel that is connected.
-    pub(crate) async fn connect(&self, url: &str) -> Result<Channel, String> {
+    pub(crate) async fn connect(&self, url: &str) -> Result<Link, String> {
+        if let Some(wires) = &self.wires {
+            return Ok(Link::Wire(wires(url)));
+        }
         let (endpoint, target) = self.target(url)?;
         let connect = move |_| {
             let target = target.clone();
             async move { target.connect().await.map(TokioIo::new) }
         };
-        endpoint.connect_with_connector(service_fn(connect)).await.map_err(|e| source_text(&e))
+        endpoint.connect_with_connector(service_fn(connect)).await.map(Link::Net).map_err(|e| source_text(&e))
     }
 
     fn target(&self, url: &str) -> Result<(Endpoint, Target), String> {

@@ -3,6 +3,7 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
+use crate::machine::aside;
 use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::MESSAGE_BYTES_MAX;
@@ -17,12 +18,13 @@ use futures::{Stream, StreamExt};
 use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::alias::SnapshotOf;
 use prost::Message;
+use std::fs::File;
 use std::future::Future;
+use std::io::Write;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
-use tokio::io::AsyncWriteExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -173,7 +175,8 @@ impl Peer for PeerService {
         let snapshot = SnapshotDir::received(path.clone(), head.bytes);
         let failed = |e: std::io::Error| Status::internal(format!("cannot write {}: {e}", path.display()));
         let begun = Instant::now();
-        let mut file = tokio::fs::File::create(&path).await.map_err(failed)?;
+        let to = path.clone();
+        let mut file = aside(move || File::create(to)).await.map_err(failed)?;
         let mut received = 0u64;
         while let Some(part) = parts.message().await? {
             let Some(Part::Data(data)) = part.part else {
@@ -183,14 +186,13 @@ impl Peer for PeerService {
             if received > head.bytes {
                 return Err(Status::invalid_argument("a snapshot is longer than its head says"));
             }
-            file.write_all(&data).await.map_err(failed)?;
+            file = aside(move || file.write_all(&data).map(|()| file)).await.map_err(failed)?;
         }
         if received != head.bytes {
             return Err(Status::data_loss(format!("a snapshot of {} bytes ended after {received}", head.bytes)));
         }
         let written = Instant::now();
-        file.sync_all().await.map_err(failed)?;
-        drop(file);
+        aside(move || file.sync_all()).await.map_err(failed)?;
         opened.observer.snapshot_received(begun.elapsed(), written.elapsed());
         way.succeeded();
         let last_membership =
