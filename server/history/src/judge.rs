@@ -190,8 +190,7 @@ impl<'h> Judge<'h> {
 
     /// From the empty store to the last revision; where a revision has no author, tries all that may have been it.
     fn replay(&self) -> Result<(Path, Place), Violation> {
-        let start =
-            Place { state: Rc::default(), begun: 0, by: "nobody".to_owned(), used: BTreeSet::new() };
+        let start = Place { state: Rc::default(), begun: 0, by: "nobody".to_owned(), used: BTreeSet::new() };
         let mut path: Path = vec![(start.state.clone(), Vec::new())];
         let mut place = self.readers_at(1, start, &path)?;
         // Gaps with what is still to be tried.

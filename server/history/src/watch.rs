@@ -47,8 +47,8 @@ impl Watch {
             events(revision).iter().filter(|event| self.span.has(&event.key)).collect()
         };
         let missed = |from: i64, to: i64| (from..=to).flat_map(due).next();
-        // Complete up to here.
-        let mut done = self.start - 1;
+        // Complete up to here, and told of so far: a member that is behind may say so to a watcher who is ahead of it.
+        let (mut done, mut told_of) = (self.start - 1, 0);
         for seen in &self.seen {
             match seen {
                 Seen::Events(message) => {
@@ -64,18 +64,18 @@ impl Watch {
                         if told.iter().ne(due.iter().copied()) {
                             return fault(Rule::WatchEvent, format!("was told {told:?}, and it was {due:?}"));
                         }
-                        done = revision;
+                        (done, told_of) = (revision, revision);
                     }
                 }
                 Seen::Progress(revision) => {
-                    if *revision < done {
-                        return fault(Rule::WatchOrder, format!("was told of progress to {revision} after {done}"));
+                    if *revision < told_of {
+                        return fault(Rule::WatchOrder, format!("was told of progress to {revision} after {told_of}"));
                     }
                     if let Some(event) = missed(done + 1, *revision) {
                         let text = format!("was told that there is nothing up to {revision}, and not of {event:?}");
                         return fault(Rule::WatchGap, text);
                     }
-                    done = *revision;
+                    (done, told_of) = (done.max(*revision), *revision);
                 }
             }
         }

@@ -552,8 +552,13 @@ impl Boot {
         })
         .await
         .map_err(raft)?;
-        let running =
-            Running { named: self.other_urls(), config: self.config.node.clone(), group: group.clone(), wal: opened.wal.clone(), shared };
+        let running = Running {
+            named: self.other_urls(),
+            config: self.config.node.clone(),
+            group: group.clone(),
+            wal: opened.wal.clone(),
+            shared,
+        };
         let (node, rounds) = Node::assemble(running);
         if start == Start::Again && checks.at_start {
             node.inner.check_before_serving().await.map_err(BootError::Corrupt)?;

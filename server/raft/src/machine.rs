@@ -98,9 +98,7 @@ pub fn blocking<T>(work: impl FnOnce() -> T) -> T {
 
 /// Runs work that takes its time with a file on a thread for such work. A simulation, which has one thread and a clock
 /// of its own, does it at once.
-pub(crate) async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => work(),
         _ => tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?,

@@ -93,8 +93,7 @@ fn a_read_of_the_future_is_found() {
 #[test]
 fn a_lost_write_is_found() {
     // The acknowledged one is gone, and its revision went to the next.
-    let calls =
-        vec![call(0, 1, put("a", "1"), 2, Answer::Done), call(2, 3, get("a"), 1, found(&[]))];
+    let calls = vec![call(0, 1, put("a", "1"), 2, Answer::Done), call(2, 3, get("a"), 1, found(&[]))];
     assert_eq!(judge(calls).unwrap_err(), Rule::Clock);
     let calls = vec![call(0, 1, put("a", "1"), 2, Answer::Done), call(2, 3, get("a"), 2, found(&[]))];
     assert_eq!(judge(calls).unwrap_err(), Rule::Answer);
@@ -119,10 +118,7 @@ fn a_write_without_an_answer_may_happen_late_once_or_never() {
     let twice = vec![lost.clone(), call(4, 5, get("a"), 3, found(&[kv("a", "x", 2, 3, 2)]))];
     assert_eq!(judge(twice).unwrap_err(), Rule::Author);
     // And not before it was asked for.
-    let early = vec![
-        call(0, 1, get("a"), 2, found(&[kv("a", "x", 2, 2, 1)])),
-        unknown(5, put("a", "x")),
-    ];
+    let early = vec![call(0, 1, get("a"), 2, found(&[kv("a", "x", 2, 2, 1)])), unknown(5, put("a", "x"))];
     assert_eq!(judge(early).unwrap_err(), Rule::Author);
 }
 
@@ -164,8 +160,7 @@ fn events(list: &[(i64, &str)]) -> Seen {
 }
 
 fn watched(seen: Vec<Seen>) -> Result<(), Rule> {
-    let calls =
-        (2..6).map(|n| call(n as u64, n as u64, put("a", &n.to_string()), n, Answer::Done)).collect();
+    let calls = (2..6).map(|n| call(n as u64, n as u64, put("a", &n.to_string()), n, Answer::Done)).collect();
     let watch = Watch { client: "w".into(), span: Span::key("a"), start: 3, seen, until: 5 };
     check(&History { calls, watches: vec![watch] }).map(drop).map_err(|violation| violation.rule)
 }
@@ -179,6 +174,8 @@ fn a_watch_is_complete_and_in_order() {
     assert_eq!(watched(vec![Seen::Progress(4), events(&[(5, "5")])]), Err(Rule::WatchGap), "an empty promise");
     let twice = vec![events(&[(3, "3"), (4, "4")]), events(&[(4, "4"), (5, "5")])];
     assert_eq!(watched(twice), Err(Rule::WatchOrder));
+    let behind = vec![Seen::Progress(1), events(&[(3, "3"), (4, "4"), (5, "5")])];
+    assert_eq!(watched(behind), Ok(()), "the member was behind the watcher's start");
     let back = vec![events(&[(3, "3"), (4, "4")]), Seen::Progress(3), events(&[(5, "5")])];
     assert_eq!(watched(back), Err(Rule::WatchOrder));
     assert_eq!(watched(vec![events(&[(3, "x"), (4, "4"), (5, "5")])]), Err(Rule::WatchEvent));
