@@ -40,13 +40,31 @@ test-kubernetes: tools ## The operator and the whole story on the local Kubernet
 	$(E2E) test
 
 .PHONY: test-long
-test-long: tools long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 50,000 random sequences, 200 rounds of power cuts, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
+test-long: tools long-simulation long-chaos long-power-cuts long-differential long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 100,000 simulated groups, 200 kill rounds, 200 power cuts, 50,000 random sequences, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
 
 # Each of these keeps what it has done in a file that begins with the commit, and leaves that out the next time.
 define begun
 mkdir -p $(FERRETCD_CACHE)/long; done=$(FERRETCD_CACHE)/long/$(1); commit=$$(git rev-parse HEAD); \
 [ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done
 endef
+
+.PHONY: long-simulation long-chaos
+long-simulation:
+	@$(call begun,simulation); \
+	for from in $$(seq 1 1000 99001); do \
+	  grep -qx "$$from" $$done && continue; \
+	  echo "seeds from $$from of 100000"; \
+	  FERRETCD_SEED=$$from FERRETCD_SEEDS=1000 cargo test --quiet --package ferretcd-sim --test seeds; \
+	  echo "$$from" >> $$done; \
+	done; echo "100000 groups kept their promises"
+
+long-chaos:
+	@$(call begun,chaos); \
+	for from in $$(seq 1 20 181); do \
+	  grep -qx "$$from" $$done && continue; \
+	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 cargo test --quiet --package ferretcd --test chaos; \
+	  echo "$$from" >> $$done; \
+	done; echo "200 kill rounds lost nothing"
 
 .PHONY: long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz
 long-differential:

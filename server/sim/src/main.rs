@@ -1,0 +1,104 @@
+//! The whole group in one process from a seed: the real members above a network, disks and a clock that are not.
+//!
+//! `ferretcd-sim <seed>` runs one, and says what was wrong. The same seed does the same again, to the byte: there is one
+//! thread, the clock is paused, and all chance comes from the seed.
+
+// This is a test of the product and no part of it: a broken assumption ends it.
+#![allow(clippy::expect_used, reason = "a simulator that cannot go on must end")]
+#![allow(missing_docs, reason = "nobody else uses these")]
+
+mod chance;
+mod clients;
+mod entropy;
+mod nemesis;
+mod net;
+mod trace;
+mod world;
+
+use chance::Chance;
+use ferretcd_history::Span;
+use std::process::ExitCode;
+use std::time::Duration;
+use world::World;
+
+/// Clients at work.
+const CLIENTS: usize = 4;
+
+fn main() -> ExitCode {
+    let Some(seed) = std::env::args().nth(1).and_then(|seed| seed.parse::<u64>().ok()) else {
+        eprintln!("usage: ferretcd-sim <seed>; with FERRETCD_TRACE=1 it tells everything");
+        return ExitCode::from(2);
+    };
+    entropy::seed(seed);
+    let told = std::env::var_os("FERRETCD_TRACE").is_some();
+    if let Ok(filter) = std::env::var("FERRETCD_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    }
+    // A thread of its own, whose hash maps are not older than the seed.
+    let run = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(run(seed, told))
+    });
+    match run.join() {
+        Ok((fingerprint, calls, found)) if found.is_empty() => {
+            println!("seed {seed}: {fingerprint:016x} {calls} calls");
+            ExitCode::SUCCESS
+        }
+        Ok((fingerprint, _, found)) => {
+            println!("seed {seed}: {fingerprint:016x} FAILED\n{}", found.join("\n"));
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::from(3),
+    }
+}
+
+/// One run: its fingerprint, the calls that clients made, and what was wrong.
+async fn run(seed: u64, told: bool) -> (u64, usize, Vec<String>) {
+    let chance = Chance::new(seed);
+    let founders = if chance.one_in(4) { 5 } else { 3 };
+    let length = chance.millis(2_500, 6_000).as_micros() as u64;
+    let world = World::new(chance, founders, told);
+    for at in 0..founders {
+        nemesis::start(&world, at).await;
+    }
+    let (finish, finished) = tokio::sync::watch::channel(0);
+    let mut watchers = Vec::new();
+    for (name, span) in [("all", Span::all()), ("some", Span { start: "k1".into(), end: Some("k3".into()) })] {
+        watchers.push(tokio::spawn(clients::watch(world.clone(), name.to_owned(), span, finished.clone())));
+    }
+    let mut work: Vec<_> =
+        (0..CLIENTS).map(|n| tokio::spawn(clients::work(world.clone(), format!("c{n}"), length))).collect();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    work.push(tokio::spawn(nemesis::trouble(world.clone(), length)));
+    for task in work {
+        if let Err(e) = task.await {
+            world.fault(format!("a task of the simulation ended: {e}"));
+        }
+    }
+    // What is still on its way (restarts, changes of members) comes to its end.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    match nemesis::converge(&world).await {
+        Err(why) => world.fault(why),
+        Ok(_) => {
+            // Leases may still end; a last read on each member fixes what everybody must have seen.
+            let mut last = 1;
+            for at in world.running() {
+                let read = ferretcd_history::Request::Do(ferretcd_history::Act::Range(Span::all()));
+                if let Some((revision, _)) = clients::call(&world, "last", at, read, Duration::from_secs(10)).await {
+                    last = last.max(revision);
+                }
+            }
+            finish.send_replace(last);
+            for watcher in watchers {
+                if tokio::time::timeout(Duration::from_secs(60), watcher).await.is_err() {
+                    world.fault(format!("a watcher does not come to revision {last}"));
+                }
+            }
+        }
+    }
+    let history = std::mem::take(&mut *world.history.lock());
+    if let Err(violation) = ferretcd_history::check(&history) {
+        world.fault(violation.to_string());
+    }
+    (world.trace.fingerprint(), history.calls.len(), world.faults())
+}

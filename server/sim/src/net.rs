@@ -1,0 +1,254 @@
+//! The network: calls between members go from their own client code to their own server code without sockets, late, cut
+//! off, or not at all. As over TCP, a stream's messages come in order and once, or the stream breaks.
+
+use crate::chance::Chance;
+use crate::trace::Trace;
+use bytes::Bytes;
+use ferretcd_proto::peer::peer_server::PeerServer;
+use ferretcd_raft::transport::dial::{Wire, Wires};
+use ferretcd_raft::transport::server::PeerService;
+use http_body::Frame;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{Service, StdError, http};
+
+type Host = usize;
+
+/// How long a message over a cut line waits before it looks again: TCP sends again, ever more slowly.
+const CUT_LOOK: Duration = Duration::from_millis(50);
+
+/// The network of one run.
+pub struct Net {
+    inside: Mutex<Inside>,
+    changed: Notify,
+    chance: Chance,
+    trace: Arc<Trace>,
+}
+
+#[derive(Default)]
+struct Inside {
+    /// Who listens, in which life.
+    up: BTreeMap<Host, (u64, PeerServer<PeerService>)>,
+    /// Ways that nothing passes, from and to.
+    cut: BTreeSet<(Host, Host)>,
+    /// Further microseconds to and from a host.
+    slow: BTreeMap<Host, u64>,
+    /// Connections of a thousand that are lost at their beginning.
+    lost: u64,
+}
+
+impl Net {
+    pub fn new(chance: Chance, trace: Arc<Trace>) -> Arc<Self> {
+        Arc::new(Net { inside: Mutex::default(), changed: Notify::new(), chance, trace })
+    }
+
+    /// How `from`, in this life, reaches the others.
+    pub fn wires(self: &Arc<Self>, from: Host, life: u64) -> Arc<Wires> {
+        let net = self.clone();
+        Arc::new(move |url: &str| {
+            let (net, to) = (net.clone(), host_of(url));
+            Wire::new(tower::service_fn(move |request| {
+                let net = net.clone();
+                async move { net.call(from, life, to, request).await }
+            }))
+        })
+    }
+
+    pub fn up(&self, host: Host, life: u64, service: PeerServer<PeerService>) {
+        self.inside.lock().up.insert(host, (life, service));
+        self.changed.notify_waiters();
+    }
+
+    pub fn down(&self, host: Host) {
+        self.inside.lock().up.remove(&host);
+        self.changed.notify_waiters();
+    }
+
+    /// Nothing passes from the ones to the others; and back, unless `one_way`.
+    pub fn cut(&self, ones: &[Host], others: &[Host], one_way: bool) {
+        let mut inside = self.inside.lock();
+        for (a, b) in ones.iter().flat_map(|a| others.iter().map(move |b| (*a, *b))) {
+            inside.cut.insert((a, b));
+            if !one_way {
+                inside.cut.insert((b, a));
+            }
+        }
+    }
+
+    pub fn slow(&self, host: Host, by: Duration) {
+        self.inside.lock().slow.insert(host, by.as_micros() as u64);
+    }
+
+    pub fn lose(&self, of_a_thousand: u64) {
+        self.inside.lock().lost = of_a_thousand;
+    }
+
+    /// All is well again.
+    pub fn heal(&self) {
+        let mut inside = self.inside.lock();
+        inside.cut.clear();
+        inside.slow.clear();
+        inside.lost = 0;
+        drop(inside);
+        self.changed.notify_waiters();
+    }
+
+    fn is_cut(&self, from: Host, to: Host) -> bool {
+        self.inside.lock().cut.contains(&(from, to))
+    }
+
+    fn lives(&self, host: Host, life: u64) -> bool {
+        self.inside.lock().up.get(&host).is_some_and(|(now, _)| *now == life)
+    }
+
+    fn latency(&self, from: Host, to: Host) -> Duration {
+        let slow: u64 = {
+            let inside = self.inside.lock();
+            [from, to].iter().filter_map(|host| inside.slow.get(host)).sum()
+        };
+        let usual = self.chance.micros(200, 2000);
+        let spike = if self.chance.one_in(100) { self.chance.millis(5, 150) } else { Duration::ZERO };
+        usual + spike + Duration::from_micros(slow)
+    }
+
+    /// One way of a message.
+    async fn pass(&self, from: Host, to: Host) {
+        tokio::time::sleep(self.latency(from, to)).await;
+        while self.is_cut(from, to) {
+            let _ = tokio::time::timeout(CUT_LOOK, self.changed.notified()).await;
+        }
+    }
+
+    async fn call(
+        self: Arc<Self>,
+        from: Host,
+        life: u64,
+        to: Host,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, StdError> {
+        let broken = || StdError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        self.pass(from, to).await;
+        if !self.lives(from, life) {
+            return std::future::pending().await;
+        }
+        let listens = self.inside.lock().up.get(&to).cloned();
+        let Some((to_life, mut service)) = listens else {
+            self.pass(to, from).await;
+            let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+            return Err(Box::new(tonic::ConnectError(refused.into())));
+        };
+        let lost = self.inside.lock().lost;
+        let (lost_there, lost_back) = (self.chance.below(1000) < lost, self.chance.below(1000) < lost);
+        self.trace.note(format_args!("h{from}>h{to} {}", request.uri().path()));
+        if lost_there {
+            return Err(broken());
+        }
+        let there = Pipe { net: self.clone(), from, from_life: life, to, to_life };
+        let back = Pipe { net: self.clone(), from: to, from_life: to_life, to: from, to_life: life };
+        let (parts, body) = request.into_parts();
+        let request = http::Request::from_parts(parts, Body::new(Passing::new(body, there)));
+        // On a task of the one that serves: it goes on when the caller gives up.
+        let served = tokio::spawn(async move { service.call(request).await });
+        let response = served.await.map_err(StdError::from)?.map_err(|never| match never {})?;
+        self.pass(to, from).await;
+        if lost_back || !self.lives(to, to_life) || !self.lives(from, life) {
+            return Err(broken());
+        }
+        let (parts, body) = response.into_parts();
+        Ok(http::Response::from_parts(parts, Body::new(Passing::new(body, back))))
+    }
+}
+
+/// `http://h3:1` is host 3.
+pub fn host_of(url: &str) -> Host {
+    url.trim_start_matches("http://h").split(':').next().and_then(|host| host.parse().ok()).unwrap_or(Host::MAX)
+}
+
+pub fn url_of(host: Host) -> String {
+    format!("http://h{host}:1")
+}
+
+/// One direction of a call.
+struct Pipe {
+    net: Arc<Net>,
+    from: Host,
+    from_life: u64,
+    to: Host,
+    to_life: u64,
+}
+
+impl Pipe {
+    fn is_broken(&self) -> bool {
+        !self.net.lives(self.from, self.from_life) || !self.net.lives(self.to, self.to_life)
+    }
+}
+
+/// A body on its way: each frame takes its time, and comes after the one before it.
+struct Passing {
+    inner: Body,
+    pipe: Pipe,
+    ended: bool,
+    queue: VecDeque<(Instant, Result<Frame<Bytes>, Status>)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Passing {
+    fn new(inner: Body, pipe: Pipe) -> Self {
+        Passing { inner, pipe, ended: false, queue: VecDeque::new(), sleep: None }
+    }
+}
+
+impl http_body::Body for Passing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        loop {
+            if this.pipe.is_broken() {
+                return Poll::Ready(Some(Err(Status::unavailable("connection reset"))));
+            }
+            while !this.ended {
+                match Pin::new(&mut this.inner).poll_frame(cx) {
+                    Poll::Ready(Some(frame)) => {
+                        let at = Instant::now() + this.pipe.net.latency(this.pipe.from, this.pipe.to);
+                        let at = this.queue.back().map_or(at, |(last, _)| at.max(*last));
+                        this.queue.push_back((at, frame));
+                    }
+                    Poll::Ready(None) => this.ended = true,
+                    Poll::Pending => break,
+                }
+            }
+            let Some((at, _)) = this.queue.front() else {
+                return if this.ended { Poll::Ready(None) } else { Poll::Pending };
+            };
+            let cut = this.pipe.net.is_cut(this.pipe.from, this.pipe.to);
+            if *at <= Instant::now() && !cut {
+                this.sleep = None;
+                let Some((_, frame)) = this.queue.pop_front() else { return Poll::Pending };
+                if let Ok(data) = &frame
+                    && let Some(data) = data.data_ref()
+                {
+                    let Pipe { net, from, to, .. } = &this.pipe;
+                    net.trace.note(format_args!("h{from}>h{to} {} bytes", data.len()));
+                }
+                return Poll::Ready(Some(frame));
+            }
+            let until = if cut { Instant::now() + CUT_LOOK } else { *at };
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if sleep.deadline() != until && (sleep.is_elapsed() || sleep.deadline() > until) {
+                sleep.as_mut().reset(until);
+            }
+            ready!(sleep.as_mut().poll(cx));
+            this.sleep = None;
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The hosts: members on disks in memory that come, crash and come back; and what is held against them all the time.
+
+use crate::chance::Chance;
+use crate::net::{Net, url_of};
+use crate::trace::Trace;
+use ferretcd_history::History;
+use ferretcd_node::simulated::Parts;
+use ferretcd_node::{AuthConfig, Boot, BootConfig, ClusterState, CorruptionChecks, Member, Node, NodeConfig};
+use ferretcd_raft::snapshot::SnapshotDir;
+use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_raft::{Group, GroupView, Role, Timing};
+use ferretcd_state::{Pace, State};
+use ferretcd_storage::{EngineKind, MemoryEngine, Store};
+use ferretcd_types::{ClusterId, Limits, MemberId};
+use ferretcd_wal::fs::mem::{MemFs, PowerLoss};
+use ferretcd_wal::{Identity, Options, Wal};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Small, so that the log has many segments, and purges free some.
+const SEGMENT_BYTES: u64 = 16 << 10;
+/// Small, so that followers are read for from the disk.
+const CACHE_BYTES: usize = 4 << 10;
+
+/// Why a host is not started that runs, or is removed.
+pub const NOT_NOW: &str = "it runs or is removed";
+
+/// Everything of one run.
+pub struct World {
+    pub chance: Chance,
+    pub net: Arc<Net>,
+    pub trace: Arc<Trace>,
+    pub hosts: Mutex<BTreeMap<usize, Host>>,
+    pub history: Mutex<History>,
+    /// How far a follower may be behind before it needs a snapshot.
+    pub catch_up: u64,
+    founders: BTreeMap<String, Vec<String>>,
+    cluster: ClusterId,
+    tmp: tempfile::TempDir,
+    lives: AtomicU64,
+    checks: Mutex<Checks>,
+}
+
+/// A place for a member.
+pub struct Host {
+    pub id: MemberId,
+    founder: bool,
+    disk: MemFs,
+    engine: Arc<MemoryEngine>,
+    snapshots: PathBuf,
+    pub up: Option<Up>,
+    /// Somebody starts it just now.
+    starting: bool,
+    /// It has ended because it was removed.
+    pub removed: bool,
+    /// Writes and syncs take up to this long.
+    disk_micros: Arc<AtomicU64>,
+}
+
+/// A running member.
+pub struct Up {
+    pub node: Node,
+    pub group: Group,
+    pub state: Arc<State>,
+    pub life: u64,
+    /// Cancelled at the crash.
+    pub gone: CancellationToken,
+    member: Option<Member>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// What must hold at all times, as far as it was seen.
+#[derive(Default)]
+struct Checks {
+    leaders: BTreeMap<u64, MemberId>,
+    /// Term of each applied entry.
+    terms: BTreeMap<u64, u64>,
+    /// Hash at a revision and a compaction.
+    hashes: BTreeMap<(i64, i64), u32>,
+    found: Vec<String>,
+}
+
+/// How a host goes down.
+#[derive(Clone, Copy, Debug)]
+pub enum Crash {
+    /// The process alone: what it wrote stays.
+    Process,
+    /// The power.
+    Power(PowerLoss),
+}
+
+impl World {
+    pub fn new(chance: Chance, founders: usize, told: bool) -> Arc<Self> {
+        let trace = Arc::new(Trace::new(told));
+        let names: BTreeMap<String, Vec<String>> =
+            (0..founders).map(|at| (format!("m{at}"), vec![url_of(at)])).collect();
+        let id = |at: usize| ferretcd_node::boot::static_member_id(&[url_of(at)], "sim");
+        let cluster = ferretcd_node::boot::static_cluster_id((0..founders).map(id));
+        let tmp = tempfile::tempdir().expect("a folder for snapshot files");
+        let world = World {
+            net: Net::new(chance.fork(), trace.clone()),
+            catch_up: 10 + chance.below(60),
+            chance,
+            trace,
+            hosts: Mutex::default(),
+            history: Mutex::default(),
+            founders: names,
+            cluster,
+            tmp,
+            lives: AtomicU64::new(0),
+            checks: Mutex::default(),
+        };
+        let world = Arc::new(world);
+        (0..founders).for_each(|at| world.furnish(at, id(at), true));
+        world
+    }
+
+    /// An empty host for a member.
+    pub fn furnish(&self, at: usize, id: MemberId, founder: bool) {
+        let host = Host {
+            id,
+            founder,
+            disk: MemFs::new(),
+            engine: Arc::new(MemoryEngine::new()),
+            snapshots: self.tmp.path().join(format!("{at}-0")),
+            up: None,
+            starting: false,
+            removed: false,
+            disk_micros: Arc::new(AtomicU64::new(1500)),
+        };
+        self.hosts.lock().insert(at, host);
+    }
+
+    /// Something is wrong.
+    pub fn fault(&self, what: String) {
+        self.trace.note(format_args!("FOUND {what}"));
+        self.checks.lock().found.push(what);
+    }
+
+    pub fn faults(&self) -> Vec<String> {
+        self.checks.lock().found.clone()
+    }
+
+    /// Those that run.
+    pub fn running(&self) -> Vec<usize> {
+        self.hosts.lock().iter().filter(|(_, host)| host.up.is_some()).map(|(at, _)| *at).collect()
+    }
+
+    /// Those that could.
+    pub fn stopped(&self) -> Vec<usize> {
+        self.hosts.lock().iter().filter(|(_, host)| host.up.is_none() && !host.removed).map(|(at, _)| *at).collect()
+    }
+
+    pub fn node(&self, at: usize) -> Option<(Node, Arc<State>, CancellationToken)> {
+        let hosts = self.hosts.lock();
+        let up = hosts.get(&at)?.up.as_ref()?;
+        Some((up.node.clone(), up.state.clone(), up.gone.clone()))
+    }
+
+    pub fn group(&self, at: usize) -> Option<Group> {
+        Some(self.hosts.lock().get(&at)?.up.as_ref()?.group.clone())
+    }
+
+    pub fn host_with(&self, id: MemberId) -> Option<usize> {
+        self.hosts.lock().iter().find(|(_, host)| host.id == id).map(|(at, _)| *at)
+    }
+
+    pub fn slow_disk(&self, at: usize, most: Duration) {
+        if let Some(host) = self.hosts.lock().get(&at) {
+            host.disk_micros.store(most.as_micros() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// From now on the `count`-th change of this disk is its last.
+    pub fn crash_at_write(&self, at: usize, count: u64) {
+        if let Some(host) = self.hosts.lock().get(&at) {
+            host.disk.crash_at(host.disk.calls() + count);
+        }
+    }
+
+    /// Flips a bit somewhere in the log of a stopped host; gives back how it was.
+    pub fn damage(&self, at: usize, chance: &Chance) -> Option<MemFs> {
+        use ferretcd_wal::Fs;
+        let mut hosts = self.hosts.lock();
+        let host = hosts.get_mut(&at)?;
+        let whole = host.disk.fork();
+        let names = host.disk.list(Path::new("/wal")).ok()?;
+        let path = Path::new("/wal").join(chance.pick(&names)?);
+        if host.up.is_some() || host.starting {
+            return None;
+        }
+        let mut bytes = host.disk.contents(&path).ok()?;
+        // Mostly where something is.
+        let used = bytes.iter().rposition(|byte| *byte != 0)? as u64 + 1;
+        let place = chance.below(used) as usize;
+        *bytes.get_mut(place)? ^= 1 << chance.below(8);
+        self.trace.note(format_args!("h{at} {} is damaged at {place}", path.display()));
+        // At the very end of the log a flipped bit cannot be told from a write that was torn, and is cut off like one.
+        // That loses what was acknowledged; nobody could know. Everywhere else it must be found, or not matter.
+        let opened = |disk: &MemFs| {
+            let identity = Identity { cluster_id: self.cluster.0, member_id: host.id.0 };
+            let options = Options { segment_bytes: SEGMENT_BYTES, ..Options::default() };
+            Wal::open_inline(Arc::new(disk.fork()), Path::new("/wal"), options, identity).map(|(_, found)| found)
+        };
+        let before = opened(&whole).ok()?;
+        let flipped = host.disk.fork();
+        flipped.set_contents(&path, bytes);
+        match opened(&flipped) {
+            Ok(after) if (after.last, after.vote, after.purged) != (before.last, before.vote, before.purged) => {
+                self.trace.note(format_args!("it was the last of the log"));
+                return None;
+            }
+            _ => {}
+        }
+        host.disk = flipped;
+        Some(whole)
+    }
+
+    /// Puts a disk back as it was.
+    pub fn repair(&self, at: usize, disk: MemFs) {
+        if let Some(host) = self.hosts.lock().get_mut(&at) {
+            host.disk = disk;
+        }
+    }
+
+    /// Starts the member of a host. An error is what an operator would read.
+    pub async fn start(self: &Arc<Self>, at: usize) -> Result<(), String> {
+        match self.hosts.lock().get_mut(&at) {
+            Some(host) if host.up.is_none() && !host.starting && !host.removed => host.starting = true,
+            _ => return Err(NOT_NOW.to_owned()),
+        }
+        let started = self.start_now(at).await;
+        if let Some(host) = self.hosts.lock().get_mut(&at) {
+            host.starting = false;
+        }
+        started
+    }
+
+    async fn start_now(self: &Arc<Self>, at: usize) -> Result<(), String> {
+        let life = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
+        let (id, founder, disk, mut engine, snapshots, micros) = {
+            let hosts = self.hosts.lock();
+            let host = hosts.get(&at).ok_or("no such host")?;
+            let Host { id, founder, disk, engine, snapshots, disk_micros, .. } = host;
+            (*id, *founder, disk.clone(), engine.clone(), snapshots.clone(), disk_micros.clone())
+        };
+        self.trace.note(format_args!("h{at} starts"));
+        let text = |e: &dyn std::error::Error| format!("h{at}: {e}");
+        let bell = Arc::new(Notify::new());
+        let ring = bell.clone();
+        let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: CACHE_BYTES, ..Options::default() };
+        let identity = Identity { cluster_id: self.cluster.0, member_id: id.0 };
+        let bell_rope = Box::new(move || ring.notify_one());
+        let (wal, _) = Wal::open_driven(Arc::new(disk.clone()), Path::new("/wal"), options, identity, bell_rope)
+            .map_err(|e| text(&e))?;
+        let snapshots = SnapshotDir::open(&snapshots).map_err(|e| text(&e))?;
+        let open = |engine: &Arc<MemoryEngine>| -> Result<_, String> {
+            let store = Arc::new(Store::open_inline(engine.clone(), ferretcd_storage::Options::default()));
+            let state = Arc::new(State::open_still(store.clone(), id).map_err(|e| text(&e))?);
+            Ok((store, state))
+        };
+        let (store, state) = open(&engine)?;
+        let cluster = self.cluster;
+        let mut parts =
+            Parts { wal: wal.clone(), store, state, snapshots: snapshots.clone(), cluster, member: id, founder };
+        if !parts.fit() {
+            self.trace.note(format_args!("h{at} rebuilds its state"));
+            engine = Arc::new(MemoryEngine::new());
+            (parts.store, parts.state) = open(&engine)?;
+            if let Some((_, snapshot)) = snapshots.newest().map_err(|e| text(&e))? {
+                let file = std::fs::File::open(&snapshot.path).map_err(|e| text(&e))?;
+                parts.state.install(&file).map_err(|e| text(&e))?;
+                parts.state.flush().map_err(|e| text(&e))?;
+            }
+            if !parts.fit() {
+                self.fault(format!("h{at}: snapshot and log do not join up"));
+            }
+        }
+        let (store, state) = (parts.store.clone(), parts.state.clone());
+        let boot = Boot::new(self.config(at, life));
+        self.net.up(at, life, boot.door().service());
+        let gone = CancellationToken::new();
+        let mut tasks = vec![
+            tokio::spawn(self.clone().drive(at, wal, disk.clone(), bell, micros)).abort_handle(),
+            tokio::spawn(self.clone().tend(store, state.clone())).abort_handle(),
+        ];
+        let member = boot.run_on(parts).await.map_err(|e| text(&e))?;
+        let (node, group) = (member.node.clone(), member.group().clone());
+        tasks.push(tokio::spawn(self.clone().observe(at, id, group.clone(), state.clone())).abort_handle());
+        tasks.push(tokio::spawn(self.clone().mourn(at, id, node.clone(), state.clone(), disk)).abort_handle());
+        let up = Up { node, group, state, life, gone, member: Some(member), tasks };
+        if let Some(host) = self.hosts.lock().get_mut(&at) {
+            host.engine = engine;
+            host.up = Some(up);
+        }
+        Ok(())
+    }
+
+    /// Takes a host down.
+    pub fn crash(&self, at: usize, crash: Crash) {
+        let mut hosts = self.hosts.lock();
+        let Some(host) = hosts.get_mut(&at) else { return };
+        let Some(mut up) = host.up.take() else { return };
+        self.trace.note(format_args!("h{at} crashes ({crash:?})"));
+        self.net.down(at);
+        up.gone.cancel();
+        up.tasks.iter().for_each(AbortHandle::abort);
+        if !host.disk.crashed() {
+            host.disk.crash_at(host.disk.calls());
+        }
+        host.disk = match crash {
+            Crash::Process => host.disk.fork(),
+            Crash::Power(loss) => host.disk.power_loss(loss, self.chance.next()),
+        };
+        host.engine = Arc::new(host.engine.durable_copy());
+        // What is left of the old life must not write to the files of the new one.
+        let next = self.tmp.path().join(format!("{at}-{}", up.life));
+        if let Err(e) = copy_files(&host.snapshots, &next) {
+            self.fault(format!("h{at}: cannot keep the snapshot files: {e}"));
+        }
+        host.snapshots = next;
+        if let Some(member) = up.member.take() {
+            tokio::spawn(member.vanish());
+        }
+    }
+
+    fn config(self: &Arc<Self>, at: usize, life: u64) -> BootConfig {
+        let timing = Timing { catch_up_entries: self.catch_up, ..Timing::default() };
+        let node = NodeConfig {
+            name: format!("m{at}"),
+            client_urls: vec![format!("http://h{at}:2")],
+            limits: Limits::default(),
+            timing,
+            snapshot_count: u64::MAX,
+            auto_compaction: None,
+            watch_progress_every: Duration::from_secs(2),
+            max_learners: 1,
+            strict_reconfig_check: true,
+            spool_dir: self.tmp.path().join("spool"),
+            warning_apply: Duration::from_secs(3600),
+            auth: AuthConfig::default(),
+            compaction_pace: Pace::default(),
+            defragment_above: None,
+            lease_checkpoints: None,
+            // They ask over sockets; the simulation compares hashes by itself.
+            corruption: CorruptionChecks { at_start: false, every: None, compactions_every: None },
+        };
+        BootConfig {
+            data_dir: self.tmp.path().join(format!("data{at}")),
+            wal_dir: None,
+            initial_cluster: self.founders.clone(),
+            state: ClusterState::New,
+            token: "sim".to_owned(),
+            engine: EngineKind::default(),
+            write_behind: ferretcd_storage::Options::default(),
+            advertise_peer_urls: vec![url_of(at)],
+            intent: None,
+            dialer: Dialer::within(self.net.wires(at, life), timing.election),
+            node,
+        }
+    }
+
+    /// The disk at work.
+    async fn drive(self: Arc<Self>, at: usize, wal: Wal, disk: MemFs, bell: Arc<Notify>, micros: Arc<AtomicU64>) {
+        let chance = self.chance.fork();
+        loop {
+            bell.notified().await;
+            tokio::time::sleep(chance.micros(50, micros.load(Ordering::Relaxed))).await;
+            wal.drive();
+            if disk.crashed() {
+                let loss = [PowerLoss::All, PowerLoss::Suffix, PowerLoss::Random];
+                let loss = chance.pick(&loss).unwrap_or(PowerLoss::All);
+                self.crash(at, Crash::Power(loss));
+                return;
+            }
+        }
+    }
+
+    /// The engine's flushes, and the state's background work.
+    async fn tend(self: Arc<Self>, store: Arc<Store>, state: Arc<State>) {
+        let chance = self.chance.fork();
+        loop {
+            tokio::time::sleep(chance.millis(50, 300)).await;
+            if let Err(e) = store.flush() {
+                self.fault(format!("the store cannot flush: {e}"));
+            }
+            if chance.one_in(3)
+                && let Err(e) = state.tend()
+            {
+                self.fault(format!("the state cannot tidy up: {e}"));
+            }
+        }
+    }
+
+    /// One leader in a term, the same entries everywhere, and never a step back.
+    async fn observe(self: Arc<Self>, at: usize, id: MemberId, group: Group, state: Arc<State>) {
+        let mut view = group.view();
+        let mut applied = 0;
+        let (mut role, mut term) = (Role::Learner, 0);
+        loop {
+            let now: GroupView = view.borrow_and_update().clone();
+            if (now.role, now.term) != (role, term) {
+                (role, term) = (now.role, now.term);
+                self.trace.note(format_args!("h{at} is {role:?} in term {term}, leader {:?}", now.leader));
+            }
+            let position = state.applied();
+            let mut found = Vec::new();
+            {
+                let mut checks = self.checks.lock();
+                if now.role == Role::Leader {
+                    let leader = *checks.leaders.entry(now.term).or_insert(id);
+                    if leader != id {
+                        found.push(format!("term {} has two leaders, {leader} and {id}", now.term));
+                    }
+                }
+                if let Some(position) = position {
+                    let term = *checks.terms.entry(position.index).or_insert(position.term);
+                    if term != position.term {
+                        found.push(format!("entry {} has two terms, {term} and {}", position.index, position.term));
+                    }
+                    if position.index < applied {
+                        found.push(format!("h{at} applied {applied}, and then {}", position.index));
+                    }
+                    applied = position.index;
+                }
+            }
+            found.into_iter().for_each(|what| self.fault(what));
+            self.compare(at, &state);
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Equal hashes at equal revisions.
+    pub fn compare(&self, at: usize, state: &State) {
+        let Ok(hash) = state.hash_kv(0) else { return };
+        let known = *self.checks.lock().hashes.entry((hash.revision, hash.compact_revision)).or_insert(hash.hash);
+        if known != hash.hash {
+            self.fault(format!("h{at} has hash {:x} at {}, another has {known:x}", hash.hash, hash.revision));
+        }
+    }
+
+    /// Why a member ends: because it was removed, or its disk is gone.
+    async fn mourn(self: Arc<Self>, at: usize, id: MemberId, node: Node, state: Arc<State>, disk: MemFs) {
+        let why = node.ended().await;
+        self.trace.note(format_args!("h{at} ends: {why}"));
+        if why.contains("was removed") {
+            self.crash(at, Crash::Process);
+            if let Some(host) = self.hosts.lock().get_mut(&at) {
+                host.removed = true;
+            }
+        } else if disk.crashed() {
+            self.crash(at, Crash::Power(PowerLoss::Suffix));
+        } else {
+            self.fault(format!("h{at} ({id}) ended by itself, at {:?}: {why}", state.applied()));
+        }
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for file in std::fs::read_dir(from)? {
+        let file = file?;
+        std::fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}

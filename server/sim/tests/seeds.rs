@@ -1,0 +1,71 @@
+//! Seeds of the simulation, each in a process of its own: `FERRETCD_SEED` begins with another one than 1, and
+//! `FERRETCD_SEEDS` runs so many. A failing one names the command that runs it again.
+
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest that one may take: it takes a fraction of a second, and this is for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().map_or(otherwise, |value| value.parse().unwrap())
+}
+
+fn run(seed: u64) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ferretcd-sim"))
+        .arg(seed.to_string())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    // What it says fits the pipes.
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let (first, count) = (number("FERRETCD_SEED", 1), number("FERRETCD_SEEDS", 300));
+    let next = AtomicU64::new(first);
+    let failed = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || failed.lock().unwrap().len() > 5 {
+                        return;
+                    }
+                    let output = run(seed);
+                    if !output.status.success() {
+                        let said = [output.stdout, output.stderr].concat();
+                        let said: String = String::from_utf8_lossy(&said).chars().take(3000).collect();
+                        failed.lock().unwrap().push(format!(
+                            "FERRETCD_TRACE=1 cargo run -p ferretcd-sim -- {seed}   # runs it again\n{}: {said}",
+                            output.status
+                        ));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{} seeds failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn a_seed_does_the_same_again() {
+    for seed in [1, 2, 3] {
+        let (first, again) = (run(seed), run(seed));
+        assert!(first.status.success(), "{first:?}");
+        assert_eq!(first.stdout, again.stdout);
+    }
+}
