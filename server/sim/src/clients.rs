@@ -183,7 +183,7 @@ fn choose(chance: &Chance, name: &str, number: u64, held: &mut Held, seen: i64) 
         }
         n => match *held {
             None => {
-                let ttl = (2 + chance.below(3)) * 1_000_000 << MOMENTS;
+                let ttl = ((2 + chance.below(3)) * 1_000_000) << MOMENTS;
                 let lease = (chance.next() >> 2).max(1) as i64;
                 *held = Some((lease, ttl));
                 Request::Grant { lease, ttl }
