@@ -5,7 +5,7 @@
 mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
-use ferretcd_storage::{Batch, Engine, SledEngine, keyspace};
+use ferretcd_storage::{Batch, Engine, EngineKind, SledEngine, keyspace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Cluster, Member, eventually};
@@ -16,7 +16,7 @@ const ABC: &[&str] = &["a", "b", "c"];
 /// gives back other bytes than it was given.
 fn damage(member: &Member, from: &[u8], to: &[u8]) {
     assert!(!member.runs() && from.len() == to.len());
-    let path = SledEngine::newest(&member.dir.join("member/engine")).unwrap();
+    let path = EngineKind::newest(&member.dir.join("member/engine")).unwrap();
     let engine = SledEngine::open(&path, 16 << 20).unwrap();
     let (start, end) = keyspace::keyspace_range(keyspace::KEYS);
     let mut batch = Batch::new();

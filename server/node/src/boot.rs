@@ -696,10 +696,10 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
     let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok(_) if damage == Damage::Refuse => {
-            return Err(BootError::Storage(format!("the store {} does not fit the log", engine_dir.display())));
+            return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())));
         }
         Err(why) if damage == Damage::Refuse => {
-            return Err(BootError::Storage(format!("the store {} cannot be opened: {why}", engine_dir.display())));
+            return Err(BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())));
         }
         Ok((store, _)) => {
             let _ = store.close();

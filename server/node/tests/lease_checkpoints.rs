@@ -39,6 +39,9 @@ async fn run(dir: &Path, lease_checkpoints: Option<Duration>) -> Member {
         corruption: CorruptionChecks::default(),
     };
     let boot = Boot::new(BootConfig {
+        engine: ferretcd_storage::EngineKind::default(),
+        force: None,
+        unsafe_no_fsync: false,
         data_dir: dir.to_owned(),
         wal_dir: None,
         write_behind: ferretcd_storage::Options::default(),

@@ -353,6 +353,8 @@ impl World {
             corruption: CorruptionChecks { at_start: false, every: None, compactions_every: None },
         };
         BootConfig {
+            force: None,
+            unsafe_no_fsync: false,
             data_dir: self.tmp.path().join(format!("data{at}")),
             wal_dir: None,
             initial_cluster: self.founders.clone(),
