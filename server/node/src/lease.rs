@@ -345,15 +345,22 @@ async fn note_what_is_left(inner: &Inner) {
 pub(crate) async fn expire(inner: Arc<Inner>) {
     let mut tick = tokio::time::interval(SCAN_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut view, me) = (inner.view.clone(), inner.identity.member);
+    // Whether it leads is new: its clock starts then, and not at the next scan, which would give more time to leases that it
+    // has granted itself meanwhile. Tried once, so that one without a quorum does not spin.
+    let mut begins = true;
     loop {
         tokio::select! {
             _ = tick.tick() => {}
+            Ok(_) = view.wait_for(|view| view.role == Role::Leader && view.leader == Some(me)), if begins => {}
             () = inner.stop.cancelled() => return,
         }
         if !inner.leads() {
             inner.lease_clock.lead(None);
+            begins = true;
             continue;
         }
+        begins = false;
         if !inner.counts() {
             // All that earlier leaders granted must be applied before it can be counted.
             if inner.linearize().await.is_ok() {
