@@ -16,7 +16,7 @@ mod tls;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// glibc's allocator took a fifth of the CPU time of puts, and kept three times the memory (docs/performance.md).
+/// glibc's allocator took a fifth of the CPU time of puts (docs/performance.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
