@@ -120,7 +120,7 @@ flags! {
         raft_read_timeout: GoDuration = "5s", "How long a connection to a member may be silent; at least 5s.";
         raft_write_timeout: GoDuration = "5s", "How long what was sent to a member may wait for its acknowledgement; at least 5s.";
         feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, the log tells which have no effect here.";
-        storage_engine: String = "sled", "Not etcd's: the engine of a new data directory, sled or redb; one that is there keeps its own.";
+        storage_engine: String = "sled", "Not etcd's: the engine, sled or redb; a data directory that was made with the other one is refused.";
         member_intent: String = "", "Not etcd's: what starting this member means when its data directory is empty: bootstrap, join or run. Without it etcd's own rules hold.";
     }
     "Clustering" {
