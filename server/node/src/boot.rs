@@ -41,8 +41,10 @@ const PROBE_PAUSE: Duration = Duration::from_millis(200);
 const PROBE_REPORT: Duration = Duration::from_secs(10);
 /// How long a member that joins looks for the cluster before it gives up (its supervisor starts it again).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
-/// Memory that the engine may keep pages in. Recently written records are cached in front of it.
-const ENGINE_CACHE_BYTES: u64 = 256 << 20;
+/// Memory that the engine may keep pages in. Recently written records are cached in front of it, where a record takes a
+/// third of the memory that sled's decoded pages take: with 64 MiB here a member with a million keys has 0.4 GiB
+/// instead of 0.7 after its start, and starts a second later (docs/performance.md).
+const ENGINE_CACHE_BYTES: u64 = 64 << 20;
 
 /// What the operator of this member means by starting it. Without one, etcd's own rules hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,7 +48,7 @@ impl Default for Options {
             commit_interval: Duration::from_millis(10),
             flush_interval: Duration::from_millis(100),
             max_ops_per_commit: 200,
-            cache_bytes: 256 << 20,
+            cache_bytes: 128 << 20,
         }
     }
 }

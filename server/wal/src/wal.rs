@@ -84,9 +84,9 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 64 MiB segments, 64 MiB of payloads, real syncs, nobody told.
+    /// 64 MiB segments, 32 MiB of payloads (who is further behind than that is served from the disk), real syncs, nobody told.
     fn default() -> Self {
-        Options { segment_bytes: 64 << 20, cache_bytes: 64 << 20, sync: true, observer: Arc::new(Unobserved) }
+        Options { segment_bytes: 64 << 20, cache_bytes: 32 << 20, sync: true, observer: Arc::new(Unobserved) }
     }
 }
 
