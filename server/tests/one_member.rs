@@ -214,3 +214,31 @@ async fn two_processes_on_one_data_directory_are_refused() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && text.contains("LOCK"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_a_newer_release_is_refused_and_left_alone() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let m = &mut cluster.members[0];
+    m.put("k", "v").await.unwrap();
+    assert_eq!(m.terminate().await, Some(0));
+    let place = m.dir.join("member/format");
+    let own = std::fs::read_to_string(&place).unwrap();
+    let version = own.lines().find(|line| line.starts_with("version")).unwrap();
+    let newer = own.replace(version, "version = 4711");
+    std::fs::write(&place, &newer).unwrap();
+    // Its log is not ours to read, either.
+    let segments = std::fs::read_dir(m.dir.join("member/wal")).unwrap().map(|e| e.unwrap().path());
+    let segment = segments.filter(|path| path.metadata().unwrap().len() > 0).max().unwrap();
+    let log = std::fs::read(&segment).unwrap();
+    std::fs::write(&segment, "of a later version").unwrap();
+    m.start();
+    assert_ne!(m.ended().await, Some(0));
+    assert!(m.log().contains("format version 4711") && m.log().contains("start a newer version"), "{}", m.log());
+    assert_eq!(std::fs::read_to_string(&place).unwrap(), newer);
+    assert_eq!(std::fs::read_to_string(&segment).unwrap(), "of a later version");
+    std::fs::write(&place, &own).unwrap();
+    std::fs::write(&segment, &log).unwrap();
+    m.start();
+    m.ready().await;
+    assert_eq!(m.get("k", false).await.unwrap().as_deref(), Some("v"));
+}

@@ -94,6 +94,9 @@ fn code(error: &Error) -> Code {
         | Error::Unhealthy
         | Error::RestoreInProgress => Code::Unavailable,
 
+        // As the context of etcd's own wait says it. clientv3 takes it for its own and tries again, which is safe.
+        Error::TimeoutNoLeader => Code::DeadlineExceeded,
+
         Error::Corrupt => Code::DataLoss,
 
         // The whole restore has to be started again, which is what Aborted says.
@@ -151,6 +154,7 @@ mod tests {
         (Error::NotCapable, 9, "etcdserver: not capable"),
         (Error::Stopped, 14, "etcdserver: server stopped"),
         (Error::Timeout, 14, "etcdserver: request timed out"),
+        (Error::TimeoutNoLeader, 4, "context deadline exceeded"),
         (Error::TimeoutLeaderFail, 14, "etcdserver: request timed out, possibly due to previous leader failure"),
         (Error::TimeoutConnectionLost, 14, "etcdserver: request timed out, possibly due to connection lost"),
         (Error::TimeoutWaitApplied, 14, "etcdserver: request timed out, waiting for the applied index took too long"),

@@ -1,5 +1,6 @@
 //! Handing leadership over, streaming a snapshot out, and a restore in.
 
+use crate::metrics::Inflight;
 use crate::node::{Inner, Node, from_group};
 use bytes::Bytes;
 use ferretcd_raft::Role;
@@ -8,7 +9,6 @@ use ferretcd_types::{
     Command, Error, MemberId, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply,
     RestoreTotals, limits,
 };
-use prometheus::IntGauge;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -51,22 +51,6 @@ pub struct SnapshotStream {
     pub total_bytes: u64,
     /// Pieces in order; an error ends it. At most a few are in flight, so a slow client slows only its own reader.
     pub chunks: mpsc::Receiver<Result<Bytes, Error>>,
-}
-
-/// Shows in a gauge that something is going on, until it is dropped.
-struct Inflight<'a>(&'a IntGauge);
-
-impl<'a> Inflight<'a> {
-    fn new(gauge: &'a IntGauge) -> Self {
-        gauge.set(1);
-        Inflight(gauge)
-    }
-}
-
-impl Drop for Inflight<'_> {
-    fn drop(&mut self) {
-        self.0.set(0);
-    }
 }
 
 impl Node {
@@ -343,6 +327,7 @@ impl RestoreSpool {
             match self.inner.propose(command.clone()).await {
                 Err(
                     e @ (Error::Timeout
+                    | Error::TimeoutNoLeader
                     | Error::TimeoutLeaderFail
                     | Error::TimeoutConnectionLost
                     | Error::TimeoutWaitApplied

@@ -389,7 +389,7 @@ impl Metrics {
                 &["type", "success"],
             ),
             read_indexes_failed: m.counter("etcd_server_read_indexes_failed_total", "Read indexes that failed."),
-            slow_read_indexes: m.counter("etcd_server_slow_read_indexes_total", "Read indexes that were asked again."),
+            slow_read_indexes: m.counter("etcd_server_slow_read_indexes_total", "Read indexes that timed out."),
             learners_promoted: m.counter("etcd_server_learner_promote_successes", "Learners promoted by this leader."),
             learners_not_promoted: m.counters(
                 "etcd_server_learner_promote_failures",
@@ -496,7 +496,8 @@ impl Metrics {
         self.proposals_committed.set(view.committed as i64);
         self.proposals_applied.set(view.applied as i64);
         self.has_leader.set(i64::from(view.leader.is_some()));
-        self.is_leader.set(i64::from(view.role == Role::Leader));
+        // Not by raft's role: one that a quorum no longer answers has it still.
+        self.is_leader.set(i64::from(view.leader == Some(inner.identity.member)));
         self.is_learner.set(i64::from(view.role == Role::Learner));
         self.quota.set(inner.limits.quota_bytes.unwrap_or(0) as i64);
         self.db_total.set(inner.disk_bytes() as f64);
@@ -559,6 +560,22 @@ impl Metrics {
             self.leader_changes.inc();
         }
         *last = leader;
+    }
+}
+
+/// Counts in a gauge as something that goes on, until it is dropped.
+pub(crate) struct Inflight<'a>(&'a IntGauge);
+
+impl<'a> Inflight<'a> {
+    pub(crate) fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Inflight(gauge)
+    }
+}
+
+impl Drop for Inflight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a verb to its reply: settle, check, put into the leader's log, wait until this member has applied it.
 
+use crate::metrics::Inflight;
 use crate::node::{Inner, Node};
 use bytes::Bytes;
 use ferretcd_proto::peer::ProbeRequest;
@@ -139,14 +140,12 @@ impl Inner {
         }
         let mut waiting = self.waiters.register(proposal.id);
         let deadline = Instant::now() + time;
-        self.metrics.proposals_pending.inc();
         let outcome = tokio::select! {
             // The reply wins over the leader's acknowledgement: it is what both are about.
             biased;
             outcome = waiting.outcome() => outcome,
             error = self.submit(&bytes, deadline) => Err(error),
         };
-        self.metrics.proposals_pending.dec();
         self.metrics.proposed(operation, outcome.is_ok(), begun.elapsed());
         if outcome.is_err() {
             self.metrics.proposals_failed.inc();
@@ -184,11 +183,16 @@ impl Inner {
     /// in time; after an acknowledgement it waits for the reply to win.
     async fn submit(&self, bytes: &Bytes, deadline: Instant) -> Error {
         let mut leader_failed = false;
+        // As in etcd, one that waits for a leader to hand it to does not count yet.
+        let mut pending = None;
         loop {
             let leader = match self.leader_by(deadline).await {
                 Ok(leader) => leader,
-                Err(e) => return if leader_failed { Error::TimeoutLeaderFail } else { e },
+                Err(_) if leader_failed => return Error::TimeoutLeaderFail,
+                Err(Error::Timeout) if pending.is_none() => return Error::TimeoutNoLeader,
+                Err(e) => return e,
             };
+            pending.get_or_insert_with(|| Inflight::new(&self.metrics.proposals_pending));
             let taken = if leader == self.identity.member {
                 match timeout_at(deadline, self.group.propose(bytes)).await {
                     Err(_) => return Error::Timeout,

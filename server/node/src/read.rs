@@ -141,7 +141,7 @@ impl Inner {
                 _ if Instant::now() >= deadline => return Err(Error::Timeout),
                 // No leader any more, a quorum that is slow, a connection that broke: ask again until the deadline.
                 Ok(Err(_)) => tokio::time::sleep_until(again.min(Instant::now() + Duration::from_millis(50))).await,
-                Err(_) => self.metrics.slow_read_indexes.inc(),
+                Err(_) => {}
             }
         };
         self.wait_applied(index, deadline).await
@@ -184,8 +184,10 @@ pub(crate) async fn rounds(inner: Arc<Inner>, mut waiting: mpsc::Receiver<RoundW
             return;
         }
         let outcome = inner.round().await;
-        if outcome.is_err() {
-            inner.metrics.read_indexes_failed.inc();
+        match outcome {
+            Ok(()) => {}
+            Err(Error::Timeout) => inner.metrics.slow_read_indexes.inc(),
+            Err(_) => inner.metrics.read_indexes_failed.inc(),
         }
         for waiter in batch.drain(..) {
             let _ = waiter.send(outcome.clone());

@@ -10,6 +10,7 @@ use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::{
     cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
 };
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub struct Member {
     pub peer: String,
     pub dir: PathBuf,
     pub flags: Vec<String>,
+    /// What is run, with its first arguments: the server under test, unless the test says otherwise.
+    pub program: Vec<OsString>,
     /// Its logs, with their numbers for extensions; beside the data, wherever that goes.
     logs: PathBuf,
     child: Option<Child>,
@@ -79,6 +82,7 @@ impl Member {
             peer: free_address(),
             dir: root.join(name),
             flags: Vec::new(),
+            program: vec![env!("CARGO_BIN_EXE_ferretcd").into()],
             logs: root.join(name),
             child: None,
             starts: 0,
@@ -106,7 +110,7 @@ impl Member {
 
     /// The command that starts it, with these flags on top.
     pub fn command(&self, extra: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ferretcd"));
+        let mut command = Command::new(&self.program[0]);
         let own = [
             format!("--name={}", self.name),
             format!("--data-dir={}", self.dir.display()),
@@ -115,9 +119,10 @@ impl Member {
             format!("--listen-peer-urls={}", self.peer_url()),
             format!("--initial-advertise-peer-urls={}", self.peer_url()),
         ];
-        command.args(own).args(&self.flags).args(extra).env_clear();
+        command.args(&self.program[1..]).args(own).args(&self.flags).args(extra).env_clear();
         // Every story with the other engine: FERRETCD_TEST_ENGINE=redb cargo test -p ferretcd --test one_member
-        if let Ok(engine) = std::env::var("FERRETCD_TEST_ENGINE") {
+        let ours = self.program.last().is_some_and(|program| program == env!("CARGO_BIN_EXE_ferretcd"));
+        if let (Ok(engine), true) = (std::env::var("FERRETCD_TEST_ENGINE"), ours) {
             command.arg(format!("--storage-engine={engine}"));
         }
         command
@@ -281,6 +286,13 @@ impl Member {
         command
     }
 
+    /// What `/metrics` says of this series now; nothing counts as 0.
+    pub async fn figure(&self, series: &str) -> i64 {
+        let (_, text) = self.http("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// A plain HTTP GET: status code and body.
     pub async fn http(&self, path: &str) -> (u16, String) {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -340,7 +352,12 @@ impl Cluster {
     /// Members that name each other in --initial-cluster; not started.
     pub fn new(names: &[&str]) -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        let mut members: Vec<Member> = names.iter().map(|n| Member::new(n, tmp.path())).collect();
+        let members = names.iter().map(|n| Member::new(n, tmp.path())).collect();
+        Cluster::of(members, tmp)
+    }
+
+    /// These members, which name each other in --initial-cluster; not started.
+    pub fn of(mut members: Vec<Member>, tmp: tempfile::TempDir) -> Self {
         let list: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
         for member in &mut members {
             member.flags.push(format!("--initial-cluster={}", list.join(",")));

@@ -108,6 +108,9 @@ pub enum Error {
     Stopped,
     #[error("etcdserver: request timed out")]
     Timeout,
+    /// There was no leader to hand a proposal to, in all its time: it was not taken up.
+    #[error("context deadline exceeded")]
+    TimeoutNoLeader,
     #[error("etcdserver: request timed out, possibly due to previous leader failure")]
     TimeoutLeaderFail,
     #[error("etcdserver: request timed out, possibly due to connection lost")]
@@ -212,6 +215,7 @@ impl Error {
         Error::NotCapable,
         Error::Stopped,
         Error::Timeout,
+        Error::TimeoutNoLeader,
         Error::TimeoutLeaderFail,
         Error::TimeoutConnectionLost,
         Error::TimeoutWaitApplied,

@@ -26,7 +26,7 @@ use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -68,6 +68,8 @@ pub struct Peers {
     refused: Arc<RwLock<HashMap<u64, Instant>>>,
     /// Who does not answer now.
     reach: Arc<Reach>,
+    /// Whether this member leads and no quorum answers it.
+    without_quorum: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -177,7 +179,13 @@ impl Peers {
             book: Arc::default(),
             refused: Arc::default(),
             reach: Arc::default(),
+            without_quorum: Arc::default(),
         }
+    }
+
+    /// Says whether this member leads without a quorum, which it then tells those that still hear it.
+    pub(crate) fn lead_without_quorum(&self, without: bool) {
+        self.without_quorum.store(without, Ordering::Relaxed);
     }
 
     /// Who counts what goes between members.
@@ -571,6 +579,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             // When each request left whose answer is awaited; only heartbeats are timed, which wait for no disk.
             let times = Arc::new(Mutex::new(VecDeque::new()));
             let left = times.clone();
+            let without_quorum = self.peers.without_quorum.clone();
             let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
             // A task of its own, so that requests leave while answers are still awaited. It ends when the input
             // does, or when the answers' half is dropped and closes the channel.
@@ -584,7 +593,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                     let Some(request) = request else { return };
                     counter.fetch_add(1, Ordering::AcqRel);
                     left.lock().push_back(request.entries.is_empty().then(Instant::now));
-                    let message = convert::append_request(request);
+                    let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
                     observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
                         return;

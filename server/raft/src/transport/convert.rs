@@ -8,7 +8,7 @@ use openraft::entry::RaftEntry;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse};
 use tonic::Status;
 
-pub fn append_request(rpc: AppendEntriesRequest<TypeConfig>) -> pb::AppendRequest {
+pub fn append_request(rpc: AppendEntriesRequest<TypeConfig>, without_quorum: bool) -> pb::AppendRequest {
     let entry = |e: &Entry| {
         let pos = log_pos(&e.log_id());
         pb::Entry { term: pos.term, index: pos.index, payload: entry::encode(e) }
@@ -18,6 +18,7 @@ pub fn append_request(rpc: AppendEntriesRequest<TypeConfig>) -> pb::AppendReques
         previous: log_id_to_pb(rpc.prev_log_id.as_ref()),
         entries: rpc.entries.iter().map(entry).collect(),
         commit: log_id_to_pb(rpc.leader_commit.as_ref()),
+        without_quorum,
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
             match tag % 5 {
                 0 => match pb::AppendRequest::decode(body) {
                     Ok(message) => match append_request_from(message) {
-                        Ok(rpc) => format!("{:?}", append_request(rpc)),
+                        Ok(rpc) => format!("{:?}", append_request(rpc, false)),
                         Err(status) => status.message().to_owned(),
                     },
                     Err(e) => e.to_string(),

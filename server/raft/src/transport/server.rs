@@ -124,8 +124,10 @@ impl Peer for PeerService {
         // A broken or damaged request ends the input; openraft then ends the answers, and the leader starts anew.
         let identity = opened.identity.clone();
         let input = request.into_inner().map(move |item| {
-            identity.heard_leader();
             if let Ok(message) = &item {
+                if !message.without_quorum {
+                    identity.heard_leader();
+                }
                 observer.received(from, message.encoded_len() as u64);
             }
             item.and_then(convert::append_request_from)

@@ -1,0 +1,487 @@
+//! Members on hosts of their own, whose wires are cut, one way or both, and made slow; and the judge of what clients saw
+//! meanwhile. Needs root. `FERRETCD_ROUNDS` and `FERRETCD_SEED` choose how often wires are cut at random, and which.
+
+// Clippy's leave for tests does not reach their helper functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/load.rs"]
+mod load;
+#[path = "support/network.rs"]
+mod network;
+mod support;
+
+use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::kv_client::KvClient;
+use load::{Chance, Load, number};
+use network::Network;
+use std::time::{Duration, Instant};
+use support::{Cluster, Member, etcd_tool, eventually};
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+const ABC: &[&str] = &["a", "b", "c"];
+const ABCDE: &[&str] = &["a", "b", "c", "d", "e"];
+
+/// `--election-timeout`'s default.
+const ELECTION: Duration = Duration::from_secs(1);
+
+/// How long clients under partitions wait for an answer: most of them ask a member that gives none.
+const WAIT: Duration = Duration::from_millis(700);
+
+async fn started(network: &Network, names: &[&str], flags: &[&str]) -> Cluster {
+    let mut cluster = network.cluster(names);
+    for member in &mut cluster.members {
+        member.flags.extend(flags.iter().map(|flag| flag.to_string()));
+        member.start();
+    }
+    for member in &cluster.members {
+        member.ready().await;
+    }
+    cluster
+}
+
+fn load(cluster: &Cluster, seed: u64) -> Load {
+    Load::start(cluster.members.iter().map(|m| m.client.clone()).collect(), seed, WAIT)
+}
+
+async fn id(member: &Member) -> u64 {
+    member.status().await.unwrap().header.unwrap().member_id
+}
+
+/// One that waits longer than any member does.
+fn patient(member: &Member) -> KvClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", member.client)).unwrap();
+    KvClient::new(endpoint.timeout(Duration::from_secs(30)).connect_lazy())
+}
+
+async fn put(mut kv: KvClient<Channel>, key: &str) -> Result<(), tonic::Status> {
+    let request = pb::PutRequest { key: key.to_owned().into(), value: "x".into(), ..Default::default() };
+    kv.put(request).await.map(drop)
+}
+
+async fn get(mut kv: KvClient<Channel>, key: &str) -> Result<(), tonic::Status> {
+    let request = pb::RangeRequest { key: key.to_owned().into(), ..Default::default() };
+    kv.range(request).await.map(drop)
+}
+
+/// Waits until this member names no leader.
+async fn leaderless(member: &Member) {
+    eventually("it names no leader", async || match member.status().await?.leader {
+        0 => Ok(()),
+        leader => Err(format!("{} names {leader:x}", member.name)),
+    })
+    .await;
+}
+
+/// The leader that these members agree on.
+async fn leader_of(members: &[&Member]) -> u64 {
+    eventually("these members agree on a leader", async || {
+        let mut leaders = Vec::new();
+        for member in members {
+            leaders.push(member.status().await?.leader);
+        }
+        match leaders.iter().all(|leader| *leader == leaders[0] && *leader != 0) {
+            true => Ok(leaders[0]),
+            false => Err(format!("{leaders:x?}")),
+        }
+    })
+    .await
+}
+
+/// The same story for real etcd and for the server: what both must do, and show.
+async fn a_leader_without_a_quorum(program: Option<std::path::PathBuf>) {
+    let Some(network) = Network::new(3) else { return };
+    let mut cluster = network.cluster(ABC);
+    for member in &mut cluster.members {
+        if let Some(program) = &program {
+            *member.program.last_mut().unwrap() = program.into();
+        }
+        member.start();
+    }
+    for member in &cluster.members {
+        member.ready().await;
+    }
+    cluster.members[0].put("before", "x").await.unwrap();
+    cluster.agreed().await;
+    let at = cluster.leader().await;
+    let (old, others) = (&cluster.members[at], [&cluster.members[(at + 1) % 3], &cluster.members[(at + 2) % 3]]);
+    let figure = async |series: &str| old.figure(&format!("etcd_server_{series}")).await;
+    let (term, failed) = (old.status().await.unwrap().raft_term, figure("proposals_failed_total").await);
+    let changes = others[0].figure("etcd_server_leader_changes_seen_total").await;
+    assert_eq!((figure("has_leader").await, figure("is_leader").await), (1, 1));
+
+    network.isolate(&[at]);
+    let cut = Instant::now();
+    let pending = tokio::spawn(put(patient(old), "pending"));
+    let read = tokio::spawn(get(patient(old), "before"));
+    eventually("one proposal is pending", async || match figure("proposals_pending").await {
+        1 => Ok(()),
+        n => Err(format!("{n}")),
+    })
+    .await;
+    leaderless(old).await;
+    // etcd's leader looks every election time-out whether a quorum answers; a busy machine gets some more.
+    assert!(cut.elapsed() < ELECTION * 8, "it took {:?} to notice", cut.elapsed());
+    eventually("the metrics say so", async || {
+        match (figure("has_leader").await, figure("is_leader").await, figure("leader_changes_seen_total").await) {
+            (0, 0, 1..) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let (code, health) = old.http("/health").await;
+    assert_eq!((code, health.trim_end()), (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#));
+    let late = tokio::spawn(put(patient(old), "late"));
+    let ready = tokio::time::timeout(ELECTION, old.http("/readyz")).await;
+    assert!(!matches!(ready, Ok((200, _))), "{ready:?}");
+    assert_eq!(old.get("before", true).await.unwrap().as_deref(), Some("x"), "what it has, it still shows");
+    // The second one waits for a leader: nobody has it yet.
+    assert_eq!(figure("proposals_pending").await, 1);
+
+    let next = leader_of(&others).await;
+    others[0].put("during", "x").await.unwrap();
+    eventually("the others count the change", async || {
+        match others[0].figure("etcd_server_leader_changes_seen_total").await {
+            n if n > changes => Ok(()),
+            n => Err(format!("{n}")),
+        }
+    })
+    .await;
+
+    let refusal = pending.await.unwrap().unwrap_err();
+    assert_eq!((refusal.code(), refusal.message()), (Code::Unavailable, "etcdserver: request timed out"));
+    let refusal = read.await.unwrap().unwrap_err();
+    assert_eq!((refusal.code(), refusal.message()), (Code::Unavailable, "etcdserver: request timed out"));
+    let refusal = late.await.unwrap().unwrap_err();
+    assert_eq!((refusal.code(), refusal.message()), (Code::DeadlineExceeded, "context deadline exceeded"));
+    assert_eq!(figure("proposals_failed_total").await - failed, 2);
+    assert_eq!(figure("proposals_pending").await, 0);
+    assert!(figure("slow_read_indexes_total").await > 0);
+    assert_eq!(figure("read_indexes_failed_total").await, 0);
+    assert_eq!(old.status().await.unwrap().raft_term, term, "it asks for votes without a new term (pre-vote)");
+
+    network.mend_all();
+    assert_ne!(next, id(old).await);
+    leader_of(&cluster.members.iter().collect::<Vec<_>>()).await;
+    let there: Vec<String> = cluster.agreed().await.into_iter().map(|(key, ..)| key).collect();
+    assert_eq!(there, ["before", "during"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_cut_off_refuses_and_says_so_and_takes_nothing_along() {
+    a_leader_without_a_quorum(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_does_the_same() {
+    a_leader_without_a_quorum(Some(etcd_tool("etcd"))).await;
+}
+
+/// Of five, one hears nobody but is heard, and one has lost its wire to the leader alone. Both ask for votes all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_with_half_a_connection_do_not_unseat_a_leader_and_come_back_quietly() {
+    let Some(network) = Network::new(5) else { return };
+    let cluster = started(&network, ABCDE, &[]).await;
+    // A busy machine may elect for reasons of its own; a group that is disturbed does it every time.
+    for turn in 1.. {
+        let leader = cluster.leader().await;
+        let (deaf, apart) = ((leader + 1) % 5, (leader + 2) % 5);
+        let before = cluster.members[leader].status().await.unwrap();
+        (0..5).filter(|other| *other != deaf).for_each(|other| network.cut(other, deaf));
+        network.cut(leader, apart);
+        network.cut(apart, leader);
+        for lonely in [deaf, apart] {
+            leaderless(&cluster.members[lonely]).await;
+        }
+        // Some elections long they try.
+        tokio::time::sleep(ELECTION * 3).await;
+        let tried = cluster.members[deaf].status().await.unwrap();
+        cluster.members[leader].put(&format!("during {turn}"), "x").await.unwrap();
+        network.mend_all();
+        let back = leader_of(&cluster.members.iter().collect::<Vec<_>>()).await;
+        let after = cluster.members[leader].status().await.unwrap();
+        if (back, tried.raft_term, after.raft_term) == (before.leader, before.raft_term, before.raft_term) {
+            break;
+        }
+        assert!(turn < 3, "term {} became {}, the deaf one's {}", before.raft_term, after.raft_term, tried.raft_term);
+    }
+    cluster.agreed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_members_go_on_without_two_and_wait_without_three() {
+    let Some(network) = Network::new(5) else { return };
+    let cluster = started(&network, ABCDE, &[]).await;
+    let load = load(&cluster, number("FERRETCD_SEED", 1));
+    load.answered(100).await;
+    let leader = cluster.leader().await;
+    let [second, third, fourth, fifth] = [1, 2, 3, 4].map(|n| (leader + n) % 5);
+    network.isolate(&[leader, second]);
+    leader_of(&[&cluster.members[third], &cluster.members[fourth], &cluster.members[fifth]]).await;
+    load.answered(100).await;
+    network.isolate(&[third]);
+    for member in &cluster.members {
+        leaderless(member).await;
+    }
+    let refusal = cluster.members[fourth].put("k", "refused").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::DeadlineExceeded, "{refusal}");
+    network.mend_all();
+    load.answered(100).await;
+    println!("{}", load.judge(&cluster, 300).await);
+}
+
+/// One round of trouble with the wires: which it was, and for how long.
+fn trouble(network: &Network, hosts: usize, leader: usize, chance: &mut Chance) -> (String, Duration) {
+    let any = chance.below(hosts as u64) as usize;
+    let other = (any + 1 + chance.below(hosts as u64 - 1) as usize) % hosts;
+    let others = |host: usize| (0..hosts).filter(move |other| *other != host);
+    let what = match chance.below(7) {
+        0 => {
+            network.isolate(&[leader]);
+            format!("{leader}, which leads, is alone")
+        }
+        1 => {
+            network.isolate(&[any]);
+            format!("{any} is alone")
+        }
+        2 => {
+            others(leader).for_each(|other| network.cut(leader, other));
+            format!("nobody hears {leader}, which leads")
+        }
+        3 => {
+            others(leader).for_each(|other| network.cut(other, leader));
+            format!("{leader}, which leads, hears nobody")
+        }
+        4 => {
+            network.cut(any, other);
+            network.cut(other, any);
+            format!("{any} and {other} do not hear each other")
+        }
+        5 => {
+            network.cut(any, other);
+            format!("{other} does not hear {any}")
+        }
+        _ => {
+            let minority: Vec<usize> = (0..hosts / 2).map(|n| (leader + n) % hosts).collect();
+            network.isolate(&minority);
+            format!("{minority:?} are apart, the leader among them")
+        }
+    };
+    (what, Duration::from_millis(500 + chance.below(2500)))
+}
+
+async fn cut_at_random(names: &[&str], rounds: u64, seed: u64) {
+    let Some(network) = Network::new(names.len()) else { return };
+    let cluster = started(&network, names, &[]).await;
+    let load = load(&cluster, seed);
+    let mut chance = Chance(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1);
+    for round in 0..rounds {
+        let leader = cluster.leader().await;
+        let (what, time) = trouble(&network, names.len(), leader, &mut chance);
+        println!("seed {seed}, round {round}: {what} for {time:?}");
+        tokio::time::sleep(time).await;
+        network.mend_all();
+        load.answered(20).await;
+    }
+    println!("seed {seed}: {}", load.judge(&cluster, rounds as usize * 20).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_whose_wires_are_cut_at_random_lose_nothing_and_serve_nothing_stale() {
+    let (rounds, seed) = (number("FERRETCD_ROUNDS", 4), number("FERRETCD_SEED", 1));
+    cut_at_random(ABC, rounds - rounds / 4, seed).await;
+    cut_at_random(ABCDE, rounds / 4, seed).await;
+}
+
+/// The files of a member's snapshots that end so, with their lengths.
+fn files(member: &Member, end: &str) -> Vec<(String, u64)> {
+    let entries = std::fs::read_dir(member.dir.join("member/snap")).unwrap().flatten();
+    let files = entries.map(|e| (e.file_name().into_string().unwrap(), e.metadata().map_or(0, |m| m.len())));
+    files.filter(|(name, _)| name.ends_with(end)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_cut_off_for_longer_than_the_log_gets_a_snapshot_though_it_is_cut_again() {
+    const VALUES: usize = 12;
+    let Some(network) = Network::new(3) else { return };
+    let mut cluster = started(&network, ABC, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    network.isolate(&[away]);
+    let value = "v".repeat(1 << 20);
+    for n in 0..VALUES {
+        cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
+    }
+    let written = eventually("the leader has a snapshot", async || {
+        cluster.members[leader].put("small", "x").await.unwrap();
+        files(&cluster.members[leader], ".snap").first().map(|(_, bytes)| *bytes).ok_or_else(|| "none yet".to_owned())
+    })
+    .await;
+    assert!(written > (VALUES as u64) << 20);
+    // Purging follows the snapshot; more writes make sure that the log no longer begins where the other one stopped.
+    for n in 0..50 {
+        cluster.members[leader].put(&format!("small{n}"), "x").await.unwrap();
+    }
+    // Slow enough to see it half done; then it is cut, and then it is killed.
+    network.slow(away, 2000);
+    let begun = Instant::now();
+    let sending =
+        format!("etcd_network_snapshot_send_inflights_total{{To=\"{:x}\"}}", id(&cluster.members[away]).await);
+    let mut torn = Vec::new();
+    for kill in [false, true] {
+        network.mend_all();
+        let part = eventually("a part of a snapshot is there", async || {
+            let mut parts = files(&cluster.members[away], ".part");
+            parts.retain(|(name, _)| !torn.contains(name));
+            match parts.pop() {
+                Some((name, bytes)) if bytes > 2 << 20 => Ok(name),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        assert!(files(&cluster.members[away], ".snap").is_empty(), "it is all there: the test tests nothing");
+        println!("half done after {:?}", begun.elapsed());
+        torn.push(part);
+        if kill {
+            cluster.members[away].kill();
+            cluster.members[away].start();
+        } else {
+            network.isolate(&[away]);
+            eventually("the leader gives it up", async || match cluster.members[leader].figure(&sending).await {
+                0 => Ok(()),
+                n => Err(format!("{n} on their way")),
+            })
+            .await;
+        }
+    }
+    network.fast(away);
+    cluster.members[away].ready().await;
+    assert_eq!(cluster.agreed().await.len(), VALUES + 51);
+    println!("caught up after {:?}", begun.elapsed());
+    assert!(!files(&cluster.members[away], ".snap").is_empty(), "it caught up without a snapshot");
+    assert_eq!(files(&cluster.members[away], ".part"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_moves_under_load_and_the_group_outlives_a_move_to_a_member_that_is_away() {
+    let Some(network) = Network::new(3) else { return };
+    let cluster = started(&network, ABC, &[]).await;
+    let load = load(&cluster, number("FERRETCD_SEED", 1));
+    for _ in 0..4 {
+        load.answered(50).await;
+        eventually("it moves", async || {
+            let leader = cluster.leader().await;
+            let to = id(&cluster.members[(leader + 1) % 3]).await;
+            cluster.members[leader].etcdctl(&["move-leader", &format!("{to:x}")])
+        })
+        .await;
+    }
+    let leader = cluster.leader().await;
+    let to = (leader + 1) % 3;
+    let target = id(&cluster.members[to]).await;
+    network.isolate(&[to]);
+    let begun = Instant::now();
+    let mut maintenance = cluster.members[leader].maintenance().await;
+    let refusal = maintenance.move_leader(pb::MoveLeaderRequest { target_id: target }).await.unwrap_err();
+    let said = "etcdserver: request timed out, leader transfer took too long";
+    assert_eq!((refusal.code(), refusal.message()), (Code::Unknown, said));
+    assert!(begun.elapsed() < ELECTION * 8, "{:?}", begun.elapsed());
+    // Somebody leads the two that are left, and they go on.
+    leader_of(&[&cluster.members[leader], &cluster.members[(leader + 2) % 3]]).await;
+    load.answered(50).await;
+    network.mend_all();
+    println!("{}", load.judge(&cluster, 250).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_replaced_under_load_and_stops_when_it_hears_of_it() {
+    let Some(network) = Network::new(4) else { return };
+    let mut cluster = started(&network, ABC, &[]).await;
+    let new = network.member("d", 3, cluster.tmp.path());
+    let all = cluster.members.iter().chain([&new]).map(|m| m.client.clone()).collect();
+    let load = Load::start(all, number("FERRETCD_SEED", 1), WAIT);
+    load.answered(50).await;
+    // Its host is gone, though it runs on there; once more for a leader.
+    let gone = cluster.leader().await;
+    let there = (gone + 1) % 3;
+    let (old, url) = (id(&cluster.members[gone]).await, cluster.members[gone].peer_url());
+    network.isolate(&[gone]);
+    // Refused as unhealthy until the two others have a leader that has heard both of them lately.
+    eventually("it is removed", async || cluster.members[there].etcdctl(&["member", "remove", &format!("{old:x}")]))
+        .await;
+    load.answered(50).await;
+    eventually("another is added", async || {
+        cluster.members[there].etcdctl(&["member", "add", "d", &format!("--peer-urls={}", new.peer_url())])
+    })
+    .await;
+    let mut new = new;
+    let left = cluster.members.iter().filter(|m| m.peer_url() != url).chain([&new]);
+    let list: Vec<String> = left.map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+    new.flags = vec![format!("--initial-cluster={}", list.join(",")), "--initial-cluster-state=existing".to_owned()];
+    new.start();
+    new.ready().await;
+    cluster.members.push(new);
+    load.answered(50).await;
+    assert_eq!(cluster.members[gone].has_ended(), None, "it has heard nothing");
+    network.mend_all();
+    assert_eq!(cluster.members[gone].ended().await, Some(1));
+    let log = cluster.members[gone].log();
+    assert!(log.contains("was removed from the cluster"), "{log}");
+    // The new one has a vote: with it, two of three go on.
+    let other = (gone + 2) % 3;
+    network.isolate(&[other]);
+    load.answered(50).await;
+    network.mend_all();
+    println!("{}", load.judge(&cluster, 200).await);
+}
+
+/// With the vote of the member that lost its disk, the one that was away would lead, without what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_an_emptied_disk_does_not_vote_for_one_that_missed_a_write() {
+    let Some(network) = Network::new(3) else { return };
+    let mut cluster = started(&network, ABC, &[]).await;
+    let has_it = cluster.leader().await;
+    let (emptied, missed) = ((has_it + 1) % 3, (has_it + 2) % 3);
+    network.isolate(&[missed]);
+    cluster.members[has_it].put("acknowledged", "x").await.unwrap();
+    leaderless(&cluster.members[missed]).await;
+    cluster.members[emptied].kill();
+    std::fs::remove_dir_all(&cluster.members[emptied].dir).unwrap();
+    network.isolate(&[has_it]);
+    network.mend(missed, emptied);
+    network.mend(emptied, missed);
+    cluster.members[emptied].start();
+    assert_eq!(cluster.members[emptied].ended().await, Some(78));
+    let log = cluster.members[emptied].log();
+    assert!(log.contains("has already been bootstrapped"), "{log}");
+    assert_eq!(cluster.members[missed].status().await.unwrap().leader, 0);
+    network.mend_all();
+    cluster.members[missed].ready().await;
+    assert_eq!(cluster.members[missed].get("acknowledged", false).await.unwrap().as_deref(), Some("x"));
+    assert_eq!(cluster.agreed().await.len(), 1);
+}
+
+/// `FERRETCD_SLOW_MIB` says how much is written while one of three hears a hundred kilobytes a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_leader() {
+    const VALUE: usize = 128 << 10;
+    /// What may be on its way to one member (64 requests of a megabyte at most), and the difference between two processes.
+    const MORE_MAX: usize = 160 << 20;
+    let Some(network) = Network::new(3) else { return };
+    let cluster = started(&network, ABC, &["--quota-backend-bytes=8589934592"]).await;
+    let leader = cluster.leader().await;
+    let (slow, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let writes = (number("FERRETCD_SLOW_MIB", 12) as usize) * (1 << 20) / VALUE;
+    let value = "v".repeat(VALUE);
+    network.slow(slow, 100);
+    for n in 0..writes {
+        cluster.members[leader].put(&format!("k{n}"), &value).await.unwrap();
+    }
+    // It has heard of a few of them only: nobody has waited for it.
+    let applied = async |at: usize| cluster.members[at].status().await.unwrap().raft_applied_index as usize;
+    let behind = applied(leader).await - applied(slow).await;
+    let (leads, follows) = (cluster.members[leader].resident_bytes(), cluster.members[other].resident_bytes());
+    println!("{behind} of {writes} behind; the leader has {} MiB, the other {} MiB", leads >> 20, follows >> 20);
+    assert!(behind > writes / 2, "{behind} of {writes}: the writes took as long as the slow wire");
+    assert!(leads < follows + MORE_MAX, "{leads} {follows}");
+}
