@@ -167,3 +167,44 @@ impl RaftLogStorage<TypeConfig> for Log {
         done(|reply| self.wal.purge(upto, reply)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferretcd_wal::fs::mem::MemFs;
+    use futures::FutureExt;
+    use std::path::Path;
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    /// A log whose disk does nothing before it is driven.
+    fn slow() -> (MemFs, Wal, Log) {
+        let fs = MemFs::new();
+        let identity = wal::Identity { cluster_id: 1, member_id: 1 };
+        let options = wal::Options { segment_bytes: 4096, ..wal::Options::default() };
+        let (wal, _) =
+            Wal::open_driven(Arc::new(fs.clone()), Path::new("/wal"), options, identity, Box::new(|| ())).unwrap();
+        (fs, wal.clone(), Log::new(wal))
+    }
+
+    #[test]
+    fn a_vote_a_truncation_and_a_purge_are_answered_when_they_are_durable() {
+        let (_, wal, mut log) = slow();
+        let entry = |index| wal::Entry { term: 1, index, payload: b"x"[..].into() };
+        wal.append((0..5).map(entry).collect(), Box::new(|done| done.unwrap()));
+        wal.drive();
+        let id = |index| log_id(LogPos { term: 1, index });
+        let vote = vote_from(3, 1, false);
+        let (mut one, mut other) = (log.clone(), log.clone());
+        let mut saved = pin!(log.save_vote(&vote));
+        let mut cut = pin!(one.truncate_after(Some(id(3))));
+        let mut purged = pin!(other.purge(id(1)));
+        assert!(saved.as_mut().now_or_never().is_none(), "a vote that a power loss takes back may be given twice");
+        assert!(cut.as_mut().now_or_never().is_none());
+        assert!(purged.as_mut().now_or_never().is_none());
+        wal.drive();
+        saved.now_or_never().unwrap().unwrap();
+        cut.now_or_never().unwrap().unwrap();
+        purged.now_or_never().unwrap().unwrap();
+    }
+}

@@ -217,3 +217,54 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferretcd_storage::{MemoryEngine, Options, Store};
+    use ferretcd_types::MemberId;
+
+    struct Silent;
+
+    impl Effects for Silent {
+        fn publish(&self, _: Vec<Effect>) {}
+        fn reply(&self, _: RequestId, _: Result<Reply, Error>) {}
+        fn installed(&self, _: Vec<Effect>) {}
+        fn applied(&self, _: LogPos) {}
+    }
+
+    /// A state on an engine that makes nothing durable by itself.
+    fn state(engine: &Arc<MemoryEngine>) -> Arc<State> {
+        let store = Arc::new(Store::open_inline(engine.clone(), Options::default()));
+        Arc::new(State::open_still(store, MemberId(1)).unwrap())
+    }
+
+    /// What a power loss would leave of it.
+    fn after_a_power_loss(engine: &MemoryEngine) -> Option<LogPos> {
+        state(&Arc::new(engine.durable_copy())).applied()
+    }
+
+    #[tokio::test]
+    async fn behind_a_snapshot_the_engine_is_durable_so_that_the_log_below_may_go() {
+        let tmp = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotDir::open(tmp.path()).unwrap();
+        let (engine, other) = (Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()));
+        let state_here = state(&engine);
+        let last = LogPos { term: 2, index: 7 };
+        for index in 1..=last.index {
+            state_here.apply_blank(LogPos { term: 2, index }).unwrap();
+        }
+        assert_eq!(after_a_power_loss(&engine), None, "else this proves nothing");
+        let mut machine = Machine::new(state_here, Arc::new(Silent), snapshots);
+        let built = machine.build_snapshot().await.unwrap();
+        assert_eq!(after_a_power_loss(&engine), Some(last), "built");
+
+        // And where it is installed.
+        let snapshots = SnapshotDir::open(&tmp.path().join("other")).unwrap();
+        let part = snapshots.unfinished("received");
+        let bytes = std::fs::copy(&built.snapshot.path, &part).unwrap();
+        let mut machine = Machine::new(state(&other), Arc::new(Silent), snapshots);
+        machine.install_snapshot(&built.meta, SnapshotDir::received(part, bytes)).await.unwrap();
+        assert_eq!(after_a_power_loss(&other), Some(last), "installed");
+    }
+}

@@ -27,7 +27,8 @@ pub enum WalError {
     },
     /// Bytes that were once durable are no longer what was written. This is not the torn tail of a power loss.
     #[error(
-        "{} is damaged at offset {offset}: {reason}; restore this member from a healthy one or from a snapshot",
+        "{} is damaged at offset {offset}: {reason}; remove this member from the cluster and add it anew with an empty \
+         data directory, or restore a cluster of one from a snapshot",
         file.display()
     )]
     Damaged {

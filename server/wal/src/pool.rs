@@ -1,5 +1,6 @@
-//! Files that wait to become segments: zero-filled ahead of use or recycled, because an fdatasync into blocks that
-//! exist already need not commit metadata (1.6 times the throughput of a growing or fallocated file on ext4).
+//! Files that wait to become segments: zero-filled ahead of use, because an fdatasync into blocks that exist already need
+//! not commit metadata (1.6 times the throughput of a growing or fallocated file on ext4). A purged segment is zeroed
+//! before it is used again: only so can a start tell a record that was cut short from one that has changed since.
 
 use std::collections::VecDeque;
 use std::io;
@@ -46,8 +47,10 @@ pub(crate) struct Pool {
 
 #[derive(Default)]
 struct State {
-    /// At most [`MAX_READY`].
+    /// Zeros. With `used` at most [`MAX_READY`].
     ready: Vec<Spare>,
+    /// Named as spares, but perhaps not zeros: recycled, or found at the start, where a crash may have come in between.
+    used: Vec<Spare>,
     /// Segments to recycle or remove, oldest first. Bounded by the number of segments.
     retired: VecDeque<Spare>,
     /// Why the last preparation failed. While set, only [`Pool::take`] makes the thread try again.
@@ -70,8 +73,8 @@ impl Pool {
         for &number in found {
             let path = dir.join(segment::spare_name(number));
             let file = fs.open(&path)?;
-            if file.len()? == bytes && state.ready.len() < MAX_READY {
-                state.ready.push(Spare { path, file, bytes });
+            if file.len()? == bytes && state.used.len() < MAX_READY {
+                state.used.push(Spare { path, file, bytes });
             } else {
                 fs.remove(&path)?;
             }
@@ -103,8 +106,7 @@ impl Pool {
         }
     }
 
-    /// A file to make a segment of: its content is zeros or the records of an older segment. Waits for the background
-    /// thread if it has none ready.
+    /// A file to make a segment of: zeros. Waits for the background thread if it has none ready.
     pub fn take(&self) -> io::Result<Spare> {
         let mut state = self.state.lock();
         // A failure of the past says nothing about now: the disk may have room again.
@@ -142,7 +144,7 @@ impl Pool {
     /// Bytes of the files that wait, and of those that wait to be recycled.
     pub fn disk_bytes(&self) -> u64 {
         let state = self.state.lock();
-        state.ready.iter().chain(&state.retired).map(|spare| spare.bytes).sum()
+        state.ready.iter().chain(&state.used).chain(&state.retired).map(|spare| spare.bytes).sum()
     }
 
     fn run(&self) {
@@ -188,19 +190,17 @@ impl Pool {
         self.dir.join(segment::spare_name(number))
     }
 
+    /// A used file made zeros, or a new one.
     fn prepare(&self) -> io::Result<Spare> {
-        let path = self.new_path();
-        let prepared = self.fs.create(&path).and_then(|file| {
-            let zeros = vec![0; ZEROS.min(self.bytes as usize)];
-            let mut at = 0;
-            while at < self.bytes {
-                let piece = (self.bytes - at).min(zeros.len() as u64);
-                file.write_at(at, &zeros[..piece as usize])?;
-                at += piece;
+        let used = self.state.lock().used.pop();
+        let (path, prepared) = match used {
+            Some(Spare { path, file, .. }) => (path, self.clear(file.as_ref()).map(|()| file)),
+            None => {
+                let path = self.new_path();
+                let created = self.fs.create(&path).and_then(|file| self.fill(file.as_ref()).map(|()| file));
+                (path, created)
             }
-            file.sync_all()?;
-            Ok(file)
-        });
+        };
         match prepared {
             Ok(file) => Ok(Spare { path, file, bytes: self.bytes }),
             Err(error) => {
@@ -211,18 +211,51 @@ impl Pool {
         }
     }
 
+    /// Fills a new file with zeros.
+    fn fill(&self, file: &dyn File) -> io::Result<()> {
+        let zeros = vec![0; ZEROS.min(self.bytes as usize)];
+        for (at, length) in self.pieces() {
+            file.write_at(at, &zeros[..length])?;
+        }
+        file.sync_all()
+    }
+
+    /// Makes zeros of what is something else. Piece by piece, so that a sync of the log never waits behind all of it.
+    fn clear(&self, file: &dyn File) -> io::Result<()> {
+        let mut piece = vec![0; ZEROS.min(self.bytes as usize)];
+        for (at, length) in self.pieces() {
+            let piece = &mut piece[..length];
+            file.read_at(at, piece)?;
+            if piece.iter().any(|&byte| byte != 0) {
+                piece.fill(0);
+                file.write_at(at, piece)?;
+                file.sync_data()?;
+            }
+        }
+        // Zeros that are only in the page cache are zeros no more after a power loss.
+        file.sync_all()
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = (u64, usize)> {
+        let bytes = self.bytes;
+        (0..bytes).step_by(ZEROS).map(move |at| (at, (bytes - at).min(ZEROS as u64) as usize))
+    }
+
     /// Makes a spare of a retired segment, or removes it. A failure costs disk space only, until the next start: the
     /// records of a segment that stays are skipped by recovery as purged.
     fn recycle(&self, segment: Spare) {
-        let wanted = segment.bytes == self.bytes && self.state.lock().ready.len() < MAX_READY;
+        let spares = {
+            let state = self.state.lock();
+            state.ready.len() + state.used.len()
+        };
+        let wanted = segment.bytes == self.bytes && spares < MAX_READY;
         let done = if wanted {
             let path = self.new_path();
             let renamed = self.fs.rename(&segment.path, &path);
             // Durable before the first byte is overwritten: else a power loss could bring back the old name with the
             // new content.
             renamed.and_then(|()| self.fs.sync_dir(&self.dir)).map(|()| {
-                self.state.lock().ready.push(Spare { path, ..segment });
-                self.done.notify_all();
+                self.state.lock().used.push(Spare { path, ..segment });
             })
         } else {
             self.fs.remove(&segment.path)

@@ -8,7 +8,7 @@
 //! | 4 | 4 | crc32c of bytes 8..40, begun with the seed of the segment |
 //! | 8 | 1 | kind: 1 entry, 2 vote, 3 truncate, 4 purge, 5 committed |
 //! | 9 | 1 | flag: a vote is committed; a truncation has an index |
-//! | 10 | 2 | zero |
+//! | 10 | 2 | blank: how many sectors of the file hold zeros where they hold a part of this record |
 //! | 12 | 4 | synced: everything before this offset of the segment was durable when the record was written |
 //! | 16 | 8 | term |
 //! | 24 | 8 | index (for a vote: the node) |
@@ -16,8 +16,9 @@
 //! | 36 | 4 | crc32c of the payload |
 //!
 //! A record's crc covers the crc before it and so, in a chain, everything before it. It can also be checked alone,
-//! which is what tells damage from a torn tail: a later record whose `synced` lies beyond a bad one is proof that the
-//! bad one had been durable.
+//! which is one thing that tells damage from a torn tail: a later record whose `synced` lies beyond a bad one is proof
+//! that the bad one had been durable. The other one is [`can_be_torn`]: a disk writes sectors whole, so a write that the
+//! power cut short left zeros in at least one of them (decision 0012).
 
 use crate::state::{LogPos, Vote};
 
@@ -26,6 +27,12 @@ pub const HEADER_BYTES: usize = 40;
 
 /// Records begin at multiples of this, so that a scan for later records has eight times fewer places to try.
 const ALIGN: usize = 8;
+
+/// What a disk writes whole or not at all, and a write is cut at: the smallest sector there is.
+pub const SECTOR: usize = 512;
+
+/// A record with so many blank sectors or more is not told apart from a torn one.
+const BLANK_MAX: u16 = u16::MAX;
 
 const ENTRY: u8 = 1;
 const VOTE: u8 = 2;
@@ -82,6 +89,8 @@ pub struct Link {
     pub previous: u32,
     /// Everything before this offset of the segment is durable.
     pub synced: u32,
+    /// Where it begins in the segment.
+    pub at: u32,
 }
 
 /// A record as found, with what ties it to its place.
@@ -137,6 +146,7 @@ pub fn encode(record: &Record<'_>, link: Link, out: &mut Vec<u8>) -> u32 {
     header[0..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     header[8] = kind;
     header[9] = flag;
+    header[10..12].copy_from_slice(&blank_sectors(payload, link.at as usize + HEADER_BYTES).to_le_bytes());
     header[12..16].copy_from_slice(&link.synced.to_le_bytes());
     header[16..24].copy_from_slice(&term.to_le_bytes());
     header[24..32].copy_from_slice(&index.to_le_bytes());
@@ -185,6 +195,44 @@ pub fn proof_of_durability(bytes: &[u8], bad: usize, seed: u32) -> Option<usize>
     })
 }
 
+/// Whether the bad record at `at` can be a write that the power cut short, in a segment that was zeros before. Sectors
+/// are written whole, so such a write left zeros in some of them. A record that misses no sector and is bad all the same
+/// was written as a whole, and has changed since; then it may well have been acknowledged.
+///
+/// What it cannot tell: rot that turns a whole sector into zeros.
+pub fn can_be_torn(bytes: &[u8], at: usize, seed: u32) -> bool {
+    // Nothing can have been written where no header fits.
+    let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= HEADER_BYTES) else { return true };
+    if let Ok(header) = check_header(rest, seed) {
+        let blank = u16::from_le_bytes([header[10], header[11]]);
+        let payload = HEADER_BYTES..HEADER_BYTES.saturating_add(u32_at(header, 0) as usize);
+        // Without the end of its payload the file itself was cut short.
+        let Some(payload) = rest.get(payload) else { return false };
+        return blank == BLANK_MAX || blank_sectors(payload, at + HEADER_BYTES) > blank;
+    }
+    // How long the record is, its header would have said. But the header lies in one sector or two, and what of it is in
+    // a sector that was written is not zeros.
+    sectors(&rest[..HEADER_BYTES], at).any(is_blank)
+}
+
+/// The parts of `bytes`, which begin at offset `at` of the file, by the file's sectors.
+fn sectors(bytes: &[u8], at: usize) -> impl Iterator<Item = &[u8]> {
+    let (first, rest) = bytes.split_at((at.next_multiple_of(SECTOR) - at).min(bytes.len()));
+    std::iter::once(first).filter(|part| !part.is_empty()).chain(rest.chunks(SECTOR))
+}
+
+fn is_blank(part: &[u8]) -> bool {
+    part.iter().all(|&byte| byte == 0)
+}
+
+/// Sectors that hold zeros of this payload and nothing else of its record, which ends where its padding does.
+fn blank_sectors(payload: &[u8], at: usize) -> u16 {
+    // The rest of the sector in which the header ends is not counted: the header is in it.
+    let shared = (at.next_multiple_of(SECTOR) - at).min(payload.len());
+    let blank = sectors(&payload[shared..], at + shared).filter(|part| is_blank(part)).count();
+    u16::try_from(blank).unwrap_or(BLANK_MAX)
+}
+
 fn check_header(bytes: &[u8], seed: u32) -> Result<&[u8; HEADER_BYTES], Flaw> {
     let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(Flaw::Short)?;
     if header_crc(header, seed) != u32_at(header, 4) { Err(Flaw::Header) } else { Ok(header) }
@@ -207,7 +255,7 @@ pub(crate) fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const LINK: Link = Link { seed: 0x1234_5678, previous: 0x9abc_def0, synced: 128 };
+    const LINK: Link = Link { seed: 0x1234_5678, previous: 0x9abc_def0, synced: 128, at: 128 };
 
     fn all() -> Vec<Record<'static>> {
         vec![
@@ -290,6 +338,63 @@ mod tests {
         let header = *bytes.first_chunk().unwrap();
         bytes[4..8].copy_from_slice(&header_crc(&header, LINK.seed).to_le_bytes());
         assert_eq!(decode(&bytes, LINK.seed), Err(Flaw::Unknown { kind: 77, flag: 0 }));
+    }
+
+    /// A record at this offset in a segment that was zeros.
+    fn placed(at: usize, payload: &[u8]) -> (Vec<u8>, usize) {
+        let mut bytes = vec![0; at];
+        encode(&Record::Entry { term: 1, index: 1, payload }, Link { at: at as u32, ..LINK }, &mut bytes);
+        let end = bytes.len();
+        bytes.resize(end.next_multiple_of(SECTOR), 0);
+        (bytes, end)
+    }
+
+    /// Payloads that are awkward: nothing but zeros, zeros in the middle, and none.
+    fn payloads() -> [Vec<u8>; 4] {
+        let hollow: Vec<u8> = (0..2500).map(|at| if (700..2200).contains(&at) { 0 } else { 0x5a }).collect();
+        [vec![0x5a; 1700], vec![0; 1700], hollow, Vec::new()]
+    }
+
+    #[test]
+    fn a_record_that_misses_sectors_can_be_torn() {
+        for (at, payload) in [128, 472, 480, 496, 504, 1024].into_iter().flat_map(|at| payloads().map(|p| (at, p))) {
+            let (whole, end) = placed(at, &payload);
+            let first = at / SECTOR;
+            let sectors = end.div_ceil(SECTOR) - first;
+            for missing in 1u32..1 << sectors {
+                let mut torn = whole.clone();
+                for sector in (0..sectors).filter(|sector| missing >> sector & 1 == 1) {
+                    let from = at.max((first + sector) * SECTOR);
+                    torn[from..((first + sector + 1) * SECTOR)].fill(0);
+                }
+                // Where zeros were lost, nothing was.
+                if torn != whole {
+                    assert!(decode(&torn[at..], LINK.seed).is_err());
+                    assert!(can_be_torn(&torn, at, LINK.seed), "at {at}, {} bytes, {missing:b}", payload.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_with_a_flipped_bit_cannot() {
+        for (at, payload) in [128, 472, 480, 496, 504, 1024].into_iter().flat_map(|at| payloads().map(|p| (at, p))) {
+            let (mut bytes, end) = placed(at, &payload);
+            for bit in at * 8..end * 8 {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                assert!(!can_be_torn(&bytes, at, LINK.seed), "at {at}, {} bytes, bit {bit}", payload.len());
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+    }
+
+    #[test]
+    fn where_no_record_fits_none_is_missing_and_one_that_leaves_the_file_was_cut_off_with_it() {
+        let (bytes, end) = placed(128, &[1; 300]);
+        for place in [end, bytes.len() - HEADER_BYTES, bytes.len() - 8, bytes.len(), bytes.len() + 8] {
+            assert!(can_be_torn(&bytes, place, LINK.seed), "{place}");
+        }
+        assert!(!can_be_torn(&bytes[..end - 8], 128, LINK.seed));
     }
 
     #[test]

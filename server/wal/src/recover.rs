@@ -57,8 +57,9 @@ pub(crate) struct Damage {
     pub reason: String,
 }
 
-/// Replays all records of a segment into `memory`. In the last segment (`next` is None) a bad record ends the log if
-/// nothing proves that it had been durable; in any other, the records must end where the next segment's header says.
+/// Replays all records of a segment into `memory`. In the last segment (`next` is None) a bad record ends the log if a
+/// write that was cut short can have left it so, and nothing proves that it had been durable; in any other, the records
+/// must end where the next segment's header says.
 pub(crate) fn replay_segment(
     memory: &mut Memory,
     bytes: &[u8],
@@ -80,8 +81,14 @@ pub(crate) fn replay_segment(
         end = End { offset: at as u32, crc: found.crc, synced: found.synced };
     };
     let reason = match next {
-        None => record::proof_of_durability(bytes, at, seed)
-            .map(|proof| format!("{flaw}, yet the record at {proof} was written after it was durable")),
+        None => match record::proof_of_durability(bytes, at, seed) {
+            Some(proof) => Some(format!("{flaw}, yet the record at {proof} was written after it was durable")),
+            // A record of this segment that follows another one than is there: no write that was cut short does that.
+            None if header.blank && (flaw == record::Flaw::Chain || !record::can_be_torn(bytes, at, seed)) => {
+                Some(format!("{flaw}, and no sector of it is missing as after a write that was cut short"))
+            }
+            None => None,
+        },
         Some(next) if (next.previous_end, next.previous_crc) == (end.offset, end.crc) => {
             let disagrees = next.state != *memory.state();
             disagrees.then(|| "the next segment begins with another state than this one ends with".to_owned())
@@ -230,6 +237,7 @@ mod tests {
         sequence: 3,
         previous_end: 0,
         previous_crc: 0,
+        blank: true,
         state: LogState { vote: None, committed: None, purged: None, next: None },
     };
 
@@ -244,7 +252,7 @@ mod tests {
         let mut previous = seed;
         for record in records {
             let synced = bytes.len() as u32;
-            previous = record::encode(record, Link { seed, previous, synced }, &mut bytes);
+            previous = record::encode(record, Link { seed, previous, synced, at: synced }, &mut bytes);
         }
         bytes.resize(4096, 0);
         bytes
@@ -269,21 +277,21 @@ mod tests {
         let mut bytes = segment(&[entry(1, 0), entry(1, 1), entry(1, 2)]);
         let other = segment(&[entry(1, 0), entry(9, 1), entry(1, 2)]);
         bytes[128 + 48..128 + 96].copy_from_slice(&other[128 + 48..128 + 96]);
-        let (end, next) = replay(&bytes, None).unwrap();
-        assert_eq!(
-            (end.offset, next),
-            (128 + 96, Some(2)),
-            "the last does not follow this one, and nothing proves more"
-        );
+        let damage = replay(&bytes, None).unwrap_err();
+        assert_eq!(damage.offset, 128 + 96, "the last does not follow this one");
+        // The first releases wrote on what was there, so that it may be a rest of an earlier life.
+        let mut memory = Memory::new(HEADER.state, 0);
+        let end = replay_segment(&mut memory, &bytes, &Header { blank: false, ..HEADER }, None).unwrap();
+        assert_eq!((end.offset, memory.state().next), (128 + 96, Some(2)), "nothing proves more");
     }
 
     #[test]
     fn a_record_with_an_impossible_sync_offset_is_none() {
         let mut bytes = HEADER.encode().to_vec();
         let seed = segment::seed(HEADER.identity, HEADER.sequence);
-        record::encode(&entry(1, 0), Link { seed, previous: seed, synced: 4000 }, &mut bytes);
+        record::encode(&entry(1, 0), Link { seed, previous: seed, synced: 4000, at: 128 }, &mut bytes);
         bytes.resize(4096, 0);
-        assert_eq!(replay(&bytes, None).unwrap().0.offset, 128);
+        assert_eq!(replay(&bytes, None).unwrap_err().offset, 128);
     }
 
     #[test]

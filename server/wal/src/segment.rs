@@ -9,7 +9,7 @@
 //! | 24 | 8 | member id |
 //! | 32 | 4 | where the records of the segment before end (0: there was none) |
 //! | 36 | 4 | crc of the last record of the segment before |
-//! | 40 | 4 | flags: 1 next, 2 vote, 4 vote committed, 8 purged, 16 committed |
+//! | 40 | 4 | flags: 1 next, 2 vote, 4 vote committed, 8 purged, 16 committed, 32 blank |
 //! | 44 | 4 | zero |
 //! | 48 | 8 | index of the next entry |
 //! | 56 | 16 | vote: term, node |
@@ -41,6 +41,7 @@ const VOTE: u32 = 2;
 const VOTE_COMMITTED: u32 = 4;
 const PURGED: u32 = 8;
 const COMMITTED: u32 = 16;
+const BLANK: u32 = 32;
 
 /// What a segment says about itself and about the log at its start, so that the segments before it may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,9 @@ pub struct Header {
     pub previous_end: u32,
     /// Crc of the last record of the segment before.
     pub previous_crc: u32,
+    /// Everything behind the header was zeros when the segment began. The first releases wrote on what a segment had
+    /// held before, and did not say so.
+    pub blank: bool,
     /// What all segments before add up to.
     pub state: LogState,
 }
@@ -72,7 +76,7 @@ impl Header {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let LogState { vote, committed, purged, next } = self.state;
         let mut bytes = [0; HEADER_BYTES];
-        let mut flags = 0;
+        let mut flags = if self.blank { BLANK } else { 0 };
         bytes[0..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.sequence.to_le_bytes());
@@ -126,6 +130,7 @@ impl Header {
             sequence: u32_at(bytes, 12),
             previous_end: u32_at(bytes, 32),
             previous_crc: u32_at(bytes, 36),
+            blank: has(BLANK),
             state: LogState {
                 vote: has(VOTE).then_some(vote),
                 committed: has(COMMITTED).then(|| pos(88)),
@@ -180,6 +185,7 @@ mod tests {
             sequence: 5,
             previous_end: 4000,
             previous_crc: 0xdead_beef,
+            blank: true,
             state: LogState {
                 vote: Some(Vote { term: 3, node: 9, committed: true }),
                 committed: Some(LogPos { term: 3, index: 40 }),
@@ -191,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_field_comes_back_also_when_absent() {
-        let empty = Header { state: LogState::default(), ..full() };
+        let empty = Header { blank: false, state: LogState::default(), ..full() };
         for header in [full(), empty] {
             assert_eq!(Header::decode(&header.encode()), Ok(header));
         }
@@ -205,7 +211,7 @@ mod tests {
         golden.extend_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
         golden.extend_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&[0xa0, 0x0f, 0, 0, 0xef, 0xbe, 0xad, 0xde]);
-        golden.extend_from_slice(&[31, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend_from_slice(&[63, 0, 0, 0, 0, 0, 0, 0]);
         for number in [51u64, 3, 9, 2, 30, 3, 40] {
             golden.extend_from_slice(&number.to_le_bytes());
         }

@@ -733,7 +733,7 @@ fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> R
 
 fn begin_log(fs: &dyn Fs, dir: &Path, pool: &Pool, identity: Identity, cache_bytes: usize) -> io::Result<Log> {
     let state = LogState::default();
-    let header = Header { identity, sequence: 1, previous_end: 0, previous_crc: 0, state };
+    let header = Header { identity, sequence: 1, previous_end: 0, previous_crc: 0, blank: true, state };
     let segment = writer::begin_segment(fs, dir, pool.take()?, &header)?;
     Ok(Log {
         memory: Memory::new(state, cache_bytes),

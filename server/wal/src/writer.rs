@@ -146,7 +146,7 @@ impl Writer {
             self.located.push((*index, ticket, self.position()));
         }
         let seed = segment::seed(self.identity, self.sequence);
-        let link = Link { seed, previous: self.end.crc, synced: self.end.synced };
+        let link = Link { seed, previous: self.end.crc, synced: self.end.synced, at: self.position() };
         self.end.crc = record::encode(record, link, &mut self.buffer);
         Ok(())
     }
@@ -200,6 +200,7 @@ impl Writer {
             sequence,
             previous_end: self.end.offset,
             previous_crc: self.end.crc,
+            blank: true,
             state: self.state,
         };
         let segment = begin_segment(self.fs.as_ref(), &self.dir, self.pool.take()?, &header)?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use ferretcd_wal::fs::Fs;
 use ferretcd_wal::fs::mem::{Call, MemFs, PowerLoss};
 use ferretcd_wal::{Entry, Identity, LogPos, Options, Recovered, Vote, Wal, WalError};
 
@@ -207,6 +208,14 @@ impl History {
         }
     }
 
+    /// Whether a log was found in one of the states that are allowed.
+    fn allows(&self, wal: &Wal, recovered: &Recovered) -> bool {
+        let entries = wal.read(recovered.first_index, u64::MAX, usize::MAX).unwrap();
+        self.states[self.answered..]
+            .iter()
+            .any(|model| model.recovered() == *recovered && entries.iter().eq(model.entries.values()))
+    }
+
     /// The state that a log was found in, if it is one of those that are allowed.
     fn find(&self, wal: &Wal, recovered: &Recovered, story: &str) -> Model {
         let allowed = &self.states[self.answered..];
@@ -336,4 +345,47 @@ fn a_failed_call_anywhere_loses_nothing_that_was_answered() {
             }
         }
     }
+}
+
+/// A flipped bit anywhere, after whatever end of a life: the log is refused, or nothing that was answered is missing.
+#[test]
+fn a_flipped_bit_takes_nothing_that_was_answered() {
+    let (mut opened, mut refused) = (0, 0);
+    for seed in 0..150 {
+        let mut chance = Chance(seed);
+        let fs = MemFs::new();
+        fs.crash_at(20 + chance.below(120));
+        let mut history = History::from(Model::default());
+        let Ok((wal, _)) = open(&fs, &mut chance) else { continue };
+        history.go_on(&wal, &mut chance, 60);
+        for how in ENDS {
+            let fs = end(&fs, how);
+            let mut names: Vec<String> = fs.list(Path::new("/wal")).unwrap();
+            names.retain(|name| name.ends_with(".wal"));
+            for name in names {
+                let path = Path::new("/wal").join(name);
+                let whole = fs.contents(&path).unwrap();
+                let used = whole.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+                for _ in 0..12 {
+                    let rotten = fs.fork();
+                    let mut bytes = whole.clone();
+                    // Mostly among the last records.
+                    let back = [used, 1200, 200][chance.below(3) as usize].min(used);
+                    let at = (used - 1 - chance.below(back)) as usize;
+                    bytes[at] ^= 1 << chance.below(8);
+                    rotten.set_contents(&path, bytes);
+                    let story = format!("seed {seed}, {how:?}, a bit of byte {at} of {}", path.display());
+                    match open(&rotten, &mut chance) {
+                        Ok((wal, recovered)) => {
+                            assert!(history.allows(&wal, &recovered), "{story}: found {recovered:?}");
+                            opened += 1;
+                        }
+                        Err(error @ WalError::Io { .. }) => panic!("{story}: {error}"),
+                        Err(_) => refused += 1,
+                    }
+                }
+            }
+        }
+    }
+    assert!(opened > 0 && refused > 1000, "{opened} were opened and {refused} refused");
 }

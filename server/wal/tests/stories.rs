@@ -296,26 +296,90 @@ fn killed_log() -> (MemFs, Vec<usize>, usize) {
     (fs.fork(), (0..4).map(|number| 128 + number * size).collect(), 128 + 4 * size)
 }
 
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+
 #[test]
-fn a_torn_tail_is_cut_at_every_byte_of_the_last_record() {
-    let (fs, starts, end) = killed_log();
-    let whole = fs.contents(&segment(2)).unwrap();
-    for tear in starts[3]..end {
-        for garbage in [0x00, 0xff, 0x5a] {
-            let torn = fs.fork();
+fn a_torn_tail_is_cut_whichever_sectors_of_the_last_record_the_disk_got() {
+    for (size, zeros) in [(500, false), (1100, false), (1100, true)] {
+        let fs = MemFs::new();
+        let (wal, _) = open(&fs);
+        append(&wal, entries(1, 0..3, 500)).unwrap();
+        let start = 128 + 3 * 544;
+        let payload = if zeros { vec![0; size] } else { vec![0x5a; size] };
+        append(&wal, vec![Entry { term: 1, index: 3, payload: payload.into() }]).unwrap();
+        let end = start + 40 + size.next_multiple_of(8);
+        let whole = fs.contents(&segment(1)).unwrap();
+        let (first, last) = (start / SECTOR, (end - 1) / SECTOR);
+        for missing in 1u32..1 << (last - first + 1) {
             let mut bytes = whole.clone();
-            bytes[tear..].fill(garbage);
-            if bytes[..end] == whole[..end] {
+            for sector in (first..=last).filter(|sector| missing >> (sector - first) & 1 == 1) {
+                bytes[start.max(sector * SECTOR)..(sector + 1) * SECTOR].fill(0);
+            }
+            if bytes == whole {
                 continue;
             }
-            torn.set_contents(&segment(2), bytes);
+            let torn = fs.fork();
+            torn.set_contents(&segment(1), bytes);
             let (wal, recovered) = open(&torn);
-            assert_eq!(recovered.last, Some(pos(1, 9)), "torn at {tear}");
-            assert_eq!(all(&wal), entries(1, 0..10, 500));
-            append(&wal, entries(2, 10..11, 20)).unwrap();
+            assert_eq!(recovered.last, Some(pos(1, 2)), "torn, without {missing:b}");
+            assert_eq!(all(&wal), entries(1, 0..3, 500));
+            append(&wal, entries(2, 3..4, 20)).unwrap();
             let (_, recovered) = open(&torn.fork());
-            assert_eq!(recovered.last, Some(pos(2, 10)), "torn at {tear}");
+            assert_eq!(recovered.last, Some(pos(2, 3)), "torn, without {missing:b}");
         }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_record_is_damage_and_not_a_torn_tail() {
+    let (fs, starts, end) = killed_log();
+    let whole = fs.contents(&segment(2)).unwrap();
+    for at in starts[3]..end {
+        let rotten = fs.fork();
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        rotten.set_contents(&segment(2), bytes.clone());
+        match refused(&rotten) {
+            WalError::Damaged { file, offset, .. } => {
+                assert_eq!((file, offset as usize), (segment(2), starts[3]), "byte {at}");
+            }
+            other => panic!("byte {at}: {other}"),
+        }
+        assert_eq!(rotten.contents(&segment(2)).unwrap(), bytes, "a refusal changes nothing");
+    }
+}
+
+#[test]
+fn a_refusal_says_what_to_do() {
+    let (fs, starts, _) = killed_log();
+    let mut bytes = fs.contents(&segment(2)).unwrap();
+    bytes[starts[3] + 100] ^= 1;
+    fs.set_contents(&segment(2), bytes);
+    assert_eq!(
+        refused(&fs).to_string(),
+        "/wal/00000002.wal is damaged at offset 1760: the checksum of the record's payload is wrong, and no sector of it \
+         is missing as after a write that was cut short; remove this member from the cluster and add it anew with an \
+         empty data directory, or restore a cluster of one from a snapshot"
+    );
+}
+
+#[test]
+fn what_a_segment_held_before_is_gone_before_it_is_used_again() {
+    for killed in [false, true] {
+        let fs = MemFs::new();
+        let (wal, _) = open(&fs);
+        append(&wal, entries(1, 0..12, 300)).unwrap();
+        wait(|done| wal.purge(pos(1, 11), done)).unwrap();
+        assert_eq!((files(&fs, ".wal"), files(&fs, ".spare")), (1, 1));
+        let fs = if killed { fs.fork() } else { fs };
+        let wal = if killed { open(&fs).0 } else { wal };
+        append(&wal, entries(1, 12..24, 300)).unwrap();
+        assert_eq!((files(&fs, ".wal"), files(&fs, ".spare")), (2, 0), "it was used");
+        let third = fs.contents(&segment(3)).unwrap();
+        assert_eq!(wal.last(), Some(pos(1, 23)));
+        let used = third.iter().rposition(|byte| *byte != 0).unwrap();
+        assert!(used < 4096 / 2, "there are bytes at {used}");
     }
 }
 
@@ -564,12 +628,12 @@ fn what_is_read_after_a_failed_sync_is_made_durable_first() {
 fn a_failed_write_ends_the_log_and_is_cut_at_the_next_start() {
     let fs = MemFs::new();
     let (wal, _) = open(&fs);
-    append(&wal, entries(1, 0..2, 100)).unwrap();
+    append(&wal, entries(1, 0..2, 300)).unwrap();
     fs.fail(Call::Write, 0, io::ErrorKind::StorageFull);
-    assert_eq!(append(&wal, entries(1, 2..4, 100)).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(append(&wal, entries(1, 2..8, 300)).unwrap_err().kind(), io::ErrorKind::StorageFull);
     let (wal, recovered) = open(&fs.fork());
-    assert_eq!(recovered.last, Some(pos(1, 2)), "half of the write got through, and no more was promised");
-    append(&wal, entries(1, 3..4, 100)).unwrap();
+    assert_eq!(recovered.last, Some(pos(1, 3)), "half of the write got through, and no more was promised");
+    append(&wal, entries(1, 4..5, 300)).unwrap();
 }
 
 #[test]
