@@ -183,6 +183,17 @@ mod tests {
     }
 
     #[test]
+    fn the_first_release_s_file_is_read_and_still_written_so() {
+        let golden = b"version = 1\nengine = sled\ncreated-by = ferretcd 0.1.0\n";
+        let dir = dir_with(golden);
+        let found = Format::ensure(dir.path(), "sled", "ferretcd 9").unwrap();
+        assert_eq!(found, Format { version: 1, engine: "sled".into(), created_by: "ferretcd 0.1.0".into() });
+        let fresh = tempfile::tempdir().unwrap();
+        Format::ensure(fresh.path(), "sled", "ferretcd 0.1.0").unwrap();
+        assert_eq!(fs::read(fresh.path().join(FORMAT_FILE)).unwrap(), golden);
+    }
+
+    #[test]
     fn a_newer_format_is_refused_whatever_else_it_says() {
         let dir = dir_with(b"version = 2\nsomething = new\n");
         let refused = Format::ensure(dir.path(), "sled", "x").unwrap_err();

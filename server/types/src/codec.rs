@@ -804,6 +804,31 @@ mod tests {
         }
     }
 
+    /// A line per command, as the first release that had it wrote it to its log. A command that has changed gets a line of
+    /// its own, and the old one stays.
+    #[test]
+    fn commands_in_old_logs_are_understood_and_still_written_so() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/commands.txt");
+        let proposals = all_commands().into_iter().map(|command| {
+            let caller = Caller::Client(Client { user: "alice".into(), auth_revision: 7 });
+            Proposal { id: RequestId(77), caller, command }
+        });
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let proposals: Vec<Proposal> = proposals.collect();
+        if std::env::var_os("FERRETCD_WRITE_GOLDEN").is_some() {
+            let lines = proposals.iter().map(|p| hex(&encode_proposal(p)) + "\n");
+            std::fs::write(&path, lines.collect::<String>()).unwrap();
+        }
+        let golden = std::fs::read_to_string(path).unwrap();
+        assert_eq!(golden.lines().count(), proposals.len());
+        for (line, proposal) in golden.lines().zip(proposals) {
+            let bytes: Vec<u8> =
+                (0..line.len()).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).unwrap()).collect();
+            assert_eq!(decode_proposal(Bytes::from(bytes)).unwrap(), proposal);
+            assert_eq!(hex(&encode_proposal(&proposal)), line, "{:?}", proposal.command);
+        }
+    }
+
     #[test]
     fn no_command_is_newer_than_the_format_that_members_tell() {
         let newest = all_commands().iter().map(Command::log_format).max();

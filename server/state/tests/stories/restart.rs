@@ -2,8 +2,12 @@
 
 use crate::member::{Entry, Member, put};
 use crate::model::{Random, entries};
-use ferretcd_state::SnapshotKind;
+use bytes::Bytes;
+use ferretcd_state::{SnapshotKind, State};
+use ferretcd_storage::{Batch, Engine, MemoryEngine, Options, Record, Result, Store};
 use ferretcd_types::{Caller, LogPos, MemberId, Proposal, RequestId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 #[test]
 fn a_power_cut_at_any_point_and_a_replay_give_the_same_state() {
@@ -24,6 +28,68 @@ fn a_power_cut_at_any_point_and_a_replay_give_the_same_state() {
                 assert_eq!(again.snapshot(SnapshotKind::Raft), member.snapshot(SnapshotKind::Raft));
                 member = again;
             }
+        }
+    }
+}
+
+/// An engine that keeps what a power cut would leave after each single write.
+#[derive(Default)]
+struct Shots {
+    engine: Arc<MemoryEngine>,
+    taken: Mutex<Vec<MemoryEngine>>,
+}
+
+impl Engine for Shots {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.engine.get(key)
+    }
+
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+        self.engine.scan(start, end, limit)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<()> {
+        self.engine.commit(batch)?;
+        self.engine.flush()?;
+        self.taken.lock().unwrap().push(self.engine.durable_copy());
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.engine.flush()
+    }
+
+    fn size_on_disk(&self) -> Result<u64> {
+        self.engine.size_on_disk()
+    }
+}
+
+/// Position, members and data of an entry are one write: between two there would be a state that no entry has left, and a
+/// replay from there would leave an entry out, or apply it twice.
+#[test]
+fn after_each_single_write_the_engine_holds_what_a_whole_entry_has_left() {
+    let still = |engine: Arc<dyn Engine>| {
+        State::open_still(Arc::new(Store::open_inline(engine, Options::default())), MemberId(1)).unwrap()
+    };
+    for seed in 1..=3 {
+        let shots = Arc::new(Shots::default());
+        let state = still(shots.clone());
+        let mut member = Member { state, engine: shots.engine.clone(), log: Vec::new() };
+        let mut whole = BTreeMap::from([(None, member.snapshot(SnapshotKind::Raft))]);
+        let mut log = entries(&mut Random(seed), 60);
+        let group = vec![(MemberId(1), Default::default(), false)];
+        log.insert(30, Entry::Membership("blob".into(), group));
+        for entry in log {
+            member.enter(entry);
+            whole.insert(member.state.applied(), member.snapshot(SnapshotKind::Raft));
+        }
+        let shots = std::mem::take(&mut *shots.taken.lock().unwrap());
+        assert!(shots.len() >= 61);
+        for (number, shot) in shots.into_iter().enumerate() {
+            let engine = Arc::new(shot);
+            let again = Member { state: still(engine.clone()), engine, log: Vec::new() };
+            let applied = again.state.applied();
+            assert!(whole[&applied] == again.snapshot(SnapshotKind::Raft), "seed {seed}, write {number}: {applied:?}");
         }
     }
 }
