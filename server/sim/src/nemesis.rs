@@ -20,7 +20,7 @@ pub async fn trouble(world: Arc<World>, until: u64) {
         tokio::time::sleep(chance.millis(50, 900)).await;
         let running = world.running();
         let at = chance.pick(&running);
-        match (chance.below(24), at) {
+        match (chance.below(26), at) {
             (0..3, Some(at)) => {
                 world.crash(at, some_crash(&chance));
                 come_back(&world, at, chance.millis(50, 2500));
@@ -50,6 +50,7 @@ pub async fn trouble(world: Arc<World>, until: u64) {
             (11, Some(at)) => world.slow_disk(at, chance.millis(1, 400)),
             (12, _) => world.net.lose(chance.below(200)),
             (13, _) => world.net.heal(),
+            (24..26, _) => world.net.repeat(chance.below(300)),
             (14..16, _) => move_leader(&world, &chance).await,
             (16..18, Some(at)) => {
                 if let Some(group) = world.group(at) {

@@ -1,5 +1,6 @@
 //! The network: calls between members go from their own client code to their own server code without sockets, late, cut
-//! off, or not at all. As over TCP, a stream's messages come in order and once, or the stream breaks.
+//! off, or not at all. As over TCP, a stream's messages come in order and once, or the stream breaks. What raft says may
+//! come a second time all the same, and late: a connection that was given up may be read when its successor long is.
 
 use crate::chance::Chance;
 use crate::trace::Trace;
@@ -22,8 +23,14 @@ use tonic::codegen::{Service, StdError, http};
 
 type Host = usize;
 
+/// What may come twice. The others are calls of the product's own, which it makes once on purpose.
+const REPEATED: [&str; 4] = ["/Append", "/Vote", "/PreVote", "/InstallSnapshot"];
+
 /// How long a message over a cut line waits before it looks again: TCP sends again, ever more slowly.
 const CUT_LOOK: Duration = Duration::from_millis(50);
+
+/// Messages of a call that come a second time: a stream of entries goes on for as long as both live.
+const SAID_MAX: usize = 50;
 
 /// The network of one run.
 pub struct Net {
@@ -43,6 +50,8 @@ struct Inside {
     slow: BTreeMap<Host, u64>,
     /// Connections of a thousand that are lost at their beginning.
     lost: u64,
+    /// Calls of a thousand that come a second time.
+    repeated: u64,
 }
 
 impl Net {
@@ -91,12 +100,16 @@ impl Net {
         self.inside.lock().lost = of_a_thousand;
     }
 
+    pub fn repeat(&self, of_a_thousand: u64) {
+        self.inside.lock().repeated = of_a_thousand;
+    }
+
     /// All is well again.
     pub fn heal(&self) {
         let mut inside = self.inside.lock();
         inside.cut.clear();
         inside.slow.clear();
-        inside.lost = 0;
+        (inside.lost, inside.repeated) = (0, 0);
         drop(inside);
         self.changed.notify_waiters();
     }
@@ -154,7 +167,14 @@ impl Net {
         let there = Pipe { net: self.clone(), from, from_life: life, to, to_life };
         let back = Pipe { net: self.clone(), from: to, from_life: to_life, to: from, to_life: life };
         let (parts, body) = request.into_parts();
-        let request = http::Request::from_parts(parts, Body::new(Passing::new(body, there)));
+        let mut passing = Passing::new(body, there);
+        let repeated = self.inside.lock().repeated;
+        if self.chance.below(1000) < repeated && REPEATED.iter().any(|end| parts.uri.path().ends_with(end)) {
+            let said = Arc::new(Mutex::new(VecDeque::new()));
+            passing.said = Some(said.clone());
+            tokio::spawn(self.clone().say_again(from, to, parts.clone(), said));
+        }
+        let request = http::Request::from_parts(parts, Body::new(passing));
         // On a task of the one that serves: it goes on when the caller gives up.
         let served = tokio::spawn(async move { service.call(request).await });
         let response = served.await.map_err(StdError::from)?.map_err(|never| match never {})?;
@@ -164,6 +184,38 @@ impl Net {
         }
         let (parts, body) = response.into_parts();
         Ok(http::Response::from_parts(parts, Body::new(Passing::new(body, back))))
+    }
+}
+
+impl Net {
+    /// What was said comes once more, later, whoever lives there then; nobody hears the answer.
+    async fn say_again(
+        self: Arc<Self>,
+        from: Host,
+        to: Host,
+        parts: http::request::Parts,
+        said: Arc<Mutex<VecDeque<Bytes>>>,
+    ) {
+        tokio::time::sleep(self.chance.millis(5, 2500)).await;
+        self.pass(from, to).await;
+        let Some((_, mut service)) = self.inside.lock().up.get(&to).cloned() else { return };
+        let said = Said(said.lock().clone());
+        self.trace.note(format_args!("h{from}>h{to} {} again, {} messages", parts.uri.path(), said.0.len()));
+        let Ok(response) = service.call(http::Request::from_parts(parts, Body::new(said))).await;
+        let mut answers = std::pin::pin!(response.into_body());
+        while let Some(Ok(_)) = std::future::poll_fn(|cx| http_body::Body::poll_frame(answers.as_mut(), cx)).await {}
+    }
+}
+
+/// Messages that were sent before.
+struct Said(VecDeque<Bytes>);
+
+impl http_body::Body for Said {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.0.pop_front().map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 
@@ -198,11 +250,13 @@ struct Passing {
     ended: bool,
     queue: VecDeque<(Instant, Result<Frame<Bytes>, Status>)>,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Where what came through is written down, if it is to come again.
+    said: Option<Arc<Mutex<VecDeque<Bytes>>>>,
 }
 
 impl Passing {
     fn new(inner: Body, pipe: Pipe) -> Self {
-        Passing { inner, pipe, ended: false, queue: VecDeque::new(), sleep: None }
+        Passing { inner, pipe, ended: false, queue: VecDeque::new(), sleep: None, said: None }
     }
 }
 
@@ -239,6 +293,11 @@ impl http_body::Body for Passing {
                 {
                     let Pipe { net, from, to, .. } = &this.pipe;
                     net.trace.note(format_args!("h{from}>h{to} {} bytes", data.len()));
+                    if let Some(said) = &this.said
+                        && said.lock().len() < SAID_MAX
+                    {
+                        said.lock().push_back(data.clone());
+                    }
                 }
                 return Poll::Ready(Some(frame));
             }

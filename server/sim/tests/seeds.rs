@@ -36,7 +36,7 @@ fn run(seed: u64) -> Output {
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    let (first, count) = (number("FERRETCD_SEED", 1), number("FERRETCD_SEEDS", 300));
+    let (first, count) = (number("FERRETCD_SEED", 1), number("FERRETCD_SEEDS", 1000));
     let next = AtomicU64::new(first);
     let failed = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
