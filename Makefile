@@ -42,11 +42,14 @@ test-kubernetes: tools ## The operator and the whole story on the local Kubernet
 .PHONY: test-long
 test-long: tools long-simulation long-chaos long-power-cuts long-differential long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 100,000 simulated groups, 200 kill rounds, 200 power cuts, 50,000 random sequences, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
 
-# Each of these keeps what it has done in a file that begins with the commit, and leaves that out the next time.
+# Each of these keeps what it has done in a file and leaves that out the next time. The file begins with what the proof is
+# about: its crates, the API and the dependencies. A commit that changes another crate or the docs keeps what was done.
 define begun
-mkdir -p $(FERRETCD_CACHE)/long; done=$(FERRETCD_CACHE)/long/$(1); commit=$$(git rev-parse HEAD); \
-[ "$$(sed -n 1p $$done 2>/dev/null)" = "$$commit" ] || echo "$$commit" > $$done
+mkdir -p $(FERRETCD_CACHE)/long; done=$(FERRETCD_CACHE)/long/$(1); \
+of=$$(git rev-parse HEAD:server HEAD:proto HEAD:Cargo.lock $(2:%=HEAD:%) | sha1sum | cut -d' ' -f1); \
+[ "$$(sed -n 1p $$done 2>/dev/null)" = "$$of" ] || echo "$$of" > $$done
 endef
+LONG = cargo test --quiet --profile long
 
 .PHONY: long-simulation long-chaos
 long-simulation:
@@ -54,7 +57,7 @@ long-simulation:
 	for from in $$(seq 1 1000 99001); do \
 	  grep -qx "$$from" $$done && continue; \
 	  echo "seeds from $$from of 100000"; \
-	  FERRETCD_SEED=$$from FERRETCD_SEEDS=1000 cargo test --quiet --package ferretcd-sim --test seeds; \
+	  FERRETCD_SEED=$$from FERRETCD_SEEDS=1000 $(LONG) --package ferretcd-sim --test seeds; \
 	  echo "$$from" >> $$done; \
 	done; echo "100000 groups kept their promises"
 
@@ -62,7 +65,7 @@ long-chaos:
 	@$(call begun,chaos); \
 	for from in $$(seq 1 20 181); do \
 	  grep -qx "$$from" $$done && continue; \
-	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 cargo test --quiet --package ferretcd --test chaos; \
+	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test chaos; \
 	  echo "$$from" >> $$done; \
 	done; echo "200 kill rounds lost nothing"
 
@@ -72,37 +75,36 @@ long-differential:
 	for from in $$(seq 1 1000 49001); do \
 	  grep -qx "$$from" $$done && continue; \
 	  echo "sequences from $$from of 50000"; \
-	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 cargo test --quiet --package ferretcd --test differential; \
+	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 $(LONG) --package ferretcd --test differential; \
 	  echo "$$from" >> $$done; \
 	done; echo "50000 sequences answered as by etcd"
 
 long-power-cuts:
-	@$(call begun,power-cuts); \
+	@$(call begun,power-cuts,power-cut); \
 	for from in $$(seq 1 10 191); do \
 	  grep -qx "$$from" $$done && continue; \
-	  FERRETCD_SEED=$$from FERRETCD_POWER_CUTS=10 cargo test --quiet --package ferretcd --test power_cut the_power_goes -- --nocapture; \
+	  FERRETCD_SEED=$$from FERRETCD_POWER_CUTS=10 $(LONG) --package ferretcd --test power_cut the_power_goes -- --nocapture; \
 	  echo "$$from" >> $$done; \
 	done; echo "200 rounds of power cuts lost nothing"
 
 long-control-plane:
-	@$(call begun,control-plane); \
+	@$(call begun,control-plane,e2e); \
 	grep -qx control-plane $$done || { $(E2E) test-control-plane; echo control-plane >> $$done; }
 
 long-watchers:
-	FERRETCD_WATCH_ROUNDS=40 cargo test --quiet --package ferretcd --test watchers -- --nocapture
+	FERRETCD_WATCH_ROUNDS=40 $(LONG) --package ferretcd --test watchers -- --nocapture
 
 long-snapshot:
-	FERRETCD_SNAPSHOT_MIB=1024 cargo test --quiet --package ferretcd --test large_snapshot -- --nocapture
+	FERRETCD_SNAPSHOT_MIB=1024 $(LONG) --package ferretcd --test large_snapshot -- --nocapture
 
+# As many targets at a time as there are cores: each works by itself.
 long-fuzz:
-	@$(call begun,fuzz); \
-	targets=$$(cargo test --quiet --workspace --exclude ferretcd-e2e --lib --bins --tests -- --list fuzz_ | sed -n 's/: test$$//p' | sort -u); \
-	for target in $$targets; do \
-	  grep -qx "$$target" $$done && continue; \
-	  FERRETCD_FUZZ_SECONDS=300 cargo test --quiet --workspace --exclude ferretcd-e2e --lib --bins --tests -- --exact $$target --nocapture \
-	    | grep 'answers at first'; \
-	  echo "$$target" >> $$done; \
-	done; echo "each of $$(echo $$targets | wc -w) decoders was fuzzed for five minutes"
+	@$(call begun,fuzz,operator fuzz); \
+	fuzz="$(LONG) --workspace --exclude ferretcd-e2e --lib --bins --tests"; \
+	targets=$$($$fuzz -- --list fuzz_ | sed -n 's/: test$$//p' | sort -u); \
+	{ grep -vxFf $$done <<< "$$targets" || true; } | FERRETCD_FUZZ_SECONDS=300 xargs --no-run-if-empty -P "$$(nproc)" -I '{}' bash -euo pipefail -c \
+	  "$$fuzz -- --exact '{}' --nocapture | grep 'answers at first' && echo '{}' >> $$done"; \
+	echo "each of $$(wc -w <<< "$$targets") decoders was fuzzed for five minutes"
 
 .PHONY: bench
 bench: ## Measure real etcd and ours in turn, and print the ratios; BENCH="--rounds 1 --rows put" narrows it
