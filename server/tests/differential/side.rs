@@ -263,8 +263,9 @@ impl Side {
         let before = created(stream);
         stream.send(RequestUnion::CreateRequest(request)).await;
         let deadline = Instant::now() + Duration::from_secs(10);
+        let mut look = Looks::default();
         while created(stream) == before && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            look.again().await;
         }
     }
 
@@ -286,10 +287,11 @@ impl Side {
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            let mut look = Looks::default();
             let tells = |stream: &Stream| stream.live() > 0 && stream.latest_start <= revision && !stream.is_mute();
             while tells(stream) && !stream.seen.lock().unwrap().iter().any(told) && Instant::now() < deadline {
                 stream.send(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
-                tokio::time::sleep(Duration::from_millis(3)).await;
+                look.again().await;
             }
             settled &= Instant::now() < deadline;
         }
@@ -346,6 +348,23 @@ impl Side {
             }
         }
         text
+    }
+}
+
+/// Pauses between looks: short at first, since most answers come at once, and longer while etcd's loop of 100 ms is
+/// waited for. Other sequences have the processor meanwhile.
+struct Looks(Duration);
+
+impl Default for Looks {
+    fn default() -> Self {
+        Looks(Duration::from_millis(1))
+    }
+}
+
+impl Looks {
+    async fn again(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 3 / 2).min(Duration::from_millis(20));
     }
 }
 
