@@ -75,7 +75,7 @@ long-differential:
 	for from in $$(seq 1 1000 49001); do \
 	  grep -qx "$$from" $$done && continue; \
 	  echo "sequences from $$from of 50000"; \
-	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 $(LONG) --package ferretcd --test differential; \
+	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 FERRETCD_WORKERS=10 $(LONG) --package ferretcd --test differential; \
 	  echo "$$from" >> $$done; \
 	done; echo "50000 sequences answered as by etcd"
 

@@ -10,6 +10,7 @@ use ferretcd_node::discovered;
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::auth_client::AuthClient;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
+use ferretcd_proto::mvccpb::KeyValue;
 use ferretcd_proxy::endpoint::Endpoint;
 use ferretcd_proxy::upstream::{Connecting, Upstream};
 use std::fmt;
@@ -47,6 +48,7 @@ impl fmt::Debug for Discovery {
 }
 
 /// Why a look did not succeed.
+#[derive(Debug)]
 enum Trouble {
     /// Trying again does not help. etcd's words.
     Final(&'static str),
@@ -167,7 +169,34 @@ impl Discovery {
     }
 }
 
+/// How many members there are to be.
+fn size_of(kvs: &[KeyValue]) -> Result<usize, Trouble> {
+    let size = &kvs.first().ok_or(Trouble::Final("discovery: size key not found"))?.value;
+    let size = std::str::from_utf8(size).ok().and_then(|text| text.parse::<usize>().ok()).filter(|n| *n > 0);
+    size.ok_or(Trouble::Final("discovery: size key is bad"))
+}
+
+fn first_come(mut members: Vec<KeyValue>) -> Vec<KeyValue> {
+    members.sort_by_key(|m| m.create_revision);
+    members
+}
+
+/// Whether all are there of whom this one is one.
+fn gathered(mut members: Vec<KeyValue>, size: usize, key: &[u8]) -> Result<Look, Trouble> {
+    // Who came when all were there already is none of them, though its key is in.
+    members.truncate(size);
+    if !members.iter().any(|m| m.key == key) {
+        return Err(Trouble::Final("discovery: cluster is full"));
+    }
+    if members.len() < size {
+        return Ok(Look::Some { there: members.len(), size });
+    }
+    let texts: Vec<_> = members.iter().map(|m| String::from_utf8_lossy(&m.value).into_owned()).collect();
+    Ok(Look::All(texts.join(",")))
+}
+
 /// What a look at the registry showed.
+#[derive(Debug)]
 enum Look {
     /// All are there.
     All(String),
@@ -188,10 +217,7 @@ impl Service<'_> {
 
     async fn look(&mut self, (key, value): &(String, String)) -> Result<Look, Trouble> {
         let size_key = format!("{}/_config/size", self.registry());
-        let size = self.range(size_key.into(), Vec::new()).await?;
-        let size = &size.first().ok_or(Trouble::Final("discovery: size key not found"))?.value;
-        let size = std::str::from_utf8(size).ok().and_then(|text| text.parse::<usize>().ok()).filter(|n| *n > 0);
-        let size = size.ok_or(Trouble::Final("discovery: size key is bad"))?;
+        let size = size_of(&self.range(size_key.into(), Vec::new()).await?)?;
         let mut members = self.members().await?;
         if !members.iter().any(|m| m.key == key.as_bytes()) {
             if members.len() >= size {
@@ -203,29 +229,18 @@ impl Service<'_> {
             tracing::info!(member_key = key, member_info = value, "register member itself successfully");
             members = self.members().await?;
         }
-        // Who came when all were there already is none of them, though its key is in.
-        members.truncate(size);
-        if !members.iter().any(|m| m.key == key.as_bytes()) {
-            return Err(Trouble::Final("discovery: cluster is full"));
-        }
-        if members.len() < size {
-            return Ok(Look::Some { there: members.len(), size });
-        }
-        let texts: Vec<_> = members.iter().map(|m| String::from_utf8_lossy(&m.value).into_owned()).collect();
-        Ok(Look::All(texts.join(",")))
+        gathered(members, size, key.as_bytes())
     }
 
     /// Those who came, first come first.
-    async fn members(&mut self) -> Result<Vec<ferretcd_proto::mvccpb::KeyValue>, Trouble> {
+    async fn members(&mut self) -> Result<Vec<KeyValue>, Trouble> {
         let prefix = format!("{}/members/", self.registry());
         // The byte after the slash ends the prefix.
         let end = format!("{}/members0", self.registry());
-        let mut members = self.range(prefix.into(), end.into()).await?;
-        members.sort_by_key(|m| m.create_revision);
-        Ok(members)
+        Ok(first_come(self.range(prefix.into(), end.into()).await?))
     }
 
-    async fn range(&mut self, key: Vec<u8>, end: Vec<u8>) -> Result<Vec<ferretcd_proto::mvccpb::KeyValue>, Trouble> {
+    async fn range(&mut self, key: Vec<u8>, end: Vec<u8>) -> Result<Vec<KeyValue>, Trouble> {
         let range = pb::RangeRequest { key: key.into(), range_end: end.into(), ..Default::default() };
         let range = self.request(range).await?;
         Ok(KvClient::new(self.kv.clone()).range(range).await?.into_inner().kvs)
@@ -244,5 +259,43 @@ impl Service<'_> {
             request.metadata_mut().insert("token", token);
         }
         Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+
+    /// What the service holds, which anybody may have written who knows the token; and what comes of it: the text is
+    /// kept and taken for `--initial-cluster`.
+    #[test]
+    fn fuzz_discovery_answer() {
+        let kv = |key: &str, value: &str, create_revision| KeyValue {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            create_revision,
+            ..KeyValue::default()
+        };
+        let answer = |kvs: &[KeyValue]| {
+            pb::RangeResponse { kvs: kvs.to_vec(), ..Default::default() }.encode_length_delimited_to_vec()
+        };
+        let members = [kv("me", "a=http://a:2380,a=http://b:2380", 5), kv("other", "b=http://[::1]:2380", 4)];
+        let seeds = [("2", &members[..]), ("3", &members), ("1", &members), ("x", &members), ("2", &members[..1])];
+        let seeds = seeds.map(|(size, members)| [answer(&[kv("size", size, 1)]), answer(members)].concat());
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "discovery_answer").seeds(seeds);
+        fuzz.words(&["=http://", "https://", ",", "me", "1", "18446744073709551615", ":2380", "["]).run(|mut bytes| {
+            let mut answer = || pb::RangeResponse::decode_length_delimited(&mut bytes).map(|answer| answer.kvs);
+            let (size, members) = match (answer(), answer()) {
+                (Ok(size), Ok(members)) => (size, members),
+                (Err(e), _) | (_, Err(e)) => return e.to_string(),
+            };
+            let look = size_of(&size).and_then(|size| gathered(first_come(members), size, b"me"));
+            let members = match &look {
+                Ok(Look::All(text)) => crate::config::members(text),
+                _ => Err(String::new()),
+            };
+            format!("{look:?} {members:?}")
+        });
     }
 }

@@ -262,6 +262,52 @@ mod tests {
     use super::*;
     use crate::{grpc::health::HealthService, member::Fake};
 
+    /// Headers of calls and of requests to the gateway, whatever they say.
+    #[test]
+    fn fuzz_headers() {
+        use crate::{gateway, http::gzip};
+        let seeds = [
+            "token: a.1\nclient-api-version: 3.7.1\nhasleader: true",
+            "authorization: Bearer a.1\ngrpc-timeout: 10S\ngrpc-metadata-x: y\naccept-encoding: gzip;q=0.5, *;q=0",
+            "cookie: a=b; token=t\nsec-websocket-protocol: Bearer, t\nupgrade: websocket\ngrpc-timeout: 99999999H",
+        ];
+        let words = [
+            "grpc-timeout: ",
+            "token",
+            "Bearer",
+            "cookie: ",
+            "\n",
+            ": ",
+            "-9223372036854775808H",
+            ";q=",
+            "NaN",
+            "-bin",
+        ];
+        ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "headers").seeds(seeds).words(&words).run(|bytes| {
+            let mut headers = HeaderMap::new();
+            for line in bytes.split(|b| *b == b'\n') {
+                let at = line.windows(2).position(|pair| pair == b": ").unwrap_or(line.len());
+                let (name, value) = (line.get(..at).unwrap_or_default(), line.get(at + 2..).unwrap_or_default());
+                if let (Ok(name), Ok(value)) =
+                    (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value))
+                {
+                    headers.append(name, value);
+                }
+            }
+            let credential = credential(&headers, &Extensions::new());
+            let taken = gateway::metadata::of(&headers);
+            assert!(taken.len() <= headers.len());
+            format!(
+                "{credential:?} {} {:?} {taken:?} {:?} {} {}",
+                wants_leader(&headers),
+                gateway::timeout(&headers).map_err(|status| status.message().to_owned()),
+                gateway::websocket::token(&headers),
+                gateway::websocket::is_wanted(&headers),
+                gzip::is_wanted(&headers),
+            )
+        });
+    }
+
     /// The health service behind a gate: the one service that needs no member of its own.
     struct Door {
         router: Router,

@@ -2,7 +2,7 @@
 //! same door as everybody's, within the process, so every check, limit and metric of gRPC holds here as well.
 
 mod body;
-mod metadata;
+pub mod metadata;
 mod parse;
 mod raw;
 mod routes;

@@ -1,6 +1,6 @@
 //! The plain HTTP doors: health, version, metrics. Paths and bodies are etcd's, which probes and scripts compare.
 
-mod gzip;
+pub mod gzip;
 mod metrics;
 mod vars;
 

@@ -286,6 +286,37 @@ mod tests {
         assert_eq!(judge(&asker, &[formed(1, First, ""), away(2)]), Verdict::Unlisted("u1".to_owned()));
     }
 
+    /// What others answer to a member that finds out whether it may take its place: anybody who listens there.
+    #[test]
+    fn fuzz_probe_answer() {
+        use crate::difference::difference;
+        use prost::Message as _;
+        let answers = [formed(1, First, ""), formed(2, Other, "me"), empty(3, First), formed(1, Unsaid, "x")];
+        let seed = |answers: &[(String, Result<ProbeResponse, String>)]| {
+            let each = answers.iter().map(|(_, answer)| answer.as_ref().unwrap().encode_length_delimited_to_vec());
+            each.collect::<Vec<_>>().concat()
+        };
+        let seeds =
+            [seed(&answers), seed(&answers[..1]), seed(&answers[2..]), seed(&[answers[0].clone(), empty(2, First)])];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "probe_answer").seeds(seeds);
+        fuzz.run(|mut bytes| {
+            let mut answers = Vec::new();
+            while !bytes.is_empty() {
+                let answer = ProbeResponse::decode_length_delimited(&mut bytes).map_err(|e| e.to_string());
+                let failed = answer.is_err();
+                answers.push((format!("u{}", answers.len()), answer));
+                if failed {
+                    break;
+                }
+            }
+            let here = BTreeMap::from([("me".to_owned(), vec!["http://a:1".to_owned()])]);
+            let differs: Vec<_> =
+                answers.iter().flat_map(|(_, a)| a.as_ref().ok()).map(|a| difference(&here, &a.members)).collect();
+            let askers = [founder(3), Asker { founder: false, ..founder(3) }, Asker { intact: true, ..founder(1) }];
+            format!("{:?} {differs:?}", askers.map(|asker| judge(&asker, &answers)))
+        });
+    }
+
     #[test]
     fn the_first_arrival_is_remembered_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();

@@ -146,6 +146,25 @@ mod tests {
         }
     }
 
+    /// A client's target, and what a snapshot says of the cluster's version and of a downgrade.
+    #[test]
+    fn fuzz_version() {
+        let seeds = ["3.6\n3.7.0\n", "3.6.0-alpha+b.1\n3.6.0\n3.6.0", "-1.-9223372036854775808.0\nx\n9.9"];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "version").seeds(seeds);
+        fuzz.words(&["3.7.0", ".", "-", "+", "9223372036854775807", "-9223372036854775808", "\n"]).run(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let mut lines = text.split('\n');
+            let mut line = || lines.next().unwrap_or_default();
+            let (target, cluster, downgrade) = (Version::requested(line()), Version::parse(line()), line());
+            if let Ok(target) = target {
+                assert_eq!(Version::parse(&target.to_string()), Some(target));
+            }
+            let cluster = cluster.unwrap_or(V37);
+            let begun = target.clone().map(|target| may_begin(cluster, false, target));
+            format!("{begun:?} {:?}", decide(cluster, V37, Version::parse(downgrade)))
+        });
+    }
+
     #[test]
     fn a_downgrade_goes_one_minor_down_and_one_at_a_time() {
         assert_eq!(may_begin(V37, false, V36), Ok(()));

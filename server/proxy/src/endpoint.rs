@@ -141,6 +141,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz_endpoint() {
+        let seeds = ["127.0.0.1:2379", "https://[::1]:2379/", "unix:///a/b", "unixs://x", " http://a.test:1 "];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "endpoint").seeds(seeds);
+        fuzz.words(&["http://", "https://", "unix://", "unixs://", ":2379", "[", "]", "@", "/", "?", "%"]).run(
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let read = [false, true].map(|has_tls| Endpoint::parse(&text, has_tls));
+                if let Ok(endpoint) = &read[0] {
+                    assert_eq!(Endpoint::parse(&endpoint.text, false).as_ref(), Ok(endpoint));
+                }
+                format!("{read:?}")
+            },
+        );
+    }
+
+    #[test]
     fn an_endpoint_without_a_scheme_is_secure_if_there_are_certificates() {
         let bare = |has_tls| Endpoint::parse("127.0.0.1:2379", has_tls).unwrap().secure;
         assert!(!bare(false) && bare(true));

@@ -141,6 +141,62 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 mod tests {
     use super::*;
     use ferretcd_proto::etcdserverpb::{Compare, DeleteRangeRequest, PutRequest, RangeRequest};
+    use prost::Message;
+
+    fn tagged(tag: u8, message: &impl Message) -> Vec<u8> {
+        [&[tag][..], &message.encode_to_vec()].concat()
+    }
+
+    /// What a client asks, and what a member answers.
+    #[test]
+    fn fuzz_namespace() {
+        let kv = KeyValue { key: "ns/a".into(), value: "1".into(), ..KeyValue::default() };
+        let range = RangeResponse { kvs: vec![kv.clone()], ..RangeResponse::default() };
+        let deleted = DeleteRangeResponse { prev_kvs: vec![kv.clone()], ..DeleteRangeResponse::default() };
+        let answer = |response| ResponseOp { response: Some(response) };
+        let inner = TxnResponse {
+            responses: vec![
+                answer(response_op::Response::ResponseRange(range)),
+                answer(response_op::Response::ResponseDeleteRange(deleted)),
+            ],
+            ..TxnResponse::default()
+        };
+        let outer = TxnResponse {
+            responses: vec![answer(response_op::Response::ResponseTxn(inner.clone()))],
+            ..TxnResponse::default()
+        };
+        let ask = |request| RequestOp { request: Some(request) };
+        let put = PutRequest { key: "a".into(), ..PutRequest::default() };
+        let txn = TxnRequest {
+            compare: vec![Compare { key: "a".into(), range_end: "\0".into(), ..Compare::default() }],
+            success: vec![ask(request_op::Request::RequestPut(put))],
+            failure: vec![ask(request_op::Request::RequestTxn(TxnRequest::default()))],
+        };
+        let seeds = [tagged(0, &outer), tagged(0, &inner), tagged(1, &txn)];
+        let ns = Namespace::new("ns/");
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "namespace").seeds(seeds);
+        fuzz.words(&["ns/", "ns0", "\0"]).run(|bytes| {
+            let (tag, body) = bytes.split_first().unwrap_or((&0, &[]));
+            match tag % 2 {
+                0 => TxnResponse::decode(body).map_or_else(
+                    |e| e.to_string(),
+                    |mut answer| {
+                        ns.strip_txn(&mut answer);
+                        format!("{answer:?}")
+                    },
+                ),
+                _ => TxnRequest::decode(body).map_or_else(
+                    |e| e.to_string(),
+                    |mut request| {
+                        ns.txn(&mut request);
+                        let keys = request.compare.iter().map(|compare| &compare.key);
+                        assert!(keys.clone().all(|key| key.starts_with(b"ns/")), "{request:?}");
+                        format!("{request:?}")
+                    },
+                ),
+            }
+        });
+    }
 
     #[test]
     fn ranges_stay_within_the_namespace() {

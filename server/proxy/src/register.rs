@@ -123,6 +123,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz_registered() {
+        let own = Registered { name: "vm".to_owned(), address: "127.0.0.1:9390".to_owned() };
+        let seeds = [own.value().to_vec(), br#"{"Addr":"a","Metadata":"{\"name\":1}"}"#.to_vec()];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "registered").seeds(seeds);
+        fuzz.words(&["\"Addr\":", "\"Metadata\":", "\\\"name\\\":", "{}", "null", "\\u0000"]).run(|bytes| {
+            let read = Registered::read(bytes);
+            if let Some(read) = &read {
+                assert_eq!(Registered::read(&read.value()).as_ref(), Some(read));
+            }
+            format!("{read:?}")
+        });
+    }
+
+    #[test]
     fn what_is_written_is_what_etcds_proxy_writes() {
         let own = Registered { name: "vm".to_owned(), address: "127.0.0.1:9390".to_owned() };
         assert_eq!(own.key("/px"), "/px/127.0.0.1:9390");

@@ -149,6 +149,10 @@ pub(crate) fn members(m: &Membership) -> Vec<(MemberId, PeerNode, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offline::describe;
+    use ferretcd_fuzz::Fuzz;
+    use ferretcd_types::codec::encode_proposal;
+    use ferretcd_types::{Caller, Command, Proposal, Put, RequestId};
 
     fn membership() -> Membership {
         let node = |u: &str| PeerNode { peer_urls: vec![u.to_owned()] };
@@ -175,6 +179,31 @@ mod tests {
         assert_eq!(back, stored);
         let learners: Vec<u64> = members(back.membership()).iter().filter(|m| m.2).map(|m| m.0.0).collect();
         assert_eq!(learners, [3]);
+    }
+
+    /// What a log record holds behind a checksum that is right, and what another member sends.
+    #[test]
+    fn fuzz_log_entry() {
+        let pos = LogPos { term: 3, index: 9 };
+        let put = Put { key: "k".into(), value: "v".into(), ..Put::default() };
+        let put = Proposal { id: RequestId(1), caller: Caller::Member, command: Command::Put(put) };
+        let seeds = [EntryPayload::Blank, EntryPayload::Membership(membership())]
+            .map(|payload| encode(&Entry { log_id: log_id(pos), payload }))
+            .into_iter()
+            .chain([normal(&encode_proposal(&put))]);
+        let fuzz = Fuzz::new(env!("CARGO_MANIFEST_DIR"), "log_entry").seeds(seeds.map(Vec::from));
+        fuzz.run(|bytes| {
+            let payload = Bytes::copy_from_slice(bytes);
+            let stored = decode_stored(payload.clone());
+            if let Ok(stored) = &stored {
+                assert_eq!(decode_stored(encode_stored(stored)).as_ref(), Ok(stored));
+            }
+            if let Ok(entry) = decode(pos, payload) {
+                assert_eq!(decode(pos, encode(&entry)).as_ref(), Ok(&entry));
+            }
+            let stored = stored.map(|stored| members(stored.membership()));
+            format!("{} {stored:?}", describe(pos, bytes, |_| "command"))
+        });
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Pings {
         }
         let min_time = if self.open.is_empty() { IDLE_MIN_TIME } else { self.min_time };
         if last.is_some_and(|last| now.duration_since(last) < min_time) {
-            self.strikes += 1;
+            self.strikes = self.strikes.saturating_add(1);
         }
         self.strikes > STRIKES_MAX
     }
@@ -321,6 +321,36 @@ mod tests {
         bytes.extend(head.stream.to_be_bytes());
         bytes.resize(9 + usize::from(length), 7);
         bytes
+    }
+
+    /// What a client sends before anybody knows who it is, in pieces as they come.
+    #[test]
+    fn fuzz_http2_frames() {
+        let frames = [(head(frame::HEADERS, 5, 1), 12), (head(frame::DATA, 1, 1), 9), (PING, 8), (PING, 8), (PING, 8)];
+        let frames: Vec<u8> = frames.iter().flat_map(|(head, length)| bytes(*head, *length)).collect();
+        let pings = bytes(PING, 8).repeat(300);
+        let seeds = [[&PREFACE[..], &frames].concat(), [&PREFACE[..], &pings].concat(), b"GET / HTTP/1.1\r\n".to_vec()];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "http2_frames").seeds(seeds);
+        fuzz.run(|bytes| {
+            let seen = [1, 7, usize::MAX].map(|size| {
+                let mut watched = Watched::new((), Some(Duration::from_secs(5)));
+                bytes.chunks(size).for_each(|piece| watched.received(piece));
+                match &watched.watch {
+                    Watch::No => "not HTTP/2".to_owned(),
+                    Watch::Preface(..) => "not yet".to_owned(),
+                    Watch::Frames { received, pings, .. } => {
+                        let Pings { open, newest, strikes, .. } = pings;
+                        assert!(open.iter().all(|stream| stream <= newest));
+                        format!("{received:?} {} {strikes}", "x".repeat(open.len().min(9)))
+                    }
+                    Watch::Telling { goaway, .. } => format!("{} too many", goaway.len()),
+                    Watch::Told(_) => "told".to_owned(),
+                }
+            });
+            // Of too many pings in one piece the newest stream may be a later one.
+            assert!(seen.iter().all(|one| *one == seen[0]), "{seen:?}");
+            seen[0].clone()
+        });
     }
 
     #[test]

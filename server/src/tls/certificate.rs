@@ -72,6 +72,48 @@ pub fn revoked(bytes: &[u8]) -> Result<HashSet<Vec<u8>>, String> {
 mod tests {
     use super::*;
 
+    /// A list of two revoked certificates.
+    fn list() -> rcgen::CertificateRevocationList {
+        use rcgen::{CertificateRevocationListParams, RevokedCertParams, SerialNumber};
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+        let issuer = rcgen::Issuer::new(params, key);
+        let now = rcgen::date_time_ymd(2030, 1, 1);
+        let revoked = |serial: u64| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now,
+            next_update: rcgen::date_time_ymd(2040, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked(1), revoked(0x80ff)],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&issuer).unwrap()
+    }
+
+    #[test]
+    fn fuzz_revocations() {
+        let list = list();
+        assert_eq!(revoked(list.der()).unwrap(), HashSet::from([vec![1], vec![0x80, 0xff]]));
+        let pem = list.pem().unwrap();
+        let seeds = [list.der().to_vec(), pem.clone().into_bytes(), [pem.clone(), pem].concat().into_bytes()];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "revocations").seeds(seeds);
+        fuzz.words(&["-----BEGIN X509 CRL-----\n", "-----END X509 CRL-----\n", "\n"]).run(|bytes| {
+            let said = revoked(bytes).map(|serials| {
+                assert!(serials.iter().all(|serial| serial.first() != Some(&0)));
+                "x".repeat(serials.len().min(9))
+            });
+            format!("{said:?}")
+        });
+    }
+
     #[test]
     fn fuzz_certificate() {
         let key = rcgen::KeyPair::generate().unwrap();

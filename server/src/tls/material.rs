@@ -293,6 +293,41 @@ mod tests {
         assert_eq!(server(&material.current()), third);
     }
 
+    /// The four files, whatever is in them: the ones before stay in use, and it is said what is wrong.
+    #[test]
+    fn fuzz_certificate_files() {
+        const BETWEEN: &[u8] = b"\n====\n";
+        let (cert, key) = issue("a");
+        let files = files(Path::new("."));
+        let params = Params::new("", "", &[]).unwrap();
+        let read = |bytes: &[u8]| {
+            let mut rest = bytes;
+            let mut parts = std::iter::from_fn(|| {
+                let at = rest.windows(BETWEEN.len()).position(|window| window == BETWEEN).unwrap_or(rest.len());
+                let part = rest.get(..at).unwrap_or_default().to_vec();
+                rest = rest.get(at + BETWEEN.len()..).unwrap_or_default();
+                Some(part)
+            });
+            let [cert, key, ca] = [(); 3].map(|()| parts.next());
+            let crl = parts.next().filter(|crl| !crl.is_empty());
+            build(&files, &params, false, &Contents([cert, key, ca, crl, None, None]))
+        };
+        let seed = [&cert, &key, &cert].map(String::as_bytes).join(BETWEEN);
+        assert!(read(&seed).is_ok(), "{:?}", read(&seed));
+        let seeds = [seed, [&[&cert[..], &cert].concat(), &key, &cert].map(|part| part.as_bytes()).join(BETWEEN)];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "certificate_files").seeds(seeds);
+        let words = [
+            "-----BEGIN CERTIFICATE-----\n",
+            "-----END CERTIFICATE-----\n",
+            "-----BEGIN PRIVATE KEY-----\n",
+            "\n====\n",
+        ];
+        fuzz.words(&words).quick(600).run(|bytes| match read(bytes) {
+            Ok(configs) => format!("{} {}", configs.server.is_some(), configs.client.is_some()),
+            Err(why) => why,
+        });
+    }
+
     #[test]
     fn what_cannot_be_used_at_the_start_is_refused_by_flag_and_file() {
         let dir = tempfile::tempdir().unwrap();

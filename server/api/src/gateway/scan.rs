@@ -388,6 +388,31 @@ mod tests {
         }
     }
 
+    /// A request's body, in pieces as the network makes them.
+    #[test]
+    fn fuzz_json_stream() {
+        let seeds = [
+            " {\"a\":[1,-2.5e+3,{}],\"b\":\"\\\"}\\u00e9\"}\n[] 12 true\"x\"null{}7",
+            "{\"create_request\":{\"key\":\"Zm9v\"}}{\"cancel_request\":{\"watch_id\":\"1\"}}",
+            "[[[[[[0]]]]],{\"a\":tru}",
+        ];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "json_stream").seeds(seeds);
+        fuzz.words(&["{", "}", "[", "]", "\"", "\\", ":", ",", "-", "e+", "true", "null", "\\u00e9", " "]).run(
+            |bytes| {
+                // Bytes that are no UTF-8 are the parser's business, and would be lost in this test's strings.
+                let text = String::from_utf8_lossy(bytes);
+                let whole = cut(&text, text.len().max(1));
+                for size in [1, 3, 64] {
+                    assert_eq!(cut(&text, size), whole, "in pieces of {size}");
+                }
+                for value in &whole.0 {
+                    assert_eq!(cut(value, 5), (vec![value.clone()], Ok(())));
+                }
+                format!("{} {:?}", "x".repeat(whole.0.len().min(9)), whole.1)
+            },
+        );
+    }
+
     #[test]
     fn a_piece_of_many_values_costs_no_more_than_its_length() {
         // As much as a WebSocket's message may have; by its square this would take minutes.

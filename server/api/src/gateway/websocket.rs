@@ -39,7 +39,7 @@ pub async fn upgrade(gateway: Gateway, path: String, request: Request) -> Respon
 }
 
 /// Browsers cannot set `Authorization`: the token comes as a protocol (`Bearer, <token>`) or as the cookie `token`.
-fn token(headers: &HeaderMap) -> Option<HeaderValue> {
+pub fn token(headers: &HeaderMap) -> Option<HeaderValue> {
     let protocol = headers.get(SEC_WEBSOCKET_PROTOCOL).and_then(|v| v.to_str().ok());
     let protocol = protocol.and_then(|p| p.split_once("Bearer,")).map(|(_, token)| token.trim_matches(' '));
     let cookies = headers.get_all(COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));

@@ -286,6 +286,70 @@ mod tests {
         assert!(refusal("EdDSA", None, Some(b"x")).contains("not a valid Ed25519 private key"));
     }
 
+    /// Claims that somebody signed who has the key: etcd's other members, or a service that hands tokens out.
+    #[test]
+    fn fuzz_token_claims() {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let jwt = Jwt::new("HS256", None, Some(b"secret"), HOUR).unwrap();
+        let key = EncodingKey::from_secret(b"secret");
+        let seal = |header: &[u8], claims: &[u8]| {
+            let message = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+            let seal = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+            format!("{message}.{seal}")
+        };
+        const HEADER: &[u8] = br#"{"alg":"HS256","typ":"JWT"}"#;
+        let good = br#"{"username":"eve","revision":2,"exp":99999999999}"#;
+        assert_eq!(jwt.verify(&seal(HEADER, good)), Some(Client { user: "eve".into(), auth_revision: 2 }));
+        let seeds: [&[u8]; 4] = [
+            good,
+            br#"{"username":"","revision":1e300,"exp":1.5,"nbf":null,"iat":"x","aud":["a"]}"#,
+            br#"{"username":"eve","revision":-1}
+{"alg":"HS256"}"#,
+            br#"{"username":"a"}
+{"alg":"none","kid":"x","jwk":{},"x5c":[""],"crit":["exp"]}"#,
+        ];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "token_claims").seeds(seeds);
+        fuzz.words(&[
+            "\"exp\":",
+            "\"nbf\":",
+            "\"revision\":",
+            "1e400",
+            "-0.0",
+            "null",
+            "\"alg\":",
+            "\"HS512\"",
+            "{",
+            "}",
+        ])
+        .run(|bytes| {
+            let mut lines = bytes.splitn(2, |b| *b == b'\n');
+            let claims = lines.next().unwrap_or_default();
+            let token = seal(lines.next().unwrap_or(HEADER), claims);
+            // Why it is not good is told to nobody; here it tells inputs apart.
+            let why = jsonwebtoken::decode::<Claims>(&token, &jwt.keys.verify, &jwt.keys.validation);
+            format!("{:?} {:?}", why.map(|_| ()).map_err(|e| e.to_string()), jwt.verify(&token).is_some())
+        });
+    }
+
+    #[test]
+    fn fuzz_token_key() {
+        let sec1 = [(6, P256), (7, P384)].map(|(method, pem)| [&[method][..], pem.as_bytes()].concat());
+        let ed = b"\x08-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH\n\
+                   -----END PRIVATE KEY-----\n";
+        let seeds = sec1.into_iter().chain([ed.to_vec(), b"\x09secret".to_vec()]);
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "token_key").seeds(seeds);
+        let words = ["-----BEGIN PUBLIC KEY-----\n", "-----BEGIN RSA PUBLIC KEY-----\n", "-----END", "PRIVATE", "EC "];
+        // Whoever finds a good key lets the library calculate with it; a few hundred are a second's work.
+        fuzz.words(&words).quick(400).run(|bytes| {
+            let (choice, pem) = bytes.split_first().unwrap_or((&0, b""));
+            let (method, _) = METHODS[*choice as usize % METHODS.len()];
+            let [private, public] = [(None, Some(pem)), (Some(pem), None)]
+                .map(|(public, private)| Jwt::new(method, public, private, HOUR).map(|_| ()));
+            format!("{method} {private:?} {public:?}")
+        });
+    }
+
     #[test]
     fn fuzz_token() {
         let jwt = Jwt::new("HS256", None, Some(b"secret"), Duration::from_secs(60)).unwrap();

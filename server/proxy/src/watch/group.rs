@@ -128,11 +128,11 @@ impl Group {
         let revision = answer.header.as_ref().map_or(0, |h| h.revision);
         if answer.events.is_empty() {
             // Progress is only told of watches that are in the present.
-            watch.next = watch.next.max(revision + 1);
+            watch.next = watch.next.max(revision.saturating_add(1));
             watch.synced = true;
         } else {
             let last = answer.events.iter().filter_map(|e| e.kv.as_ref()).map(|kv| kv.mod_revision).max();
-            watch.next = watch.next.max(last.unwrap_or(0) + 1);
+            watch.next = watch.next.max(last.unwrap_or(0).saturating_add(1));
             let riders = watch.seats.len().saturating_sub(1) * answer.events.len();
             delivered.spared = u64::try_from(riders).unwrap_or(u64::MAX);
         }
@@ -223,6 +223,41 @@ mod tests {
     }
     fn progress(revision: i64) -> Arc<WatchResponse> {
         Arc::new(WatchResponse { events: vec![], ..WatchResponse::clone(&at(revision, 0)) })
+    }
+
+    /// A stream of a member's answers, each with its length before it.
+    #[test]
+    fn fuzz_watch_answer() {
+        use crate::namespace::Namespace;
+        use crate::watch::watcher::Watcher;
+        use ferretcd_proto::etcdserverpb::WatchCreateRequest;
+        use prost::Message as _;
+        let answers = [at(4, 3), progress(9), at(10, 1), at(2, 0)];
+        let seed = |answers: &[Arc<WatchResponse>]| {
+            answers.iter().map(|answer| answer.encode_length_delimited_to_vec()).collect::<Vec<_>>().concat()
+        };
+        let seeds = [seed(&answers), seed(&answers[1..]), seed(&answers[..1])];
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "watch_answer").seeds(seeds);
+        fuzz.words(&["ns/a"]).run(|mut bytes| {
+            let (mut group, mut stream, namespace) = (Group::default(), Stream::new(), Namespace::new("ns/"));
+            group.open(100, 10, true, stream.seat(1));
+            group.open(101, 3, false, stream.seat(2));
+            let request = WatchCreateRequest { progress_notify: true, fragment: true, ..WatchCreateRequest::default() };
+            let mut watchers = [10, 3].map(|next| Watcher::new(1, next, &request));
+            let mut said = String::new();
+            while !bytes.is_empty() {
+                let answer = match WatchResponse::decode_length_delimited(&mut bytes) {
+                    Ok(answer) => Arc::new(answer),
+                    Err(e) => return format!("{said} {e}"),
+                };
+                for (number, watcher) in [100, 101].into_iter().zip(&mut watchers) {
+                    let taken = watcher.take(&answer, &namespace).map(|answer| watcher.pieces(answer, 64).len());
+                    said += &format!("{:?} {taken:?} ", group.deliver(number, &answer));
+                }
+                while stream.from.try_recv().is_ok() {}
+            }
+            said
+        });
     }
 
     #[test]

@@ -46,11 +46,12 @@ impl Watcher {
         if shared.events.is_empty() {
             let news = revision >= self.next;
             if news {
-                self.next = revision + 1;
+                self.next = revision.saturating_add(1);
             }
             // An answer to the proxy's own question (see `hub`) is not what the client asked for.
             let is_notice = shared.watch_id != PROGRESS_ID;
-            return (self.progress && is_notice && revision + 1 == self.next).then(|| self.answer(shared));
+            return (self.progress && is_notice && revision.saturating_add(1) == self.next)
+                .then(|| self.answer(shared));
         }
         let mut answer = self.answer(shared);
         let (from, mut last) = (self.next, 0);
@@ -75,7 +76,7 @@ impl Watcher {
             answer.events.push(event);
         }
         // A revision's events come together: those of `last` are all there.
-        self.next = self.next.max(last + 1);
+        self.next = self.next.max(last.saturating_add(1));
         (!answer.events.is_empty()).then_some(answer)
     }
 

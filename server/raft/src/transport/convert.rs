@@ -93,6 +93,7 @@ mod tests {
     use super::*;
     use crate::identity::Identity;
     use ferretcd_fuzz::Fuzz;
+    use ferretcd_proto::peer::snapshot_part::Part;
     use ferretcd_types::{ClusterId, Epoch, MemberId};
     use prost::Message;
     use tonic::metadata::{MetadataMap, MetadataValue};
@@ -115,6 +116,8 @@ mod tests {
             commit: at,
             ..Default::default()
         };
+        let membership = b"\x0a\x04\x08\x01\x10\x02\x12\x0a\x0a\x02\x08\x01\x12\x04\x08\x01\x12\x00"[..].into();
+        let head = pb::SnapshotHead { last: at, membership, bytes: 9, ..Default::default() };
         let conflict = pb::append_response::Result::Conflict(pb::LogId { term: 1, index: 1 });
         let seeds = [
             tagged(0, &append),
@@ -122,10 +125,12 @@ mod tests {
             tagged(2, &pb::VoteRequest { last: at, leadership_transfer: true, ..Default::default() }),
             tagged(3, &pb::VoteResponse { granted: true, last: at, ..Default::default() }),
             b"\x04\x0a\x04\x08\x01\x10\x02\x12\x0a\x0a\x02\x08\x01\x12\x04\x08\x01\x12\x00".to_vec(),
+            tagged(5, &pb::SnapshotPart { part: Some(Part::Head(head)) }),
+            tagged(6, &pb::TransferRequest { to: 2, last: at, from: Some(pb::Vote::default()) }),
         ];
         Fuzz::new(env!("CARGO_MANIFEST_DIR"), "peer_message").seeds(seeds).run(|bytes| {
             let (tag, body) = bytes.split_first().unwrap_or((&0, &[]));
-            match tag % 5 {
+            match tag % 7 {
                 0 => match pb::AppendRequest::decode(body) {
                     Ok(message) => match append_request_from(message) {
                         Ok(rpc) => format!("{:?}", append_request(rpc, false)),
@@ -139,6 +144,17 @@ mod tests {
                 ),
                 2 => format!("{:?}", pb::VoteRequest::decode(body).map(|r| vote_request(&vote_request_from(r)))),
                 3 => format!("{:?}", pb::VoteResponse::decode(body).map(|r| vote_response(&vote_response_from(r)))),
+                5 => match pb::SnapshotPart::decode(body).map(|part| part.part) {
+                    Ok(Some(Part::Head(head))) => {
+                        let membership = entry::decode_stored(head.membership).map_err(|e| e.to_string());
+                        format!("{membership:?} {:?} {:?}", log_id_from_pb(head.last), vote_from_pb(head.vote))
+                    }
+                    other => format!("{other:?}"),
+                },
+                6 => match pb::TransferRequest::decode(body) {
+                    Ok(r) => format!("{:?} {:?}", vote_from_pb(r.from), log_id_from_pb(r.last)),
+                    Err(e) => e.to_string(),
+                },
                 _ => match entry::decode_stored(body.to_vec().into()) {
                     Ok(stored) => format!("{:?}", entry::decode_stored(entry::encode_stored(&stored))),
                     Err(e) => e.to_string(),

@@ -28,7 +28,7 @@ fn grant(role: &str, kind: i32, start: &'static str, end: &'static str) -> AuthC
 }
 
 /// Root, alice who writes a..c, bob who reads a..b, b..c and from x on; auth is on.
-fn guarded() -> Member {
+pub fn guarded() -> Member {
     let mut member = Member::new();
     for change in [
         user_add("root"),

@@ -53,6 +53,18 @@ fn without_mod(kvs: Vec<KeyValue>) -> Vec<(Bytes, Bytes, LeaseId, i64)> {
     kvs.into_iter().map(|kv| (kv.key, kv.value, kv.lease, kv.mod_revision)).collect()
 }
 
+/// A member in the middle of a restore.
+pub fn under_way() -> Member {
+    let plan = plan(&other().snapshot(SnapshotKind::Client), 42, 40).unwrap();
+    let mut member = furnished();
+    member.ask(ferretcd_types::SetAlarm { alarm: member.state.alarms()[0], raised: false }).unwrap();
+    member.ask(RestoreBegin { id: 42 }).unwrap();
+    for chunk in plan.chunks.into_iter().take(3) {
+        member.ask(chunk).unwrap();
+    }
+    member
+}
+
 #[test]
 fn a_restore_replaces_keys_and_leases_and_nothing_else() {
     let mut origin = other();
