@@ -352,3 +352,74 @@ fn a_schedule_that_cannot_be_read_says_so() {
         assert!(plan.status.message.as_ref().unwrap().contains(why), "{text}: {:?}", plan.status.message);
     }
 }
+
+/// Backups and schedules as anybody may have stored them who may write them, and what a Job's pod left.
+#[test]
+fn fuzz_backup_objects() {
+    use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+    #[derive(serde::Deserialize)]
+    struct Stored {
+        backup: EtcdBackup,
+        cluster: Option<EtcdCluster>,
+        job: Option<Job>,
+        #[serde(default)]
+        pods: Vec<Pod>,
+        schedule: EtcdBackupSchedule,
+        backups: Vec<EtcdBackup>,
+    }
+    let stored = |schedule: &EtcdBackupSchedule, job: serde_json::Value| {
+        let backups =
+            ["2026-01-05T08:05:00Z", "2026-01-05T09:05:00Z"].map(|slot| made(slot, BackupPhase::Complete).object);
+        let report = AgentReport::Failed { message: "no".to_owned() }.to_message();
+        let pod = serde_json::json!({
+            "metadata": {"ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "j"}]},
+            "status": {"containerStatuses": [{
+                "name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 1, "message": report}},
+            }]},
+        });
+        let all = serde_json::json!({
+            "backup": backup("first"), "cluster": cluster(), "job": job, "pods": [pod],
+            "schedule": schedule, "backups": backups,
+        });
+        all.to_string()
+    };
+    let mut used = schedule();
+    pass(&mut used, vec![], "2026-01-05T09:05:00Z");
+    let ended = serde_json::json!({
+        "metadata": {"name": "first-backup", "uid": "j",
+            "ownerReferences": [{"apiVersion": "v", "kind": "EtcdBackup", "name": "first", "uid": "12345678-b"}]},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]},
+    });
+    let decide = |bytes: &[u8]| {
+        let stored: Stored = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let uid = stored.backup.metadata.uid.clone().unwrap_or_default();
+        let job = stored.job.map(|job| SeenJob::of(&job, &stored.pods, &uid));
+        let now = at(NOW);
+        let one = plan_backup(&stored.backup, &BackupObserved { cluster: stored.cluster, job }, &settings(), now);
+        let backups = stored.backups.into_iter().map(|object| SeenBackup { object, prune_job: None }).collect();
+        let all = plan_schedule(&stored.schedule, &ScheduleObserved { backups }, &settings(), now);
+        let actions = one.actions.iter().chain(&all.actions).map(Action::to_string).collect::<Vec<_>>();
+        Ok::<_, String>(format!("{:?} {:?} {}", one.status.message, all.status.message, actions.join(" ")))
+    };
+    let seeds = [stored(&schedule(), serde_json::Value::Null), stored(&used, ended)];
+    for seed in &seeds {
+        decide(seed.as_bytes()).unwrap();
+    }
+    let words = [
+        "0 0 31 2 *",
+        "*/1 ",
+        "L",
+        "\"schedule\":",
+        "9223372036854775807",
+        "-1",
+        "\"creationTimestamp\":",
+        "\"9999-12-31T23:59:59Z\"",
+        "\"-009999-01-01T00:00:00Z\"",
+        "null",
+        "\"keepLast\":",
+        "\"ferretcd.io/slot\":\"",
+    ];
+    let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "backup_objects").seeds(seeds);
+    fuzz.words(&words).quick(1000).run(|bytes| decide(bytes).unwrap_or_else(|e| e));
+}

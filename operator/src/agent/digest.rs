@@ -115,6 +115,24 @@ pub(crate) mod tests {
         }
     }
 
+    /// A backup as the store hands it out: with its own checksum or none, in pieces as they come.
+    #[test]
+    fn fuzz_backup_file() {
+        let file = snapshot(1);
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "backup_file")
+            .seeds([file.clone(), file[..512].to_vec()]);
+        fuzz.run(|bytes| {
+            let sealed = [bytes, &Sha256::digest(bytes)].concat();
+            let checks = [bytes, &sealed].map(|file| {
+                let whole = check(file, file.len().max(1));
+                assert_eq!(check(file, 33), whole);
+                whole
+            });
+            assert_eq!(checks[1].is_ok(), !bytes.is_empty() && bytes.len() % 512 == 0);
+            format!("{checks:?}")
+        });
+    }
+
     #[test]
     fn a_file_that_is_cut_short_is_refused() {
         let file = snapshot(8);

@@ -175,17 +175,7 @@ impl BackupObject {
             ));
         }
         let bytes = found.bytes().await.map_err(|error| self.failed(attempt, &self.manifest, &error))?;
-        let manifest: BackupManifest = serde_json::from_slice(&bytes).map_err(|error| {
-            self.problem(attempt, &self.manifest, format!("{error}; the object is damaged, use another backup"))
-        })?;
-        if manifest.format > MANIFEST_FORMAT {
-            let problem = format!(
-                "it has format {}, this operator knows up to {MANIFEST_FORMAT}; use a newer operator",
-                manifest.format
-            );
-            return Err(self.problem(attempt, &self.manifest, problem));
-        }
-        Ok(Some(manifest))
+        read_manifest(&bytes).map(Some).map_err(|problem| self.problem(attempt, &self.manifest, problem))
     }
 
     /// Writes the manifest: from then on the backup exists.
@@ -354,6 +344,18 @@ fn is_absent(error: &object_store::Error) -> bool {
     absent && s3_error(&chain(error)).is_none_or(|(code, _)| code == "NoSuchKey")
 }
 
+fn read_manifest(bytes: &[u8]) -> Result<BackupManifest, String> {
+    let manifest: BackupManifest =
+        serde_json::from_slice(bytes).map_err(|error| format!("{error}; the object is damaged, use another backup"))?;
+    match manifest.format > MANIFEST_FORMAT {
+        true => Err(format!(
+            "it has format {}, this operator knows up to {MANIFEST_FORMAT}; use a newer operator",
+            manifest.format
+        )),
+        false => Ok(manifest),
+    }
+}
+
 /// Code and message of the error document of S3, if a text holds one.
 fn s3_error(text: &str) -> Option<(&str, &str)> {
     let element = |name: &str| {
@@ -404,6 +406,42 @@ pub(crate) mod tests {
         let store = Arc::new(InMemory::new());
         let refused = BackupObject::new(store, "backups", "memory", "a//b").unwrap_err().to_string();
         assert!(refused.contains("\"a//b\" is no key"), "{refused}");
+    }
+
+    /// What lies in the bucket beside a backup.
+    #[test]
+    fn fuzz_manifest() {
+        let manifest = crate::agent::backup::tests::manifest("a/b.db", "mine");
+        let good = serde_json::to_vec_pretty(&manifest).unwrap();
+        assert_eq!(read_manifest(&good), Ok(manifest));
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "manifest").seeds([good]);
+        fuzz.words(&["\"format\":", "\"createdAt\":", "-1", "1e99", "9999-12-31T23:59:60Z", "null"]).run(|bytes| {
+            let read = read_manifest(bytes);
+            if let Ok(manifest) = &read {
+                assert_eq!(read_manifest(&serde_json::to_vec(manifest).unwrap()).as_ref(), Ok(manifest));
+            }
+            format!("{read:?}")
+        });
+    }
+
+    /// What a store says when it refuses: a status, and a body that only should be S3's.
+    #[test]
+    fn fuzz_store_error() {
+        let (_, object) = in_memory("a/b.db");
+        let document = |code: &str| format!("<Error><Code>{code}</Code><Message>why</Message></Error>");
+        let seeds = ["NoSuchKey", "NoSuchBucket", "InvalidAccessKeyId"].map(|code| format!("\0{}", document(code)));
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "store_error").seeds(seeds);
+        fuzz.words(&["<Code>", "</Code>", "<Message>", "</Message>", "NoSuchKey", "\u{1}", "\u{2}"]).run(|bytes| {
+            let (kind, body) = bytes.split_first().unwrap_or((&0, &[]));
+            let (path, source) = ("k".to_owned(), String::from_utf8_lossy(body).into_owned().into());
+            let error = match kind % 4 {
+                0 => object_store::Error::NotFound { path, source },
+                1 => object_store::Error::PermissionDenied { path, source },
+                2 => object_store::Error::Unauthenticated { path, source },
+                _ => object_store::Error::Generic { store: "S3", source },
+            };
+            format!("{} {:?}", is_absent(&error), object.explain(&error))
+        });
     }
 
     #[tokio::test]

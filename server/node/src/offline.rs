@@ -261,10 +261,14 @@ pub struct StoreInspection {
 /// Looks into a data directory that no process runs on. The log is read and not touched; the store is opened as for a
 /// start, and neither rebuilt nor written to by this verb. `visit` gets each record of the log in words, with its
 /// segment's number and its offset.
-pub fn inspect(config: &BootConfig, mut visit: impl FnMut(u32, u64, String)) -> Result<Inspection, BootError> {
-    let dir = config.data_dir.join("member");
+pub fn inspect(
+    data_dir: &Path,
+    wal_dir: Option<&Path>,
+    mut visit: impl FnMut(u32, u64, String),
+) -> Result<Inspection, BootError> {
+    let dir = data_dir.join("member");
     let me = member_of(&dir)?;
-    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
+    let wal_dir = wal_dir.map_or_else(|| dir.join("wal"), Path::to_owned);
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
     let _lock = ferretcd_wal::lock(&OsFs, &wal_dir).map_err(|e| BootError::Storage(chain(&e)))?;
     let log = ferretcd_wal::list(&OsFs, &wal_dir, identity, |segment, offset, record| {
@@ -415,4 +419,80 @@ pub(crate) fn stand_alone(
         admission::write_durably(&mark, &format!("{name}\n")).map_err(|e| unwritable(&mark, &e))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovered;
+    use bytes::Bytes;
+    use ferretcd_wal::{Entry, Identity, Options, Vote};
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    /// A member's directory without a store: who it is, its format, and a log of a few records.
+    fn member_dir() -> tempfile::TempDir {
+        let data = tempfile::tempdir().unwrap();
+        let dir = data.path().join("member");
+        fs::create_dir_all(dir.join("snap")).unwrap();
+        let me = Remembered { cluster: ClusterId(0xc1), member: MemberId(7), founder: true, logged: true };
+        me.store(&dir).unwrap();
+        Format::ensure(&dir, "sled", "ferretcd").unwrap();
+        let options = Options { segment_bytes: 4096, cache_bytes: 0, ..Options::default() };
+        let identity = Identity { cluster_id: 0xc1, member_id: 7 };
+        let (wal, _) = Wal::open_inline(Arc::new(OsFs), &dir.join("wal"), options, identity).unwrap();
+        wal.save_vote(Vote { term: 1, node: 7, committed: true }, Box::new(|done| done.unwrap()));
+        let entries = (0..3).map(|index| Entry { term: 1, index, payload: Bytes::from_static(&[0]) }).collect();
+        wal.append(entries, Box::new(|done| done.unwrap()));
+        wal.close().unwrap();
+        for (name, text) in [("arrivals", "7 = 1f\n"), ("arrival", "1f\n"), ("discovered", "a=http://a:1\n")] {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        data
+    }
+
+    /// One file of a data directory is anything, or there is one with any name: what a look, and the first steps of a
+    /// start, make of it.
+    #[test]
+    fn fuzz_data_directory() {
+        let data = member_dir();
+        let dir = data.path().join("member");
+        let look = || {
+            let mut records = 0;
+            let found = inspect(data.path(), None, |_, _, what| records += usize::from(!what.is_empty()));
+            let arrivals = admission::Arrivals::load(&dir).map(|_| ()).map_err(|e| e.to_string());
+            let arrival = admission::own_arrival(&dir).map(|_| ()).map_err(|e| e.to_string());
+            let found = found.map(|found| format!("{records} {:?} {:?}", found.format, found.snapshot.map(|s| s.0)));
+            let found = found.map_err(|e| e.to_string());
+            format!("{found:?} {arrivals:?} {arrival:?} {:?}", discovered::load(data.path()).is_ok())
+        };
+        assert!(look().starts_with("Ok(\"5 Some(Format"), "{}", look());
+        let file = |name: &str| [name.as_bytes(), b"\n", &fs::read(dir.join(name)).unwrap()].concat();
+        let names = ["identity", "format", "arrivals", "arrival", "discovered", "wal/00000001.wal"];
+        let seeds = names.map(file).into_iter().chain([b"snap/0000000000000001-0000000000000002.snap\nx".to_vec()]);
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "data_directory").seeds(seeds);
+        let words =
+            ["cluster = ", "member = ", "engine.1", "wal/0000000", ".wal", ".snap", ".spare", ".part", "snap/", "\n"];
+        // Each writes a file and reads a directory.
+        fuzz.words(&words).quick(400).run(|bytes| {
+            let (name, content) = bytes.split_at(bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len()));
+            let path = dir.join(OsStr::from_bytes(name));
+            // Only files of this directory, and none in the way of the next input.
+            let is_inside =
+                path.parent().is_some_and(|at| [&dir, &dir.join("wal"), &dir.join("snap")].contains(&&at.to_owned()));
+            if !is_inside || name.starts_with(b"/") || path.file_name().is_none_or(|n| n == "LOCK") || path.is_dir() {
+                return "no file of a member".to_owned();
+            }
+            let before = fs::read(&path).ok();
+            if fs::write(&path, content.get(1..).unwrap_or_default()).is_err() {
+                return "no name of a file".to_owned();
+            }
+            let said = look();
+            match before {
+                Some(before) => fs::write(&path, before).unwrap(),
+                None => drop(fs::remove_file(&path)),
+            }
+            said.replace(&data.path().display().to_string(), "")
+        });
+    }
 }

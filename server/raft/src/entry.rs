@@ -80,7 +80,7 @@ fn decode_membership(bytes: Bytes) -> Result<Membership, DecodeError> {
                 let mut voters = BTreeSet::new();
                 while let Some((n, v)) = inner.field()? {
                     if n == 1 {
-                        voters.insert(v.uint(WHAT)?);
+                        voters.insert(member_id(v.uint(WHAT)?)?);
                     }
                 }
                 configs.push(voters);
@@ -94,12 +94,20 @@ fn decode_membership(bytes: Bytes) -> Result<Membership, DecodeError> {
                         _ => {}
                     }
                 }
-                nodes.insert(id, node);
+                nodes.insert(member_id(id)?, node);
             }
             _ => {}
         }
     }
     Membership::new(configs, nodes).map_err(|_| DecodeError { what: WHAT, why: "a voter has no node" })
+}
+
+/// No member has the ID 0, and it could not be written again: the encoding leaves zeros out.
+fn member_id(id: u64) -> Result<u64, DecodeError> {
+    match id {
+        0 => Err(DecodeError { what: "membership", why: "a member has no ID" }),
+        id => Ok(id),
+    }
 }
 
 /// The membership with the entry that set it, as the state machine and snapshots keep it.

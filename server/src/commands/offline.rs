@@ -178,7 +178,7 @@ fn inspect(path: &Path, wal_dir: &str, entries: bool, format: Format) -> Result<
     }
     let config = member(&[("data-dir", &path.display().to_string()), ("wal-dir", wal_dir)])?;
     let mut records = Vec::new();
-    let found = offline::inspect(&config, |segment, offset, what| {
+    let found = offline::inspect(&config.data_dir, config.wal_dir.as_deref(), |segment, offset, what| {
         if entries {
             records.push((segment, offset, what));
         }

@@ -229,8 +229,11 @@ fn read_whole(file: &dyn File) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::mem::MemFs;
     use crate::record::{Link, Record};
     use crate::state::LogState;
+    use crate::wal::{Options, Wal};
+    use ferretcd_fuzz::Fuzz;
 
     const HEADER: Header = Header {
         identity: Identity { cluster_id: 1, member_id: 2 },
@@ -327,6 +330,120 @@ mod tests {
         assert_eq!(missing_until(&first(Some(10)), &memory(None)), Some(9));
         assert_eq!(missing_until(&first(Some(10)), &memory(Some(8))), Some(9));
         assert_eq!(missing_until(&first(Some(10)), &memory(Some(9))), None);
+    }
+
+    const DIR: &str = "/wal";
+
+    /// What numbers a segment is written from.
+    struct Numbers<'a>(&'a [u8]);
+
+    impl<'a> Numbers<'a> {
+        fn byte(&mut self) -> Option<u8> {
+            self.0.split_off_first().copied()
+        }
+
+        /// A small one is a byte, others have eight behind it.
+        fn number(&mut self) -> u64 {
+            let byte = self.byte().unwrap_or(0);
+            match self.0.split_first_chunk::<8>() {
+                Some((eight, rest)) if byte >= 0xf0 => {
+                    self.0 = rest;
+                    u64::from_le_bytes(*eight)
+                }
+                _ => byte.into(),
+            }
+        }
+
+        fn pos(&mut self) -> crate::LogPos {
+            crate::LogPos { term: self.number(), index: self.number() }
+        }
+
+        fn bytes(&mut self) -> &'a [u8] {
+            let length = self.byte().unwrap_or(0);
+            self.0.split_off(..self.0.len().min(length.into())).unwrap_or_default()
+        }
+    }
+
+    /// A segment as somebody writes it who knows the format, its checksums and its chain: only what it says is at will.
+    fn written(input: &[u8]) -> Vec<u8> {
+        let mut input = Numbers(input);
+        let has = input.byte().unwrap_or(0);
+        let state = LogState {
+            next: (has & 1 != 0).then(|| input.number()),
+            vote: (has & 2 != 0).then(|| {
+                let crate::LogPos { term, index: node } = input.pos();
+                crate::Vote { term, node, committed: has & 4 != 0 }
+            }),
+            purged: (has & 8 != 0).then(|| input.pos()),
+            committed: (has & 16 != 0).then(|| input.pos()),
+        };
+        let previous_end = if has & 32 != 0 { input.number() as u32 } else { 0 };
+        let mut bytes = Header { state, previous_end, ..HEADER }.encode().to_vec();
+        let seed = segment::seed(HEADER.identity, HEADER.sequence);
+        let mut previous = seed;
+        while let Some(kind) = input.byte().filter(|_| bytes.len() < 16 << 10) {
+            let record = match kind % 8 {
+                0..3 => Record::Entry { term: input.number(), index: input.number(), payload: input.bytes() },
+                3 => {
+                    let crate::LogPos { term, index: node } = input.pos();
+                    Record::Vote(crate::Vote { term, node, committed: kind & 8 != 0 })
+                }
+                4 => Record::Truncate { after: Some(input.number()) },
+                5 => Record::Truncate { after: None },
+                6 => Record::Purge(input.pos()),
+                _ => Record::Committed(input.pos()),
+            };
+            let synced = if kind < 128 { bytes.len() as u32 } else { input.number() as u32 };
+            previous = record::encode(&record, Link { seed, previous, synced }, &mut bytes);
+        }
+        bytes.resize(bytes.len().max(4096).next_multiple_of(4096), 0);
+        bytes
+    }
+
+    fn open_log(fs: &MemFs) -> Result<(Wal, u64, u64), String> {
+        let options = Options { segment_bytes: 4096, cache_bytes: 0, ..Options::default() };
+        let opened = Wal::open_inline(Arc::new(fs.clone()), Path::new(DIR), options, HEADER.identity);
+        let (wal, _) = opened.map_err(|e| e.to_string())?;
+        let (first, end) = (wal.first_index(), wal.end_index());
+        let read = wal.read(first, u64::MAX, 1 << 20).map_err(|e| e.to_string())?;
+        assert_eq!(read.first().map_or(end, |entry| entry.index), if read.is_empty() { end } else { first });
+        Ok((wal, first, end))
+    }
+
+    fn open_file(fs: &MemFs, bytes: Vec<u8>) -> Result<(Wal, u64, u64), String> {
+        fs.set_contents(&Path::new(DIR).join(segment::name(HEADER.sequence)), bytes);
+        open_log(fs)
+    }
+
+    #[test]
+    fn fuzz_log_records() {
+        // Entries 0 and 1, a vote, entry 2, committed up to 1, purged up to 0, cut behind 1, entry 2 anew; and one that
+        // goes on from a header.
+        let seeds: [&[u8]; 2] = [
+            b"\0\0\x01\0\x02ab\0\x01\x01\0\x0b\x02\x02\0\x02\x02\x01c\x07\x01\x01\x06\x01\0\x04\x01\0\x03\x02\0",
+            b"\x09\x07\x01\x06\0\x01\x07\0",
+        ];
+        let fs = MemFs::new();
+        let next = |seed: &[u8]| open_file(&fs.fork(), written(seed)).map(|(_, _, end)| end);
+        assert_eq!(seeds.map(next), [Ok(3), Ok(8)]);
+        let fuzz = Fuzz::new(env!("CARGO_MANIFEST_DIR"), "log_records").seeds(seeds);
+        fuzz.run(|bytes| {
+            let fs = fs.fork();
+            let (wal, first, end) = match open_file(&fs, written(bytes)) {
+                Ok(opened) => opened,
+                Err(why) => return why,
+            };
+            let said = format!("{} {:?} {:?}", "x".repeat((end - first).min(9) as usize), wal.vote(), wal.purged());
+            // It can be gone on with, and is found again with what came.
+            if end < u64::MAX {
+                let entry = crate::Entry { term: 9, index: end, payload: vec![1; 3].into() };
+                wal.append(vec![entry], Box::new(|done| done.unwrap()));
+                drop(wal);
+                let (_, first_again, end_again) = open_log(&fs).expect("a log that was opened opens again");
+                assert_eq!((first_again, end_again), (if first == end { end } else { first }, end + 1));
+            }
+            said
+        });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 // Helpers of tests fail by panicking; Clippy's allowance covers only functions marked #[test].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod fuzz;
 mod world;
 
 use ferretcd_operator_api::status::reason;

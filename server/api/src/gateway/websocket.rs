@@ -135,6 +135,69 @@ impl Lines {
 mod tests {
     use super::*;
 
+    /// A frame of a client, with the mask that changes nothing.
+    fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
+        [&[head, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    }
+
+    /// What comes behind the handshake: frames, and JSON in them.
+    #[test]
+    fn fuzz_websocket() {
+        use axum::{Router, routing::any};
+        use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        const HELLO: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        // The call reads all that comes, and says how much it was.
+        let read = Arc::new(AtomicUsize::new(0));
+        let count = read.clone();
+        let grpc = Router::new().fallback(move |request: Request| {
+            let count = count.clone();
+            async move {
+                let mut body = request.into_body().into_data_stream();
+                while let Some(Ok(piece)) = body.next().await {
+                    count.fetch_add(piece.len(), Ordering::Relaxed);
+                }
+            }
+        });
+        let gateway = Gateway::new(grpc, 1000, 1);
+        let door = any(move |request: Request| upgrade(gateway.clone(), "/v3/watch".to_owned(), request));
+        let door = TowerToHyperService::new(Router::new().fallback(door));
+        let watch = br#"{"create_request":{"key":"Zm9v"}}"#;
+        let seeds = [
+            frame(0x81, watch),
+            [frame(0x01, &watch[..9]), frame(0x89, b"ping"), frame(0x80, &watch[9..])].concat(),
+            [frame(0x82, b"{}{} []"), frame(0x88, b"\x03\xe8bye")].concat(),
+            frame(0x81, b"nonsense"),
+        ];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let fuzz = ferretcd_fuzz::Fuzz::new(env!("CARGO_MANIFEST_DIR"), "websocket").seeds(seeds);
+        fuzz.words(&["\u{1}", "{}", "\n"]).quick(400).run(|bytes| {
+            runtime.block_on(async {
+                let (mut client, server) = tokio::io::duplex(HELLO.len() + bytes.len() + 4096);
+                let served =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), door.clone());
+                let served = tokio::spawn(served.with_upgrades());
+                client.write_all(HELLO).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", head.escape_ascii());
+                served.await.unwrap().unwrap();
+                read.store(0, Ordering::Relaxed);
+                // The server may have hung up by then.
+                let _ = client.write_all(bytes).await;
+                let _ = client.shutdown().await;
+                let mut frames = Vec::new();
+                client.read_to_end(&mut frames).await.unwrap();
+                format!("{} {}", "x".repeat(read.load(Ordering::Relaxed).min(60) / 5), frames.escape_ascii())
+            })
+        });
+    }
+
     #[test]
     fn a_token_comes_as_a_protocol_or_a_cookie() {
         let told = |name: http::HeaderName, value: &'static str| {

@@ -134,6 +134,5 @@ fn fuzz_stored_state() {
     Fuzz::new(env!("CARGO_MANIFEST_DIR"), "stored_state")
         .seeds(seeds)
         .words(&words)
-        .quick(500)
         .run(|bytes| opened(bytes).unwrap_or_else(|e| e));
 }
