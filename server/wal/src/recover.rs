@@ -394,7 +394,8 @@ mod tests {
                 _ => Record::Committed(input.pos()),
             };
             let synced = if kind < 128 { bytes.len() as u32 } else { input.number() as u32 };
-            previous = record::encode(&record, Link { seed, previous, synced }, &mut bytes);
+            let at = bytes.len() as u32;
+            previous = record::encode(&record, Link { seed, previous, synced, at }, &mut bytes);
         }
         bytes.resize(bytes.len().max(4096).next_multiple_of(4096), 0);
         bytes
