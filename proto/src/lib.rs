@@ -1,5 +1,5 @@
-//! Wire types and services: etcd's public gRPC API, our own Restore service and the peer protocol, generated from the
-//! .proto files of this crate. Every `bytes` field is a [`bytes::Bytes`].
+//! Wire types and services: etcd's public gRPC API, our own Restore service, the peer protocol and what collectors
+//! of traces and readers of profiles take, generated from the .proto files of this crate. Every `bytes` field is a [`bytes::Bytes`].
 //!
 //! Names follow prost's rules, which shows in a few places: `peerURLs` is `peer_ur_ls`, `clientURLs` is `client_ur_ls`,
 //! `ID` is `id`, `grantedTTL` is `granted_ttl`.
@@ -17,6 +17,8 @@ pub use packages::ferretcd::v1 as ferretcd_v1;
 pub use packages::grpc::health::v1 as health;
 pub use packages::leasepb;
 pub use packages::mvccpb;
+pub use packages::opentelemetry::proto::collector::trace::v1 as otlp;
+pub use packages::perftools::profiles as pprof;
 pub use packages::v3electionpb;
 pub use packages::v3lockpb;
 

@@ -4,10 +4,12 @@
 use crate::auth_token;
 use crate::cli::{Notice, Settings};
 use crate::discovery::Discovery;
+use crate::discovery::srv::Srv;
 use crate::flags::Flags;
 use crate::flags::url::{Scheme, Url};
 use crate::flags::value::{GoDuration, List, Urls, go_duration};
 use crate::tls::{Allowed, Files, Params};
+use ferretcd_api::trace::{RATE_MAX, Target};
 use ferretcd_api::{Access, Web};
 use ferretcd_node::cluster::is_peer_url;
 use ferretcd_node::lease::CHECKPOINT_EVERY;
@@ -31,7 +33,7 @@ const REQUEST_USUAL_MAX: usize = 10 << 20;
 /// etcd's default, which a zero in a file stands for as well.
 const PROGRESS_DEFAULT: Duration = Duration::from_secs(600);
 /// grpc-go's default, which holds if `--grpc-keepalive-min-time` is 0.
-const PING_MIN_TIME: Duration = Duration::from_secs(300);
+pub const PING_MIN_TIME: Duration = Duration::from_secs(300);
 
 /// A checked configuration.
 #[derive(Debug)]
@@ -40,6 +42,12 @@ pub struct Config {
     pub boot: BootConfig,
     /// How the members of a new cluster find each other, if they do not know.
     pub discovery: Option<Discovery>,
+    /// Or where DNS names them.
+    pub srv: Option<Srv>,
+    /// The own address that connections to members come from.
+    pub peer_local: Option<IpAddr>,
+    /// Whether one was asked for (the feature gate SetMemberLocalAddr).
+    pub binds_local: bool,
     /// Where it listens.
     pub listen: Listen,
     /// Certificates of the client and metrics listeners.
@@ -66,6 +74,12 @@ pub struct Config {
     pub warning_unary: Duration,
     /// Also say how long calls take (`--metrics=extensive`).
     pub extensive_metrics: bool,
+    /// Where traces go, and of how many in a million ([`ferretcd_api::trace::RATE_MAX`]) that begin here; nothing: none are made.
+    pub tracing: Option<(u32, Target)>,
+    /// `grpc.health.v1` does not serve while this member is defragmented.
+    pub stop_on_defragment: bool,
+    /// Serve profiles of this process.
+    pub profiles: bool,
     /// HTTP beside gRPC, and who may ask by it.
     pub web: Web,
     /// What the log is to say.
@@ -174,6 +188,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned());
     }
     let auto_compaction = auto_compaction(&flags.auto_compaction_mode, &flags.auto_compaction_retention)?;
+    let tracing = traces(flags)?;
     let gates = &flags.feature_gates;
     if gates.enabled("LeaseCheckpointPersist") && !gates.enabled("LeaseCheckpoint") {
         return Err(
@@ -235,6 +250,8 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
             heartbeat: Duration::from_millis(heartbeat as u64),
             election: Duration::from_millis(election as u64),
             catch_up_entries: flags.snapshot_catchup_entries,
+            pre_vote: flags.pre_vote,
+            may_elect_at_once: flags.initial_election_tick_advance,
         },
         snapshot_count: flags.snapshot_count.max(1),
         auto_compaction,
@@ -290,6 +307,9 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
     Ok(Config {
         boot,
         discovery,
+        srv: Srv::check(flags),
+        peer_local: peer_local(flags, &mut notices),
+        binds_local: gates.enabled("SetMemberLocalAddr"),
         listen,
         client_tls,
         peer_tls,
@@ -303,6 +323,10 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         lock_memory: flags.memory_mlock,
         warning_unary: flags.warning_unary_request_duration.length(),
         extensive_metrics: flags.metrics == "extensive",
+        tracing,
+        // With the debug level, too, as in etcd.
+        profiles: flags.enable_pprof || flags.log_level == "debug",
+        stop_on_defragment: gates.enabled("StopGRPCServiceOnDefrag"),
         web: Web {
             gateway: flags.enable_grpc_gateway,
             gateway_calls_max: flags.max_concurrent_streams,
@@ -388,9 +412,6 @@ fn unusual(flags: &Flags, notices: &mut Vec<Notice>) {
             "--unsafe-no-fsync disables fsync, is unsafe, and will cause data loss when the machine fails".to_owned(),
         );
     }
-    if !flags.pre_vote {
-        remark("--pre-vote=false has no effect: this server always asks before it calls an election".to_owned());
-    }
     if !["basic", "extensive"].contains(&flags.metrics.as_str()) {
         remark(format!("--metrics={} is taken for \"basic\"; there are \"basic\" and \"extensive\"", flags.metrics));
     }
@@ -409,10 +430,44 @@ fn one_way_to_begin(flags: &Flags) -> Result<(), String> {
     if endpoints == flags.discovery_token.is_empty() {
         return Err("both --discovery-token and --discovery-endpoints must be set".to_owned());
     }
-    if srv {
-        return Err("--discovery-srv is not supported by this server: name the members in --initial-cluster".to_owned());
-    }
     Ok(())
+}
+
+fn traces(flags: &Flags) -> Result<Option<(u32, Target)>, String> {
+    if !flags.enable_distributed_tracing {
+        return Ok(None);
+    }
+    // etcd's words, its spelling included.
+    let bad = |why: String| Err(format!("distributed tracing configurition is not valid: ({why})"));
+    let rate = flags.distributed_tracing_sampling_rate;
+    if rate < 0 {
+        return bad("tracing sampling rate must be positive".to_owned());
+    }
+    let Some(rate) = u32::try_from(rate).ok().filter(|rate| *rate <= RATE_MAX) else {
+        return bad(format!("tracing sampling rate must be less than {RATE_MAX}"));
+    };
+    let target = Target {
+        address: flags.distributed_tracing_address.clone(),
+        service_name: flags.distributed_tracing_service_name.clone(),
+        instance_id: flags.distributed_tracing_instance_id.clone(),
+    };
+    Ok(Some((rate, target)))
+}
+
+/// With the gate SetMemberLocalAddr connections to members come from the first advertised address that others can reach.
+fn peer_local(flags: &Flags, notices: &mut Vec<Notice>) -> Option<IpAddr> {
+    if !flags.feature_gates.enabled("SetMemberLocalAddr") {
+        return None;
+    }
+    let mut hosts =
+        flags.initial_advertise_peer_urls.0.iter().filter_map(|url| url.host_port()?.0.parse::<IpAddr>().ok());
+    let found = hosts.find(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    if found.is_none() {
+        notices.push(Notice::Other(
+            "unable to set a member local address due to lack of suitable local addresses".to_owned(),
+        ));
+    }
+    found
 }
 
 fn intent(text: &str) -> Result<Option<Intent>, String> {
@@ -428,13 +483,21 @@ fn intent(text: &str) -> Result<Option<Intent>, String> {
 /// What is in the way of `http://` beside certificates, or of `https://` without.
 fn client_tls(flags: &Flags, notices: &mut Vec<Notice>) -> Result<Files, String> {
     let files = Files {
-        flags: ["--cert-file", "--key-file", "--trusted-ca-file", "--client-crl-file", "", ""],
+        flags: [
+            "--cert-file",
+            "--key-file",
+            "--trusted-ca-file",
+            "--client-crl-file",
+            "--client-cert-file",
+            "--client-key-file",
+        ],
         cert: path(&flags.cert_file),
         key: path(&flags.key_file),
         trusted_ca: path(&flags.trusted_ca_file),
         crl: path(&flags.client_crl_file),
-        own_cert: None,
-        own_key: None,
+        // Shown to nobody, since this server has no need to call itself; but they must be good, as in etcd.
+        own_cert: path(&flags.client_cert_file),
+        own_key: path(&flags.client_key_file),
         asks_client: flags.client_cert_auth || !flags.trusted_ca_file.is_empty(),
         names_client: flags.client_cert_auth,
         allowed: allowed(&flags.client_cert_allowed_cn, &flags.client_cert_allowed_hostname)?,
@@ -679,6 +742,14 @@ mod tests {
                 &["--discovery-srv=x", "--initial-cluster=a=http://b:1"],
                 "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
             ),
+            (
+                &["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=1000001"],
+                "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
+            ),
+            (
+                &["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=-1"],
+                "distributed tracing configurition is not valid: (tracing sampling rate must be positive)",
+            ),
             (&["--discovery-token=x"], "both --discovery-token and --discovery-endpoints must be set"),
             (
                 &["--feature-gates=LeaseCheckpointPersist=true"],
@@ -697,7 +768,6 @@ mod tests {
             (&["--member-intent=maybe"], &["maybe", "bootstrap, join or run"]),
             (&["--auto-compaction-retention=soon"], &["CompactionRetention", "soon", "30m"]),
             (&["--force-new-cluster-once=two words"], &["--force-new-cluster-once", "a word"]),
-            (&["--discovery-srv=example.com"], &["not supported", "--initial-cluster"]),
             (&["--discovery-token=t", "--discovery-endpoints=ftp://a:1"], &["--discovery-endpoints", "scheme"]),
             (&["--listen-peer-urls=unix:///tmp/x"], &["--listen-peer-urls", "https://"]),
             (
@@ -746,12 +816,33 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_said() {
-        let c =
-            config(&["--name=a", "--enable-pprof", "--feature-gates=PriorityRequest=true", "--max-wals=5"]).unwrap();
-        let texts: Vec<String> = c.notices.iter().map(|n| format!("{n:?}")).collect();
-        assert!(texts.iter().any(|t| t.contains("--enable-pprof is accepted without effect")), "{texts:?}");
+        let args =
+            ["--name=a", "--backend-bbolt-freelist-type=array", "--feature-gates=PriorityRequest=true", "--max-wals=9"];
+        let texts: Vec<String> = config(&args).unwrap().notices.iter().map(|n| format!("{n:?}")).collect();
+        assert!(
+            texts.iter().any(|t| t.contains("--backend-bbolt-freelist-type is accepted without effect")),
+            "{texts:?}"
+        );
         assert!(texts.iter().any(|t| t.contains("PriorityRequest")), "{texts:?}");
         assert!(!texts.iter().any(|t| t.contains("max-wals")), "{texts:?}");
+    }
+
+    #[test]
+    fn a_flag_leads_to_what_it_is_for() {
+        let c = config(&["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=7", "--enable-pprof"])
+            .unwrap();
+        assert_eq!(c.tracing.map(|(rate, target)| (rate, target.address)), Some((7, "localhost:4317".to_owned())));
+        assert!(c.profiles && config(&["--log-level=debug"]).unwrap().profiles && !config(&[]).unwrap().profiles);
+        let c =
+            config(&["--pre-vote=false", "--initial-election-tick-advance=false", "--discovery-srv=a.test"]).unwrap();
+        assert!(!c.boot.node.timing.pre_vote && !c.boot.node.timing.may_elect_at_once);
+        assert_eq!(c.srv.map(|srv| srv.domain().to_owned()).as_deref(), Some("a.test"));
+        let local = |urls: &str| {
+            let urls = format!("--initial-advertise-peer-urls={urls}");
+            config(&[&urls, "--feature-gates=SetMemberLocalAddr=true"]).unwrap().peer_local
+        };
+        assert_eq!(local("http://127.0.0.1:1,http://10.0.0.1:1"), Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(local("http://localhost:1"), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! etcd's discovery: members that do not know one another find each other's URLs in another etcd cluster, under
 //! `/_etcd/registry/<token>`: how many there are to be in `_config/size`, and each of them in `members/<ID>`.
 
+pub mod srv;
+
 use crate::flags::Flags;
 use crate::tls::material::Material;
 use crate::tls::{Allowed, Files, Params};
@@ -97,6 +99,7 @@ impl Discovery {
             keep_alive_time: Some(flags.discovery_keepalive_time.length()).filter(|time| !time.is_zero()),
             keep_alive_timeout: flags.discovery_keepalive_timeout.length(),
             keep_alive_idle: false,
+            connect_timeout: Some(flags.discovery_dial_timeout.length()).filter(|time| !time.is_zero()),
         };
         let user = match (flags.discovery_user.split_once(':'), flags.discovery_password.as_str()) {
             _ if flags.discovery_user.is_empty() => None,

@@ -97,12 +97,12 @@ flags! {
         snapshot_catchup_entries: u64 = "5000", "Log entries kept after a snapshot for followers that are behind.";
         heartbeat_interval: usize = "100", "Heartbeat interval in milliseconds.";
         election_timeout: usize = "1000", "Election time-out in milliseconds; at least five heartbeats.";
-        initial_election_tick_advance: bool = "true", "Accepted; elections after a start are not waited for longer here.";
+        initial_election_tick_advance: bool = "true", "After a start, call an election as soon as one can be won; else only after the election time-out.";
         listen_peer_urls: Urls = "http://localhost:2380", "URLs to listen on for other members.";
         listen_client_urls: Urls = "http://localhost:2379", "URLs to listen on for clients: gRPC, and HTTP unless --listen-client-http-urls is set.";
         listen_client_http_urls: Urls = "", "URLs for HTTP clients alone; then --listen-client-urls serves gRPC alone.";
-        max_snapshots: usize = "5", "Deprecated; accepted without effect.";
-        max_wals: usize = "5", "Accepted without effect: the log is kept as long as it is needed.";
+        max_snapshots: usize = "5", "Most snapshot files to keep; one is kept, so every number is kept to (0 is no bound).";
+        max_wals: usize = "5", "Most log files to keep that are not needed any more; they are removed or used again at once, so every number is kept to.";
         memory_mlock: bool = "false", "Keep all memory of the process out of swap; it needs a large enough LimitMEMLOCK.";
         quota_backend_bytes: i64 = "0", "Storage quota in bytes; 0 is 2 GiB, below 0 is none.";
         backend_bbolt_freelist_type: String = "map", "Accepted without effect: the store is not bbolt.";
@@ -119,7 +119,7 @@ flags! {
         enable_grpc_gateway: bool = "true", "Serve the HTTP/JSON gateway.";
         raft_read_timeout: GoDuration = "5s", "How long a connection to a member may be silent; at least 5s.";
         raft_write_timeout: GoDuration = "5s", "How long what was sent to a member may wait for its acknowledgement; at least 5s.";
-        feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, the log tells which have no effect here.";
+        feature_gates: Gates = "", "Features as Name=true,...; etcd's names are known, the log tells which switch nothing here.";
         storage_engine: String = "sled", "Not etcd's: the engine, sled or redb; a data directory that was made with the other one is refused.";
         member_intent: String = "", "Not etcd's: what starting this member means when its data directory is empty: bootstrap, join or run. Without it etcd's own rules hold.";
     }
@@ -131,7 +131,7 @@ flags! {
         advertise_client_urls: Urls = "http://localhost:2379", "Client URLs to tell the cluster.";
         discovery_token: String = "", "The new cluster's name at --discovery-endpoints; it is its token, too.";
         discovery_endpoints: List = "", "An etcd cluster by which the members of a new cluster find each other.";
-        discovery_dial_timeout: GoDuration = "2s", "Accepted without effect: an attempt to connect may take 5 s.";
+        discovery_dial_timeout: GoDuration = "2s", "How long an attempt to connect to it may take.";
         discovery_request_timeout: GoDuration = "5s", "How long it may take to answer a request.";
         discovery_keepalive_time: GoDuration = "2s", "When a silent connection to it is pinged.";
         discovery_keepalive_timeout: GoDuration = "6s", "How long it may take to answer that.";
@@ -143,10 +143,10 @@ flags! {
         discovery_user: String = "", "User there, as name or name:password.";
         discovery_password: String = "", "The user's password there.";
         discovery_fallback: Fallback = "exit", "Accepted; only \"exit\" is left.";
-        discovery_srv: String = "", "Not supported: name the members in --initial-cluster.";
-        discovery_srv_name: String = "", "See --discovery-srv.";
+        discovery_srv: String = "", "DNS domain whose SRV records _etcd-server-ssl._tcp and _etcd-server._tcp name the members of a new cluster.";
+        discovery_srv_name: String = "", "Suffix of those records: _etcd-server-<name>._tcp.";
         strict_reconfig_check: bool = "true", "Refuse changes of members that would endanger the quorum.";
-        pre_vote: bool = "true", "Ask whether an election could be won before it is called (always done here).";
+        pre_vote: bool = "true", "Ask whether an election could be won before it is called.";
         auto_compaction_retention: String = "0", "What auto-compaction keeps: a duration (5m; a bare number is hours) or a number of revisions. 0 is off.";
         auto_compaction_mode: String = "periodic", "\"periodic\" or \"revision\".";
         v2_deprecation: V2Stage = "", "Deprecated; accepted without effect.";
@@ -155,8 +155,8 @@ flags! {
         cert_file: String = "", "Certificate of the client listeners.";
         key_file: String = "", "Its key.";
         client_cert_auth: bool = "false", "Ask clients for certificates, and take their common names for users.";
-        client_cert_file: String = "", "Accepted: this server calls itself without TLS.";
-        client_key_file: String = "", "See --client-cert-file.";
+        client_cert_file: String = "", "Certificate with which etcd calls itself. This server does not, and only checks that it is good.";
+        client_key_file: String = "", "Its key.";
         client_crl_file: String = "", "Revoked client certificates (DER or PEM).";
         client_cert_allowed_hostname: List = "", "Names of which a client certificate must have one.";
         client_cert_allowed_cn: List = "", "Not etcd's as a flag (its file has it): common names of which a client certificate must have one.";
@@ -187,7 +187,7 @@ flags! {
         turn_auth_off: bool = "false", "Not etcd's: turn authentication off on all members when this one has started, for who has lost root's password.";
     }
     "Profiling and monitoring" {
-        enable_pprof: bool = "false", "Accepted without effect: perf profiles this server from outside.";
+        enable_pprof: bool = "false", "Serve profiles of this process at /debug/pprof/ of the client URLs.";
         metrics: String = "basic", "\"basic\" or \"extensive\".";
         listen_metrics_urls: Urls = "", "URLs to listen on for /metrics and the health endpoints.";
     }
@@ -201,11 +201,11 @@ flags! {
         warning_unary_request_duration: GoDuration = "300ms", "Calls without streams that take longer are mentioned in the log.";
     }
     "Distributed tracing" {
-        enable_distributed_tracing: bool = "false", "Accepted without effect: no traces are sent.";
-        distributed_tracing_address: String = "localhost:4317", "See --enable-distributed-tracing.";
-        distributed_tracing_service_name: String = "etcd", "See --enable-distributed-tracing.";
-        distributed_tracing_instance_id: String = "", "See --enable-distributed-tracing.";
-        distributed_tracing_sampling_rate: isize = "0", "See --enable-distributed-tracing.";
+        enable_distributed_tracing: bool = "false", "Send traces of calls by OTLP over gRPC, without TLS.";
+        distributed_tracing_address: String = "localhost:4317", "host:port of the collector.";
+        distributed_tracing_service_name: String = "etcd", "service.name of the traces.";
+        distributed_tracing_instance_id: String = "", "service.instance.id of the traces; none if empty.";
+        distributed_tracing_sampling_rate: isize = "0", "Of a million traces that begin here, how many are sent. One that the caller began is sent if the caller says so.";
     }
     "Features" {
         corrupt_check_time: GoDuration = "0s", "How often the leader compares what the members hold; 0 is never. A difference raises the alarm CORRUPT.";
@@ -216,7 +216,7 @@ flags! {
         warning_apply_duration: GoDuration = "100ms", "Applying an entry for longer than this is mentioned in the log.";
         bootstrap_defrag_threshold_megabytes: usize = "0", "Defragment at the start if it gives so many megabytes back; 0 is never.";
         max_learners: isize = "1", "Learners allowed at once.";
-        downgrade_check_time: GoDuration = "5s", "Accepted without effect: a downgrade ends by itself when all members are of the earlier release, and there is none.";
+        downgrade_check_time: GoDuration = "5s", "How often the leader looks whether all members are of the version that a downgrade leads to; there is no earlier release yet, so none is.";
     }
     "Unsafe" {
         force_new_cluster: bool = "false", "Go on alone with what the data directory holds: the other members are removed, at every start.";
@@ -282,6 +282,43 @@ Usage:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first two tiers of the reference's table of flags: those that people set, and those that are worth having.
+    #[rustfmt::skip]
+    const WITH_EFFECT: &str = "
+        name data-dir wal-dir listen-peer-urls listen-client-urls listen-client-http-urls listen-metrics-urls
+        initial-advertise-peer-urls advertise-client-urls initial-cluster initial-cluster-state initial-cluster-token
+        heartbeat-interval election-timeout initial-election-tick-advance pre-vote snapshot-count
+        snapshot-catchup-entries quota-backend-bytes max-txn-ops max-request-bytes max-concurrent-streams
+        grpc-keepalive-min-time grpc-keepalive-interval grpc-keepalive-timeout auto-compaction-mode
+        auto-compaction-retention strict-reconfig-check max-learners force-new-cluster cert-file key-file
+        trusted-ca-file client-cert-auth client-cert-allowed-hostname client-crl-file peer-cert-file peer-key-file
+        peer-trusted-ca-file peer-client-cert-auth peer-cert-allowed-cn peer-cert-allowed-hostname peer-crl-file
+        peer-skip-client-san-verification client-cert-file client-key-file peer-client-cert-file peer-client-key-file
+        auto-tls peer-auto-tls self-signed-cert-validity tls-min-version tls-max-version cipher-suites auth-token
+        auth-token-ttl bcrypt-cost metrics log-level log-format log-outputs logger watch-progress-notify-interval
+        feature-gates enable-grpc-gateway cors host-whitelist
+        corrupt-check-time compact-hash-check-time compaction-batch-limit compaction-sleep-interval downgrade-check-time
+        warning-apply-duration warning-unary-request-duration bootstrap-defrag-threshold-megabytes enable-pprof
+        enable-log-rotation log-rotation-config-json enable-distributed-tracing distributed-tracing-address
+        distributed-tracing-service-name distributed-tracing-instance-id distributed-tracing-sampling-rate
+        socket-reuse-port socket-reuse-address discovery-token discovery-endpoints discovery-dial-timeout
+        discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout discovery-insecure-transport
+        discovery-insecure-skip-tls-verify discovery-cert discovery-key discovery-cacert discovery-user
+        discovery-password discovery-srv discovery-srv-name unsafe-no-fsync max-wals raft-read-timeout
+        raft-write-timeout backend-batch-interval backend-batch-limit memory-mlock";
+
+    #[test]
+    fn every_flag_that_people_set_has_its_effect() {
+        for name in WITH_EFFECT.split_whitespace() {
+            let spec = find(name).unwrap_or_else(|| panic!("--{name} is missing"));
+            let help = spec.help.to_lowercase();
+            let idle = ["accepted", "not supported", "without effect", "no effect"].iter().find(|w| help.contains(**w));
+            assert!(idle.is_none() && !help.starts_with("see --discovery"), "--{name}: {}", spec.help);
+        }
+        let idle: Vec<String> = SPECS.iter().filter(|s| s.help.contains("ccepted")).map(Spec::name).collect();
+        assert_eq!(idle, ["backend-bbolt-freelist-type", "discovery-fallback", "v2-deprecation"]);
+    }
 
     #[test]
     fn every_default_can_be_read_and_is_the_default() {

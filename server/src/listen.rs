@@ -8,6 +8,7 @@ use crate::config::{Address, Place};
 use crate::tls::material::Material;
 use crate::tls::{certificate, verify};
 use axum::Router;
+use ferretcd_api::trace::Local;
 use ferretcd_api::{CertName, Remote};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -272,6 +273,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
+/// Both ends of a connection by TCP.
+#[derive(Clone, Copy)]
+struct Ends {
+    remote: SocketAddr,
+    local: Option<SocketAddr>,
+}
+
 /// One listener's way in.
 struct Door {
     place: Place,
@@ -285,6 +293,7 @@ impl Door {
             Accepted::Tcp(stream, from) => {
                 let _ = stream.set_nodelay(true);
                 let _ = keep_alive(&stream);
+                let from = Ends { remote: from, local: stream.local_addr().ok() };
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
                     Some(false) => self.enter_plain(stream, Some(from), stop).await,
@@ -296,7 +305,7 @@ impl Door {
         }
     }
 
-    async fn enter_plain<S>(&self, stream: S, from: Option<SocketAddr>, stop: CancellationToken)
+    async fn enter_plain<S>(&self, stream: S, from: Option<Ends>, stop: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -316,13 +325,13 @@ impl Door {
         }
     }
 
-    async fn enter_secure<S>(&self, stream: S, from: Option<SocketAddr>, stop: CancellationToken)
+    async fn enter_secure<S>(&self, stream: S, from: Option<Ends>, stop: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.service.tls else { return };
         let shaken = tokio::select! {
-            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(tls, stream, from.map(|f| f.ip()))) => shaken,
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(tls, stream, from.map(|f| f.remote.ip()))) => shaken,
             () = stop.cancelled() => return,
         };
         match shaken.unwrap_or_else(|_| Err(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))) {
@@ -336,7 +345,7 @@ impl Door {
                     true => "tls: first record does not look like a TLS handshake".to_owned(),
                     false => error,
                 };
-                let remote = from.map_or_else(|| "@".to_owned(), |f| f.to_string());
+                let remote = from.map_or_else(|| "@".to_owned(), |f| f.remote.to_string());
                 // Probes of load balancers come and go without a word.
                 if error.contains("eof") {
                     tracing::debug!(
@@ -384,7 +393,7 @@ impl Door {
         &self,
         stream: S,
         router: &Router,
-        (name, from): (Option<CertName>, Option<SocketAddr>),
+        (name, from): (Option<CertName>, Option<Ends>),
         stop: CancellationToken,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -407,13 +416,17 @@ impl Door {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX as usize);
         let router = router.clone();
-        let remote = from.map(|from| Remote(from.to_string().into()));
+        let remote = from.map(|from| Remote(from.remote.to_string().into()));
+        let local = from.and_then(|from| from.local).map(Local);
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             if let Some(name) = &name {
                 request.extensions_mut().insert(name.clone());
             }
             if let Some(remote) = &remote {
                 request.extensions_mut().insert(remote.clone());
+            }
+            if let Some(local) = local {
+                request.extensions_mut().insert(local);
             }
             router.clone().oneshot(request)
         });

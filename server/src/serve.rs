@@ -5,10 +5,13 @@ use crate::config::{self, Address, Config, Place};
 use crate::listen::{self, Service, Socket};
 use crate::tls::material::Material;
 use crate::tls::{Files, Params, self_signed};
-use crate::{notify, telemetry};
+use crate::{discovery, notify, telemetry};
 use ferretcd_api::Options;
+use ferretcd_api::trace::Tracer;
+use ferretcd_node::discovered::has_member;
 use ferretcd_node::{Boot, BootError, Member, Node};
 use ferretcd_raft::transport::dial::Dialer;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,6 +31,10 @@ const PEER_STREAMS_MAX: u32 = 100_000;
 /// How members' silent connections are asked whether they live. Members that live are never silent for so long: they ask
 /// themselves every two seconds. One that does not may hold half a snapshot here.
 const PEER_KEEP_ALIVE: (Option<Duration>, Duration) = (Some(Duration::from_secs(30)), Duration::from_secs(20));
+
+/// How long the names in peer URLs may stay unknown to DNS, and how often they are asked for (etcd's numbers).
+const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
+const NAMES_LOOK: Duration = Duration::from_secs(1);
 
 /// How often a member that is not ready looks whether it is.
 const READY_LOOK: Duration = Duration::from_millis(50);
@@ -124,21 +131,26 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     };
     let called = peer_tls.clone();
     let election = config.boot.node.timing.election;
-    config.boot.dialer = Dialer::new(Arc::new(move || called.current().client), election, config.peer_patience);
+    // As in etcd: members that DNS names may all have a certificate for its domain.
+    let domain =
+        config.srv.as_ref().filter(|_| config.peer_tls.trusted_ca.is_none()).map(|srv| srv.domain().to_owned());
+    config.boot.dialer = Dialer::new(Arc::new(move || called.current().client), election, config.peer_patience)
+        .to_name(domain)
+        .from_address(config.peer_local);
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
 
-    if let Some(discovery) = &config.discovery {
-        let found = tokio::select! {
-            found = discovery.members(&config.boot) => found,
-            _ = term.recv() => return ExitCode::SUCCESS,
-            _ = int.recv() => return ExitCode::SUCCESS,
-        };
-        match found.and_then(|found| found.map(|text| config::members(&text)).transpose()) {
-            Ok(Some(members)) => config.boot.initial_cluster = members,
-            Ok(None) => {}
-            Err(e) => return fail(&e, 1),
+    let members = tokio::select! {
+        members = members(&config) => members,
+        _ = term.recv() => return ExitCode::SUCCESS,
+        _ = int.recv() => return ExitCode::SUCCESS,
+    };
+    match members {
+        Ok(Members { listed, own_urls }) => {
+            config.boot.initial_cluster = listed;
+            config.boot.advertise_peer_urls = own_urls;
         }
+        Err(e) => return fail(&e, 1),
     }
     let boot = Boot::new(config.boot);
     let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
@@ -165,9 +177,23 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         _ = term.recv() => return ExitCode::SUCCESS,
         _ = int.recv() => return ExitCode::SUCCESS,
     };
+    let stop_traces = CancellationToken::new();
+    let (tracer, traces) = match config.tracing.take().map(|(rate, target)| Tracer::new(rate, target)).transpose() {
+        Ok(traced) => {
+            traced.map(|(tracer, exporter)| (tracer, tokio::spawn(exporter.run(stop_traces.clone())))).unzip()
+        }
+        Err(e) => return fail(&e, 1),
+    };
+    member.node.metrics().feature("StopGRPCServiceOnDefrag", config.stop_on_defragment);
+    member.node.metrics().feature("SetMemberLocalAddr", config.binds_local);
     let registry = member.node.metrics().registry().clone();
     let options = match Options::new(registry, election, config.extensive_metrics) {
-        Ok(options) => options.with_web(config.web.clone()).with_warning(config.warning_unary),
+        Ok(options) => options
+            .with_web(config.web.clone())
+            .with_warning(config.warning_unary)
+            .with_tracer(tracer)
+            .with_profiles(config.profiles)
+            .with_stop_on_defragment(config.stop_on_defragment),
         Err(e) => return fail(&format!("cannot register the metrics: {e}"), 1),
     };
     // Only requests without TLS must call this server by one of the names that it has.
@@ -213,10 +239,76 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         Some(reason) => tracing::error!("{reason}"),
     }
     stop(member, stop_clients, clients, stop_peers, peers).await;
+    // The calls have ended, so their spans are there.
+    stop_traces.cancel();
+    if let Some(traces) = traces {
+        let _ = traces.await;
+    }
     match ended {
         None => ExitCode::SUCCESS,
         Some(reason) => fail(&reason, 1),
     }
+}
+
+/// Who the members are, and by what URLs this one is among them.
+struct Members {
+    listed: BTreeMap<String, Vec<String>>,
+    own_urls: Vec<String>,
+}
+
+/// The members as the flags name them, or as this member finds them. It goes by the URLs that stand there if they lead
+/// to the same addresses as those that it advertises, as in etcd.
+async fn members(config: &Config) -> Result<Members, String> {
+    let boot = &config.boot;
+    let found = match (&config.discovery, &config.srv) {
+        (Some(discovery), _) => discovery.members(boot).await?,
+        (None, Some(srv)) => srv.members(boot).await?,
+        (None, None) => None,
+    };
+    let listed = match found {
+        Some(found) => config::members(&found)?,
+        None => boot.initial_cluster.clone(),
+    };
+    let own_urls = match listed.get(&boot.node.name) {
+        Some(urls) if !has_member(&boot.data_dir) && lead_alike(urls, &boot.advertise_peer_urls).await => urls.clone(),
+        _ => boot.advertise_peer_urls.clone(),
+    };
+    Ok(Members { listed, own_urls })
+}
+
+/// Whether these URLs lead to the same addresses. Names may be known late, so they are asked for again for a while.
+async fn lead_alike(listed: &[String], advertised: &[String]) -> bool {
+    let sorted = |urls: &[String]| urls.iter().cloned().collect::<BTreeSet<_>>();
+    if listed.len() != advertised.len() || sorted(listed) == sorted(advertised) {
+        return false;
+    }
+    let until = tokio::time::Instant::now() + NAMES_TIMEOUT;
+    loop {
+        match (addresses(listed).await, addresses(advertised).await) {
+            (Ok(listed), Ok(advertised)) => return listed == advertised,
+            (Err(why), _) | (_, Err(why)) if tokio::time::Instant::now() > until => {
+                tracing::warn!(error = why, "failed to resolve URL Host; returning");
+                return false;
+            }
+            (Err(why), _) | (_, Err(why)) => tracing::warn!(error = why, "failed to resolve URL Host"),
+        }
+        tokio::time::sleep(NAMES_LOOK).await;
+    }
+}
+
+/// URLs with addresses for names. `localhost` stays, as in etcd.
+async fn addresses(urls: &[String]) -> Result<BTreeSet<String>, String> {
+    let mut found = BTreeSet::new();
+    for url in urls {
+        let place = url.split_once("://").map(|(scheme, place)| (scheme, place.to_owned()));
+        found.insert(match place {
+            Some((scheme, place)) if !place.starts_with("localhost:") => {
+                format!("{scheme}://{}", discovery::srv::address(&place).await?)
+            }
+            _ => url.clone(),
+        });
+    }
+    Ok(found)
 }
 
 /// Keeps all memory of this process out of swap, now and later, each page once it is used.

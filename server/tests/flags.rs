@@ -9,7 +9,8 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use support::{Member, PATIENCE, etcd_tool, eventually, finished};
+use std::time::{Duration, Instant};
+use support::{Cluster, Member, PATIENCE, etcd_tool, eventually, finished};
 
 fn ferretcd(args: &[&str], env: &[(&str, &str)]) -> Output {
     run(Path::new(env!("CARGO_BIN_EXE_ferretcd")), args, env)
@@ -273,6 +274,25 @@ async fn a_file_sets_everything_and_a_unix_socket_serves_etcdctl() {
     assert!(member.log().contains("loaded server configuration"));
     assert_eq!(member.terminate().await, Some(0));
     assert!(!socket.exists(), "the socket's file is left");
+}
+
+#[tokio::test]
+async fn elections_wait_for_their_time_out_after_a_start_and_need_no_vote_before_if_that_is_asked_for() {
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    for member in &mut cluster.members {
+        let flags = ["--initial-election-tick-advance=false", "--pre-vote=false", "--election-timeout=3000"];
+        member.flags.extend(flags.map(str::to_owned));
+    }
+    for _ in 0..2 {
+        let begun = Instant::now();
+        cluster.members.iter_mut().for_each(Member::start);
+        for member in &cluster.members {
+            member.ready().await;
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+        cluster.members[0].put("k", "v").await.unwrap();
+        cluster.members.iter_mut().for_each(Member::kill);
+    }
 }
 
 #[tokio::test]

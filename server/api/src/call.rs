@@ -32,6 +32,7 @@ use crate::{
     metrics::{Call, CallMetrics, Messages},
     slow::{Remote, Stopwatch},
     status::{from_error, from_receive},
+    trace::{self, Local, Tracer},
 };
 
 /// The gate that all calls pass.
@@ -45,6 +46,8 @@ pub struct Gate<M> {
     pub election_timeout: Duration,
     /// A unary call that takes longer is mentioned in the log.
     pub warning_unary: Duration,
+    /// Traces calls, if that is asked for.
+    pub tracer: Option<Tracer>,
 }
 
 /// Times that a stream looks for a leader in vain before it ends (etcd's number: a new election may fail once or twice).
@@ -57,7 +60,9 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
         Err(text) => return Status::unimplemented(text).into_http(),
     };
     let method = METHODS[position];
-    let mut call = gate.metrics.start(position);
+    let local = request.extensions().get::<Local>().copied();
+    let span = gate.tracer.as_ref().and_then(|tracer| tracer.call(&method, request.headers(), local));
+    let mut call = gate.metrics.start(position).traced(span);
     let watch = (method.kind == Kind::Unary).then(|| {
         let remote = request.extensions().get::<Remote>().cloned();
         Stopwatch::start(gate.warning_unary, method, remote)
@@ -69,7 +74,7 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     };
     if let Err(error) = admitted {
         let status = from_error(error);
-        call.end(status.code());
+        call.end(status.code(), status.message());
         return status.into_http();
     }
 
@@ -80,12 +85,12 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     let (bytes, messages) = (gate.metrics.received_bytes(), gate.metrics.received_messages(position));
     let timed = watch.as_ref().map(Stopwatch::request_bytes);
     let request = request.map(|body| Body::new(Counted { timed, ..Counted::new(body, bytes, messages) }));
-    let response = next.run(request).await;
+    let response = trace::scope(call.context(), next.run(request)).await;
 
     // An answer that is nothing but a status has it among its headers.
     if let Some(status) = Status::from_header_map(response.headers()) {
         let status = from_receive(status);
-        call.end(status.code());
+        call.end(status.code(), status.message());
         return status.into_http();
     }
     response.map(|body| {
@@ -177,7 +182,7 @@ impl HttpBody for Answer {
         }
         if this.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
             let status = from_error(Error::NoLeader);
-            this.call.end(status.code());
+            this.call.end(status.code(), status.message());
             this.metrics.count_leaderless(&this.method);
             let trailers = status.into_http::<()>().into_parts().0.headers;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -189,11 +194,11 @@ impl HttpBody for Answer {
                     watch.answers(data.len());
                 }
                 if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
-                    this.call.end(status.code());
+                    this.call.end(status.code(), status.message());
                 }
             }
             // tonic always ends with trailers; anything else is a call that broke off.
-            Some(Err(_)) | None => this.call.end(Code::Internal),
+            Some(Err(_)) | None => this.call.end(Code::Internal, "the answer broke off"),
         }
         Poll::Ready(frame)
     }
@@ -260,7 +265,10 @@ mod tests {
     use tonic::metadata::MetadataValue;
 
     use super::*;
-    use crate::{grpc::health::HealthService, member::Fake};
+    use crate::{
+        grpc::health::{HealthService, Serving},
+        member::Fake,
+    };
 
     /// Headers of calls and of requests to the gateway, whatever they say.
     #[test]
@@ -326,8 +334,10 @@ mod tests {
                 metrics,
                 election_timeout: Duration::from_secs(1),
                 warning_unary: Duration::from_secs(1),
+                tracer: None,
             };
-            let server = HealthServer::new(HealthService).max_decoding_message_size(MESSAGE_BYTES);
+            let server = HealthServer::new(HealthService { serving: Serving::new(false) })
+                .max_decoding_message_size(MESSAGE_BYTES);
             let router = crate::service(server).layer(middleware::from_fn_with_state(gate, pass::<Fake>));
             Door { router: router.fallback(crate::unknown), registry }
         }
@@ -414,6 +424,7 @@ mod tests {
             metrics,
             election_timeout: Duration::from_secs(1),
             warning_unary: Duration::from_secs(1),
+            tracer: None,
         };
         let token = |name: &str| Credential::Token(name.into());
         let snapshot = method("/etcdserverpb.Maintenance/Snapshot");

@@ -2,6 +2,7 @@
 
 pub mod gzip;
 mod metrics;
+mod pprof;
 mod vars;
 
 use axum::{
@@ -36,6 +37,8 @@ pub struct Door<M> {
     pub registry: Registry,
     /// Where probes are counted.
     pub probes: ProbeMetrics,
+    /// Serve profiles of this process.
+    pub profiles: bool,
 }
 
 /// A query string's parts in order; a name may come several times.
@@ -47,7 +50,9 @@ pub fn router<M: Member>(door: Door<M>) -> Router {
         .route("/version", any(version))
         .route("/debug/vars", any(debug_vars))
         .layer(middleware::from_fn(only_get));
-    own.with_state(door.clone()).merge(probes(door)).fallback(not_found)
+    let own = own.with_state(door.clone());
+    let own = if door.profiles { own.merge(pprof::router()) } else { own };
+    own.merge(probes(door)).fallback(not_found)
 }
 
 /// What the metrics listeners serve: probes and metrics only, as etcd has it.
@@ -58,6 +63,11 @@ pub fn metrics_router<M: Member>(door: Door<M>) -> Router {
 /// etcd's answer to any other path.
 pub async fn not_found() -> Response {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// `/debug/pprof/` alone.
+pub fn profiles() -> Router {
+    pprof::router()
 }
 
 fn probes<M: Member>(door: Door<M>) -> Router {
@@ -233,7 +243,7 @@ mod tests {
 
     fn door(member: &Fake, registry: Registry) -> Door<Fake> {
         let probes = ProbeMetrics::register(&registry).unwrap();
-        Door { member: member.clone(), registry, probes }
+        Door { member: member.clone(), registry, probes, profiles: false }
     }
     async fn send(router: Router, method: Method, path: &str) -> Response {
         let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();

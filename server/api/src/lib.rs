@@ -16,6 +16,7 @@ mod method;
 mod metrics;
 mod slow;
 mod status;
+pub mod trace;
 mod validate;
 pub mod version;
 
@@ -45,12 +46,20 @@ use crate::{
     front::{AuthSwitch, Front},
     gateway::Gateway,
     grpc::{
-        auth::AuthService, cluster::ClusterService, election::ElectionService,
-        ferretcd_maintenance::FerretcdMaintenanceService, health::HealthService, kv::KvService, lease::LeaseService,
-        lock::LockService, maintenance::MaintenanceService, watch::WatchService,
+        auth::AuthService,
+        cluster::ClusterService,
+        election::ElectionService,
+        ferretcd_maintenance::FerretcdMaintenanceService,
+        health::{HealthService, Serving},
+        kv::KvService,
+        lease::LeaseService,
+        lock::LockService,
+        maintenance::MaintenanceService,
+        watch::WatchService,
     },
     http::{Door, ProbeMetrics},
     metrics::CallMetrics,
+    trace::Tracer,
 };
 
 pub use front::Access;
@@ -68,6 +77,9 @@ pub struct Options {
     /// A unary call that takes longer is mentioned in the log.
     warning_unary: Duration,
     web: Web,
+    tracer: Option<Tracer>,
+    serving: Serving,
+    profiles: bool,
 }
 
 /// etcd's default of `--warning-unary-request-duration`.
@@ -97,7 +109,8 @@ impl Options {
         let metrics = CallMetrics::register(&registry, extensive)?;
         let probes = ProbeMetrics::register(&registry)?;
         let warning_unary = WARNING_UNARY;
-        Ok(Options { registry, metrics, probes, election_timeout, warning_unary, web: Web::default() })
+        let (web, tracer, serving, profiles) = (Web::default(), None, Serving::new(false), false);
+        Ok(Options { registry, metrics, probes, election_timeout, warning_unary, web, tracer, serving, profiles })
     }
 
     /// The same with HTTP served so.
@@ -110,8 +123,24 @@ impl Options {
         Options { warning_unary, ..self }
     }
 
+    /// The same with calls traced.
+    pub fn with_tracer(self, tracer: Option<Tracer>) -> Self {
+        Options { tracer, ..self }
+    }
+
+    /// The same with `grpc.health.v1` not serving while this member is defragmented, if that is asked for (the feature gate
+    /// StopGRPCServiceOnDefrag).
+    pub fn with_stop_on_defragment(self, stop: bool) -> Self {
+        Options { serving: Serving::new(stop), ..self }
+    }
+
+    /// The same with profiles of this process at `/debug/pprof/` of the client listeners (`--enable-pprof`).
+    pub fn with_profiles(self, profiles: bool) -> Self {
+        Options { profiles, ..self }
+    }
+
     fn door(&self, member: Node) -> Door<Node> {
-        Door { member, registry: self.registry.clone(), probes: self.probes.clone() }
+        Door { member, registry: self.registry.clone(), probes: self.probes.clone(), profiles: self.profiles }
     }
 }
 
@@ -141,19 +170,22 @@ fn front(node: Node, options: &Options) -> Front {
     let restore_bytes = message_bytes.max(RESTORE_CHUNK_BYTES_MAX + GRPC_OVERHEAD_BYTES);
 
     let kv = KvService { node: node.clone() };
-    let watch = WatchService { node: node.clone(), fragment_bytes: message_bytes };
+    let watch =
+        WatchService { node: node.clone(), fragment_bytes: message_bytes, metrics: options.metrics.watch.clone() };
     let lease = LeaseService { node: node.clone() };
     let cluster = ClusterService { node: node.clone() };
     let auth = AuthService { node: node.clone() };
-    let maintenance = MaintenanceService { node: node.clone() };
+    let maintenance = MaintenanceService { node: node.clone(), serving: options.serving.clone() };
     let lock = LockService { node: node.clone() };
     let election = ElectionService { node: node.clone() };
+    let health = HealthService { serving: options.serving.clone() };
     let restore = FerretcdMaintenanceService { node: node.clone() };
     let gate = Gate {
         member: node.clone(),
         metrics: options.metrics.clone(),
         election_timeout: options.election_timeout,
         warning_unary: options.warning_unary,
+        tracer: options.tracer.clone(),
     };
 
     let grpc = [
@@ -165,7 +197,7 @@ fn front(node: Node, options: &Options) -> Front {
         service(AuthServer::new(auth).max_decoding_message_size(message_bytes)),
         service(LockServer::new(lock).max_decoding_message_size(message_bytes)),
         service(ElectionServer::new(election).max_decoding_message_size(message_bytes)),
-        service(HealthServer::new(HealthService).max_decoding_message_size(message_bytes)),
+        service(HealthServer::new(health).max_decoding_message_size(message_bytes)),
         service(FerretcdMaintenanceServer::new(restore).max_decoding_message_size(restore_bytes)),
     ]
     .into_iter()
@@ -183,6 +215,11 @@ fn front(node: Node, options: &Options) -> Front {
 /// What the metrics listeners serve: `/metrics`, `/health`, `/livez`, `/readyz`.
 pub fn metrics_router(node: Node, options: &Options) -> Router {
     http::metrics_router(options.door(node))
+}
+
+/// The profiles of this process at `/debug/pprof/`, for those who serve them beside something else.
+pub fn profiles_router() -> Router {
+    http::profiles()
 }
 
 /// One gRPC service under its name. tonic's own `Routes` does the same, but has a fallback that does not merge.

@@ -1,12 +1,21 @@
 //! Counters of calls, under the names that etcd's dashboards and alerts look for.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
 use tonic::Code;
 
-use crate::method::{Kind, METHODS, Method};
+use crate::{
+    method::{Kind, METHODS, Method},
+    trace::{Context, Span},
+};
 
 /// Counters of all methods. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -20,6 +29,8 @@ pub struct CallMetrics {
     sent_bytes: IntCounter,
     /// Streams that this server ended because it had no leader.
     leaderless_streams: IntCounterVec,
+    /// How long answers of watch streams take to be made and sent.
+    pub watch: WatchMetrics,
 }
 
 /// Counters of one method, looked up once and not at every call.
@@ -111,6 +122,7 @@ impl CallMetrics {
             received_bytes,
             sent_bytes,
             leaderless_streams,
+            watch: WatchMetrics::register(registry)?,
         })
     }
 
@@ -119,7 +131,7 @@ impl CallMetrics {
         if let Some(metrics) = self.methods.get(method) {
             metrics.started.inc();
         }
-        Call { methods: self.methods.clone(), method, ended: false, begun: Instant::now() }
+        Call { methods: self.methods.clone(), method, ended: false, begun: Instant::now(), span: None }
     }
 
     /// Messages of requests of a method.
@@ -160,6 +172,51 @@ impl CallMetrics {
     /// Bytes of answer bodies.
     pub fn sent_bytes(&self) -> IntCounter {
         self.sent_bytes.clone()
+    }
+}
+
+/// How long the answers of watch streams take, by what they tell.
+#[derive(Clone, Debug)]
+pub struct WatchMetrics {
+    /// That a watcher was created or has ended.
+    pub control: Histogram,
+    /// How far a watcher without events is.
+    pub progress: Histogram,
+    /// Events.
+    pub events: Histogram,
+    /// The same, for each event.
+    pub per_event: Histogram,
+}
+
+impl WatchMetrics {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let histogram = |what: &str, help: &str| {
+            let name = format!("etcd_debugging_server_watch_send_loop_{what}_seconds");
+            let histogram = HistogramOpts::new(name, help).buckets(exponential_buckets(0.001, 2.0, 14)?);
+            let histogram = Histogram::with_opts(histogram)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        Ok(WatchMetrics {
+            control: histogram("control_stream_duration", "How long sending a control answer takes.")?,
+            progress: histogram("progress_duration", "How long sending a progress notice takes.")?,
+            events: histogram("watch_stream_duration", "How long sending an answer with events takes.")?,
+            per_event: histogram("watch_stream_duration_per_event", "The same for each of its events.")?,
+        })
+    }
+
+    /// An answer with so many events took so long.
+    pub fn sent(&self, is_control: bool, events: usize, took: Duration) {
+        let seconds = took.as_secs_f64();
+        match events {
+            _ if is_control => self.control.observe(seconds),
+            0 => self.progress.observe(seconds),
+            n => {
+                self.events.observe(seconds);
+                self.per_event.observe(seconds / n as f64);
+            }
+        }
     }
 }
 
@@ -207,13 +264,29 @@ pub struct Call {
     method: usize,
     ended: bool,
     begun: Instant,
+    /// Its span, if it is traced.
+    span: Option<Span>,
 }
 
 impl Call {
-    /// The call ends with this code; later ends are ignored.
-    pub fn end(&mut self, code: Code) {
+    /// The same with a span, which ends with it.
+    pub fn traced(mut self, span: Option<Span>) -> Self {
+        self.span = span;
+        self
+    }
+
+    /// What work within the call is traced below.
+    pub fn context(&self) -> Option<Context> {
+        self.span.as_ref().map(Span::context)
+    }
+
+    /// The call ends with this code and its text; later ends are ignored.
+    pub fn end(&mut self, code: Code, message: &str) {
         if std::mem::replace(&mut self.ended, true) {
             return;
+        }
+        if let Some(span) = self.span.take() {
+            span.end(code, message);
         }
         let position = usize::try_from(i32::from(code)).unwrap_or_default();
         let Some(metrics) = self.methods.get(self.method) else { return };
@@ -233,7 +306,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.end(Code::Cancelled);
+        self.end(Code::Cancelled, "");
     }
 }
 
@@ -286,8 +359,8 @@ mod tests {
         let metrics = CallMetrics::register(&registry, false).unwrap();
         let watch = find("/etcdserverpb.Watch/Watch").unwrap();
         let mut call = metrics.start(watch);
-        call.end(Code::Ok);
-        call.end(Code::Internal);
+        call.end(Code::Ok, "");
+        call.end(Code::Internal, "");
         drop(call);
         drop(metrics.start(watch));
         let text = text(&registry);
@@ -302,7 +375,7 @@ mod tests {
         for extensive in [false, true] {
             let registry = Registry::new();
             let metrics = CallMetrics::register(&registry, extensive).unwrap();
-            metrics.start(find("/etcdserverpb.KV/Put").unwrap()).end(Code::Ok);
+            metrics.start(find("/etcdserverpb.KV/Put").unwrap()).end(Code::Ok, "");
             let put = "grpc_server_handling_seconds_count{grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",\
                        grpc_type=\"unary\"} 1";
             assert_eq!(text(&registry).contains(put), extensive);

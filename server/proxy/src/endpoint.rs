@@ -101,8 +101,18 @@ impl Endpoint {
 
     /// Connects, for a protocol by its name in TLS (`h2`, `http/1.1`).
     pub async fn connect(&self, tls: Option<Arc<ClientTls>>, protocol: &[u8]) -> io::Result<TokioIo<Box<dyn Io>>> {
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"));
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_now(tls, protocol)).await.map_err(late)?;
+        self.connect_within(CONNECT_TIMEOUT, tls, protocol).await
+    }
+
+    /// Connects, or gives up after a time.
+    pub async fn connect_within(
+        &self,
+        time: Duration,
+        tls: Option<Arc<ClientTls>>,
+        protocol: &[u8],
+    ) -> io::Result<TokioIo<Box<dyn Io>>> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {time:?}"));
+        let connected = tokio::time::timeout(time, self.connect_now(tls, protocol)).await.map_err(late)?;
         connected.map(TokioIo::new)
     }
 

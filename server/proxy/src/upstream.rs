@@ -1,7 +1,7 @@
 //! The members behind the proxy: a connection to each that lives, calls spread over them in turn, and a call that has
 //! not left yet sent by another one when its own is lost.
 
-use crate::endpoint::{ClientTls, Endpoint};
+use crate::endpoint::{CONNECT_TIMEOUT, ClientTls, Endpoint};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -26,7 +26,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
 /// How long a call waits for a member when none is connected: as long as a connection attempt may take.
-const WAIT: Duration = crate::endpoint::CONNECT_TIMEOUT;
+const WAIT: Duration = CONNECT_TIMEOUT;
 
 /// Pauses between attempts to connect to one member: doubling from the first to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -42,6 +42,8 @@ pub struct Connecting {
     pub keep_alive_timeout: Duration,
     /// Ask even if no call is open (`--permit-without-stream`).
     pub keep_alive_idle: bool,
+    /// How long an attempt to connect may take; nothing: [`crate::endpoint::CONNECT_TIMEOUT`].
+    pub connect_timeout: Option<Duration>,
 }
 
 impl fmt::Debug for Connecting {
@@ -243,7 +245,10 @@ impl Keeper {
 type Connection = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
 async fn open(endpoint: &Endpoint, connecting: &Connecting) -> Result<(SendRequest<Body>, Connection), String> {
-    let stream = endpoint.connect(connecting.tls.clone(), b"h2").await.map_err(|e| e.to_string())?;
+    let stream = endpoint
+        .connect_within(connecting.connect_timeout.unwrap_or(CONNECT_TIMEOUT), connecting.tls.clone(), b"h2")
+        .await
+        .map_err(|e| e.to_string())?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

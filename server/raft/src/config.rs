@@ -14,11 +14,22 @@ pub struct Timing {
     /// Log entries that stay after a snapshot, for followers that are a little behind
     /// (`--snapshot-catchup-entries`).
     pub catch_up_entries: u64,
+    /// Ask whether an election could be won before it is called (`--pre-vote`).
+    pub pre_vote: bool,
+    /// Whether a member that has just started may call an election at once, instead of after the election time-out
+    /// (`--initial-election-tick-advance`).
+    pub may_elect_at_once: bool,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Timing { heartbeat: Duration::from_millis(100), election: Duration::from_millis(1000), catch_up_entries: 5000 }
+        Timing {
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(1000),
+            catch_up_entries: 5000,
+            pre_vote: true,
+            may_elect_at_once: true,
+        }
     }
 }
 
@@ -49,7 +60,7 @@ impl Timing {
             max_in_snapshot_log_to_keep: self.catch_up_entries,
             // Fewer are not worth a purge; with a short tail to keep, the batch must not outgrow it.
             purge_batch_size: self.catch_up_entries.clamp(1, 1024),
-            enable_pre_vote: Some(true),
+            enable_pre_vote: Some(self.pre_vote),
             // Heartbeats of a leader that lost its quorum would keep a partially cut group from electing another.
             quorum_loss_probe_interval: Some(2 * max.max(2)),
             // Leadership is won by an election after every start: the engine may lag behind the log on disk, and a

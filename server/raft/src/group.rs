@@ -125,6 +125,8 @@ pub enum GroupError {
 /// A running raft group, as one member holds it. Cheap to clone.
 #[derive(Clone)]
 pub struct Group {
+    /// How long this member calls no election after the start, if it is not alone.
+    first_wait: Option<Duration>,
     raft: RawRaft,
     peers: Peers,
     snapshots: SnapshotDir,
@@ -157,17 +159,33 @@ impl Group {
         let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
         tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), parts.timing.election));
-        Ok(Group { raft, peers: parts.peers, snapshots: parts.snapshots, view })
+        let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
+        Ok(Group { first_wait, raft, peers: parts.peers, snapshots: parts.snapshots, view })
     }
 
     /// Starts raft's tasks.
     pub fn run(&self) {
+        if self.first_wait.is_some() {
+            self.raft.runtime_config().elect(false);
+        }
         self.raft.run();
+        let Some(wait) = self.first_wait else { return };
+        let (raft, mut view) = (self.raft.clone(), self.view());
+        tokio::spawn(async move {
+            // Who is alone waits for nobody, as in etcd.
+            let alone = view.wait_for(|view| view.voters().count() == 1);
+            let _ = tokio::time::timeout(wait, alone).await;
+            raft.runtime_config().elect(true);
+        });
     }
 
     /// Founds the group with these members. Each of them may do so, with equal arguments; one that has a log already
     /// ignores it.
     pub async fn found(&self, members: BTreeMap<MemberId, PeerNode>) -> Result<(), GroupError> {
+        // Founding calls an election.
+        if let Some(wait) = self.first_wait.filter(|_| members.len() > 1) {
+            tokio::time::sleep(wait).await;
+        }
         let members: BTreeMap<u64, PeerNode> = members.into_iter().map(|(id, node)| (id.0, node)).collect();
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => Ok(()),

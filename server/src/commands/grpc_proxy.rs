@@ -2,7 +2,8 @@
 //! flags, certificates and listeners.
 
 use crate::cli::Notice;
-use crate::config::{Address, Place};
+use crate::config::{Address, PING_MIN_TIME, Place};
+use crate::discovery::srv;
 use crate::flags::grpc_proxy::{self as settings, Flags, USAGE};
 use crate::flags::url::Url;
 use crate::listen::{self, Service, Socket};
@@ -48,15 +49,20 @@ fn start(flags: &Flags) -> ExitCode {
     if let Err(e) = telemetry::init(&log) {
         return fail(&e);
     }
-    let started = check(flags).and_then(|plan| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        Ok((plan, runtime.map_err(|e| format!("cannot start the runtime: {e}"))?))
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&format!("cannot start the runtime: {e}")),
+    };
+    let ended = runtime.block_on(async {
+        let found = srv::endpoints(&flags.discovery_srv, &flags.discovery_srv_name, flags.insecure_discovery).await?;
+        let mut flags = flags.clone();
+        if !found.is_empty() {
+            flags.endpoints.0 = found;
+        }
+        serve(check(&flags)?).await
     });
-    match started {
-        Ok((plan, runtime)) => match runtime.block_on(serve(plan)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => fail(&e),
-        },
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }
 }
@@ -75,6 +81,10 @@ struct Plan {
     tls: Arc<Material>,
     streams_max: u32,
     keep_alive: (Option<Duration>, Duration),
+    /// How far apart a client's own pings must be while it has calls under way.
+    ping_min_time: Duration,
+    /// Serve profiles of this process.
+    profiles: bool,
     set: Vec<String>,
 }
 
@@ -91,9 +101,6 @@ fn check(flags: &Flags) -> Result<Plan, String> {
     }
     if flags.auto_tls && flags.self_signed_cert_validity == 0 {
         return Err("selfSignedCertValidity is invalid,it should be greater than 0".to_owned());
-    }
-    if !flags.discovery_srv.is_empty() {
-        return Err("--discovery-srv is not supported: name the members in --endpoints".to_owned());
     }
     if !flags.experimental_leasing_prefix.is_empty() {
         return Err(
@@ -151,6 +158,7 @@ fn check(flags: &Flags) -> Result<Plan, String> {
                 keep_alive_time: spell(flags.dial_keepalive_time),
                 keep_alive_timeout: flags.dial_keepalive_timeout.length(),
                 keep_alive_idle: flags.permit_without_stream,
+                connect_timeout: None,
             },
             namespace: flags.namespace.clone(),
             sizes: MessageSizes {
@@ -168,6 +176,8 @@ fn check(flags: &Flags) -> Result<Plan, String> {
         tls,
         streams_max: flags.max_concurrent_streams,
         keep_alive: (spell(flags.grpc_keepalive_interval), flags.grpc_keepalive_timeout.length()),
+        ping_min_time: spell(flags.grpc_keepalive_min_time).unwrap_or(PING_MIN_TIME),
+        profiles: flags.enable_pprof,
         set: flags.changed().map(flags::Spec::name).collect(),
     })
 }
@@ -276,8 +286,8 @@ async fn serve(plan: Plan) -> Result<(), String> {
         streams_max: plan.streams_max,
         connections_max,
         keep_alive: plan.keep_alive,
-        ping_min_time: None,
-        secure_ping_min_time: None,
+        ping_min_time: Some(plan.ping_min_time),
+        secure_ping_min_time: Some(plan.ping_min_time),
     };
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let spawn = |sockets: Vec<Socket>, service: Service| {
@@ -285,7 +295,9 @@ async fn serve(plan: Plan) -> Result<(), String> {
             tasks.spawn(listen::serve(socket, service.clone(), stop.clone()));
         }
     };
-    spawn(client, service(proxy.router()));
+    let pages =
+        |router: axum::Router| if plan.profiles { router.merge(ferretcd_api::profiles_router()) } else { router };
+    spawn(client, service(pages(proxy.router())));
     spawn(metrics, service(proxy.metrics_router()));
     tracing::info!(address = %plan.client.address, "started gRPC proxy");
     notify::tell("READY=1");
@@ -347,7 +359,6 @@ mod tests {
             (vec!["--endpoints="], vec!["--endpoints"]),
             (vec!["--metrics-addr=127.0.0.1:1"], vec!["cannot parse \"127.0.0.1:1\"", "--metrics-addr"]),
             (vec!["--metrics-addr=https://127.0.0.1:1"], vec!["--metrics-addr", "--cert-file"]),
-            (vec!["--discovery-srv=x"], vec!["--discovery-srv", "--endpoints"]),
             (vec!["--experimental-leasing-prefix=x"], vec!["--experimental-leasing-prefix"]),
             (vec!["--cacert=/nowhere"], vec!["--cacert", "/nowhere"]),
             (vec!["--trusted-ca-file=/nowhere"], vec!["--trusted-ca-file", "--cert-file"]),

@@ -23,7 +23,14 @@ const fn beta(name: &'static str) -> Gate {
 }
 
 /// Gates that switch something in this server.
-const EFFECTIVE: [&str; 4] = ["CompactHashCheck", "InitialCorruptCheck", "LeaseCheckpoint", "LeaseCheckpointPersist"];
+const EFFECTIVE: [&str; 6] = [
+    "CompactHashCheck",
+    "InitialCorruptCheck",
+    "LeaseCheckpoint",
+    "LeaseCheckpointPersist",
+    "SetMemberLocalAddr",
+    "StopGRPCServiceOnDefrag",
+];
 
 /// All gates, in the order of the help. For most of them this server has nothing to switch; see
 /// [`Gates::without_effect`].

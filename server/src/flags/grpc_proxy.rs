@@ -19,9 +19,9 @@ flags! {
         max_recv_bytes: i64 = "2147483647", "Largest message from a member.";
         max_concurrent_streams: u32 = "4294967295", "Most streams that one client connection may have open at once.";
         endpoints_auto_sync_interval: GoDuration = "0s", "How often the endpoints are replaced by the members' client URLs; 0 is never.";
-        discovery_srv: String = "", "Not supported: name the members in --endpoints.";
-        discovery_srv_name: String = "", "See --discovery-srv.";
-        insecure_discovery: bool = "false", "See --discovery-srv.";
+        discovery_srv: String = "", "DNS domain whose SRV records _etcd-client-ssl._tcp and _etcd-client._tcp name the endpoints.";
+        discovery_srv_name: String = "", "Suffix of those records: _etcd-client-<name>._tcp.";
+        insecure_discovery: bool = "false", "Take endpoints without TLS from them, too.";
     }
     "Connections to the cluster" {
         cert: String = "", "Certificate to show to members. It may have no common name.";
@@ -42,7 +42,7 @@ flags! {
         listen_cipher_suites: List = "", "Cipher suites of TLS 1.2, by their names; empty is all that are known.";
         tls_min_version: String = "TLS1.2", "Lowest TLS version: TLS1.2 or TLS1.3.";
         tls_max_version: String = "", "Highest TLS version: TLS1.2 or TLS1.3; empty is the highest known.";
-        grpc_keepalive_min_time: GoDuration = "5s", "Accepted without effect: a client may ping as often as it likes.";
+        grpc_keepalive_min_time: GoDuration = "5s", "How far apart a client's own pings must be; 0 is 5m. One that goes on is told too_many_pings.";
         grpc_keepalive_interval: GoDuration = "2h0m0s", "How often a silent client connection is pinged; 0 is never.";
         grpc_keepalive_timeout: GoDuration = "20s", "How long the answer to such a ping may take.";
     }
@@ -51,7 +51,7 @@ flags! {
         experimental_leasing_prefix: String = "", "Not supported.";
         experimental_enable_grpc_logging: bool = "false", "Write a line about each call.";
         debug: bool = "false", "Write debug lines, too.";
-        enable_pprof: bool = "false", "Accepted without effect.";
+        enable_pprof: bool = "false", "Serve profiles of this process at /debug/pprof/.";
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Answers, asked_by};
 use crate::{
     header,
     status::{from_error, from_receive},
+    trace::{self, number},
     validate,
 };
 
@@ -32,7 +33,9 @@ impl Lease for LeaseService {
         // etcd looks at the caller first.
         node.require(Standing::User).await.map_err(from_error)?;
         validate::lease_grant(&request).map_err(from_error)?;
-        let reply = node.lease_grant(LeaseId(request.id), request.ttl).await.map_err(from_error)?;
+        let mut span = trace::span("lease_grant", || vec![number("id", request.id), number("ttl", request.ttl)]);
+        let granted = trace::proposed(&mut span, node.lease_grant(LeaseId(request.id), request.ttl)).await;
+        let reply = granted.map_err(from_error)?;
         let header = Some(header::at(&self.node, reply.revision));
         Ok(Response::new(LeaseGrantResponse { header, id: reply.id.0, ttl: reply.ttl, error: String::new() }))
     }
@@ -43,7 +46,8 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let node = asked_by(&self.node, &request);
         let id = LeaseId(request.into_inner().id);
-        let reply = node.propose(LeaseRevoke { id }).await.map_err(from_error)?;
+        let mut span = trace::span("lease_revoke", || vec![number("id", id.0)]);
+        let reply = trace::proposed(&mut span, node.propose(LeaseRevoke { id })).await.map_err(from_error)?;
         Ok(Response::new(LeaseRevokeResponse { header: Some(header::at(&self.node, reply.revision)) }))
     }
 
@@ -55,10 +59,13 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let (node, requests) = (asked_by(&self.node, &request), request.into_inner());
-        let answers = stream::try_unfold((node, requests), |(node, mut requests)| async move {
+        let context = trace::current();
+        let answers = stream::try_unfold((node, requests, context), |(node, mut requests, context)| async move {
             let Some(request) = requests.message().await.map_err(from_receive)? else { return Ok(None) };
+            let span = context.as_ref().map(|c| c.span("lease_renew", vec![number("id", request.id)]));
             let answer = keep_alive(&node, request).await?;
-            Ok(Some((answer, (node, requests))))
+            drop(span);
+            Ok(Some((answer, (node, requests, context))))
         });
         Ok(Response::new(Box::pin(answers)))
     }

@@ -12,7 +12,7 @@ use ferretcd_types::{Alarm, AlarmKind, Error, MemberId, SetAlarm};
 use futures::stream;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, asked_by};
+use super::{Answers, asked_by, health::Serving};
 use crate::{convert::cluster as convert, header, status::from_error};
 
 /// The service.
@@ -20,6 +20,8 @@ use crate::{convert::cluster as convert, header, status::from_error};
 pub struct MaintenanceService {
     /// Who does the work.
     pub node: Node,
+    /// Says that this server pauses, while it is defragmented.
+    pub serving: Serving,
 }
 
 #[tonic::async_trait]
@@ -48,6 +50,7 @@ impl Maintenance for MaintenanceService {
 
     /// etcd answers without a header here.
     async fn defragment(&self, _request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        let _pause = self.serving.pause();
         self.node.defragment().await.map_err(from_error)?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }

@@ -3,12 +3,14 @@
 use std::{
     collections::{HashSet, VecDeque},
     future::Future,
+    time::Instant,
 };
 
 use ferretcd_node::{Node, WatchCreate, WatchMessage, WatchStream};
 use ferretcd_proto::etcdserverpb::{
-    ResponseHeader, WatchRequest, WatchResponse, watch_request::RequestUnion, watch_server::Watch,
+    ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion, watch_server::Watch,
 };
+use ferretcd_proto::otlp::KeyValue;
 use ferretcd_types::Error;
 use prost::{Message, length_delimiter_len};
 use tokio::sync::mpsc;
@@ -19,7 +21,9 @@ use super::asked_by;
 use crate::{
     convert::watch as convert,
     header,
+    metrics::WatchMetrics,
     status::{from_error, from_receive},
+    trace::{self, flag, number, text},
 };
 
 /// The service.
@@ -29,6 +33,8 @@ pub struct WatchService {
     pub node: Node,
     /// Size from which an answer is split for clients that can put it together again, in bytes.
     pub fragment_bytes: usize,
+    /// Where it is noted how long answers take.
+    pub metrics: WatchMetrics,
 }
 
 /// What a stream of watchers can do: the node's, or a story's.
@@ -72,8 +78,9 @@ impl Watch for WatchService {
         // A token from another member is waited for here, once; whether it is good is each watcher's question.
         let _ = asked.client().await;
         let (stream, outbox) = (asked.watch_stream(), Outbox::new(self.fragment_bytes));
-        let node = self.node.clone();
-        tokio::spawn(serve(stream, request.into_inner(), outbox, answers, move || header::now(&node)));
+        let (node, metrics) = (self.node.clone(), self.metrics.clone());
+        let work = serve(stream, request.into_inner(), outbox, (answers, metrics), move || header::now(&node));
+        tokio::spawn(trace::scope(trace::current(), work));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -85,7 +92,7 @@ async fn serve<W: Watchers>(
     mut stream: W,
     mut requests: Streaming<WatchRequest>,
     mut outbox: Outbox,
-    answers: mpsc::Sender<Result<WatchResponse, Status>>,
+    (answers, metrics): (mpsc::Sender<Result<WatchResponse, Status>>, WatchMetrics),
     header: impl Fn() -> ResponseHeader,
 ) {
     let mut reading = true;
@@ -108,7 +115,14 @@ async fn serve<W: Watchers>(
                 }
             }
             permit = answers.reserve(), if !outbox.is_empty() => match permit {
-                Ok(permit) => if let Some(answer) = outbox.pop(header()) { permit.send(Ok(answer)) },
+                Ok(permit) => {
+                    let begun = Instant::now();
+                    if let Some(answer) = outbox.pop(header()) {
+                        let (is_control, events) = (answer.created || answer.canceled, answer.events.len());
+                        permit.send(Ok(answer));
+                        metrics.sent(is_control, events, begun.elapsed());
+                    }
+                }
                 Err(_client_is_gone) => return,
             },
             () = answers.closed() => return,
@@ -129,12 +143,27 @@ fn take(request: WatchRequest, stream: &mut impl Watchers, outbox: &mut Outbox) 
     match request.request_union {
         Some(RequestUnion::CreateRequest(create)) => {
             outbox.expect_watcher(create.fragment);
+            let _span = trace::span("watch", || attributes(&create));
             stream.create(convert::create(create));
         }
         Some(RequestUnion::CancelRequest(cancel)) => stream.cancel(cancel.watch_id),
         Some(RequestUnion::ProgressRequest(_)) => stream.request_progress(),
         None => {}
     }
+}
+
+/// What etcd tells of a watcher.
+fn attributes(create: &WatchCreateRequest) -> Vec<KeyValue> {
+    let key = if create.key.is_empty() { &b"\0"[..] } else { &create.key };
+    let range_end = if &create.range_end[..] == b"\0" { &b""[..] } else { &create.range_end };
+    vec![
+        text("key", key),
+        text("range_end", range_end),
+        number("start_rev", create.start_revision),
+        flag("progress_notify", create.progress_notify),
+        flag("prev_kv", create.prev_kv),
+        flag("fragment", create.fragment),
+    ]
 }
 
 /// Messages that wait for the client: those of one watcher are merged, large ones split for watchers that asked for it.
@@ -465,7 +494,8 @@ mod tests {
         ) -> Result<Response<Self::WatchStream>, Status> {
             let (answers, receiver) = mpsc::channel(ANSWERS_IN_FLIGHT);
             let stream = self.0.lock().unwrap().take().unwrap();
-            tokio::spawn(serve(stream, request.into_inner(), Outbox::new(1 << 20), answers, || NOW));
+            let metrics = WatchMetrics::register(&prometheus::Registry::new()).unwrap();
+            tokio::spawn(serve(stream, request.into_inner(), Outbox::new(1 << 20), (answers, metrics), || NOW));
             Ok(Response::new(ReceiverStream::new(receiver)))
         }
     }

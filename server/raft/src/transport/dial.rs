@@ -7,11 +7,12 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, StdError, http};
@@ -94,6 +95,10 @@ pub struct Dialer {
     /// The election time-out.
     election: Duration,
     patience: Patience,
+    /// The name that certificates must be for, if it is not the host that is called.
+    server_name: Option<String>,
+    /// The own address that connections come from, if it is not the kernel's choice.
+    local: Option<IpAddr>,
 }
 
 impl fmt::Debug for Dialer {
@@ -109,7 +114,17 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 impl Dialer {
     /// One that asks for its TLS settings before each `https://` connection, for members with this election time-out.
     pub fn new(tls: Arc<ClientTls>, election: Duration, patience: Patience) -> Self {
-        Dialer { tls: Some(tls), wires: None, election, patience }
+        Dialer { tls: Some(tls), election, patience, ..Dialer::default() }
+    }
+
+    /// One whose calls go to members with certificates for this name, whatever their hosts.
+    pub fn to_name(self, server_name: Option<String>) -> Self {
+        Dialer { server_name, ..self }
+    }
+
+    /// One whose connections come from this address.
+    pub fn from_address(self, local: Option<IpAddr>) -> Self {
+        Dialer { local, ..self }
     }
 
     /// One that makes no connections: for a simulation.
@@ -152,6 +167,7 @@ impl Dialer {
         // The connector does TLS, so the endpoint need not know of it.
         let endpoint = endpoint(format!("http://{place}"), self.patience.read).map_err(|e| source_text(&e))?;
         let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+        let host = self.server_name.clone().unwrap_or(host);
         let tls = if secure { Some((self.tls.clone(), host)) } else { None };
         Ok((
             endpoint,
@@ -160,6 +176,7 @@ impl Dialer {
                 tls,
                 timeout: CONNECT_TIMEOUT + self.election,
                 write: self.patience.write,
+                local: self.local,
             },
         ))
     }
@@ -174,6 +191,8 @@ struct Target {
     timeout: Duration,
     /// See [`Patience::write`].
     write: Duration,
+    /// See [`Dialer::from_address`].
+    local: Option<IpAddr>,
 }
 
 impl Target {
@@ -184,7 +203,10 @@ impl Target {
     }
 
     async fn tcp(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(&self.place).await?;
+        let stream = match self.local {
+            Some(local) => connect_from(local, &self.place).await?,
+            None => TcpStream::connect(&self.place).await?,
+        };
         stream.set_nodelay(true)?;
         let write = u32::try_from(self.write.as_millis()).unwrap_or(u32::MAX);
         rustix::net::sockopt::set_tcp_user_timeout(&stream, write)?;
@@ -207,9 +229,29 @@ impl Target {
     }
 }
 
+/// A connection from an address of our own, to the first of the place's addresses of its kind.
+async fn connect_from(local: IpAddr, place: &str) -> io::Result<TcpStream> {
+    let mut addresses = tokio::net::lookup_host(place).await?;
+    let none =
+        || io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{place} has no address of the kind of {local}"));
+    let address = addresses.find(|a| a.is_ipv4() == local.is_ipv4()).ok_or_else(none)?;
+    let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(local, 0))?;
+    socket.connect(address).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_comes_from_the_address_that_was_asked_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = listener.local_addr().unwrap().to_string();
+        let _stream = connect_from("127.0.0.7".parse().unwrap(), &place).await.unwrap();
+        assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), "127.0.0.7");
+        assert!(connect_from("::1".parse().unwrap(), &place).await.is_err());
+    }
 
     #[tokio::test]
     async fn a_connection_may_take_a_second_and_an_election_time_out() {
