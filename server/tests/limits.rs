@@ -13,56 +13,15 @@ use pb::request_op::Request;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
 use std::time::Duration;
+use support::both::{Both, ended};
 use support::etcd::Etcd;
 use support::{Cluster, Member, eventually, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
-
-/// This server and real etcd, with the same flags.
-struct Both {
-    ours: Cluster,
-    etcd: Etcd,
-}
-
-impl Both {
-    async fn start(flags: &[&str]) -> Self {
-        let mut ours = Cluster::new(&["solo"]);
-        ours.members[0].flags.extend(flags.iter().map(|f| (*f).to_owned()));
-        ours.members[0].start();
-        let etcd = Etcd::start(flags).await;
-        ours.members[0].ready().await;
-        Both { ours, etcd }
-    }
-
-    fn ours(&self) -> &Member {
-        &self.ours.members[0]
-    }
-
-    /// Both as somebody to ask, etcd first.
-    fn sides(&self) -> [Member; 2] {
-        [&self.etcd.client, &self.ours().client].map(|client| Member::at(client, self.ours.tmp.path()))
-    }
-
-    /// Asks both the same, and returns what both said.
-    async fn agree<T: PartialEq + std::fmt::Debug>(&self, what: &str, ask: impl AsyncFn(Member) -> T) -> T {
-        let [etcd, ours] = self.sides();
-        let (etcd, ours) = tokio::join!(ask(etcd), ask(ours));
-        assert_eq!(ours, etcd, "{what}: ours, then etcd's");
-        ours
-    }
-}
-
-/// How a call ended.
-fn ended<T>(answer: Result<T, Status>) -> String {
-    match answer {
-        Ok(_) => "OK".to_owned(),
-        Err(status) => format!("{:?}: {}", status.code(), status.message()),
-    }
-}
 
 fn put(key: &str, value: Vec<u8>) -> pb::PutRequest {
     pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() }

@@ -203,20 +203,25 @@ impl Inner {
         if add.peer_urls.is_empty() || add.peer_urls.iter().any(|u| !is_peer_url(u)) {
             return Err(Error::BadMemberUrls);
         }
+        // In etcd's order: it looks at the cluster before the log, and at the list of members behind it.
+        if self.config.strict_reconfig_check {
+            self.is_fit_to_grow(view, members, add.is_learner)?;
+        }
         if members.iter().any(|m| m.peer_urls.iter().any(|u| add.peer_urls.contains(u))) {
             return Err(Error::PeerUrlExists);
         }
         if add.is_learner && members.iter().filter(|m| m.is_learner).count() >= self.config.max_learners {
             return Err(Error::TooManyLearners);
         }
-        if !self.config.strict_reconfig_check {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    fn is_fit_to_grow(&self, view: &GroupView, members: &[Member], by_learner: bool) -> Result<(), Error> {
         let voters: Vec<&Member> = members.iter().filter(|m| !m.is_learner).collect();
         let started = voters.iter().filter(|m| !m.name.is_empty()).count();
         let quorum_after = voters.len().div_ceil(2) + 1;
         let alone = started == 1 && voters.len() == 1;
-        if !add.is_learner && !alone && started < quorum_after {
+        if !by_learner && !alone && started < quorum_after {
             return Err(Error::NotEnoughStartedMembers);
         }
         if self.connected(view) < voters.len() {

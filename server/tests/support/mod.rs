@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod both;
 pub mod etcd;
 pub mod http;
 pub mod pki;
