@@ -2,6 +2,8 @@
 //! `--check` only says where they have drifted.
 
 mod generate;
+#[cfg(test)]
+mod proofs;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,8 @@ use ferretcd_proto::etcdserverpb as pb;
 #[derive(Clone, Debug)]
 pub enum Call {
     Range(pb::RangeRequest),
+    /// All chunks, joined.
+    RangeStream(pb::RangeRequest),
     Put(pb::PutRequest),
     DeleteRange(pb::DeleteRangeRequest),
     Txn(pb::TxnRequest),

@@ -159,6 +159,10 @@ impl Side {
     pub async fn call(&mut self, call: &Call) -> Answer {
         match call.clone() {
             Call::Range(r) => answer(self.kv().range(self.with(r)).await, |a| &mut a.header, |_| {}),
+            Call::RangeStream(r) => {
+                let joined = joined(self.kv().range_stream(self.with(r)).await).await;
+                answer(joined.map(Response::new), |a| &mut a.header, |_| {})
+            }
             Call::Put(r) => answer(self.kv().put(self.with(r)).await, |a| &mut a.header, |_| {}),
             Call::DeleteRange(r) => answer(self.kv().delete_range(self.with(r)).await, |a| &mut a.header, |_| {}),
             Call::Txn(r) => answer(self.kv().txn(self.with(r)).await, |a| &mut a.header, |_| {}),
@@ -397,6 +401,21 @@ impl Drop for Side {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What all chunks say together. How large each is depends on what those before it held.
+async fn joined(
+    answers: Result<Response<tonic::Streaming<pb::RangeStreamResponse>>, Status>,
+) -> Result<pb::RangeResponse, Status> {
+    let (mut answers, mut whole) = (answers?.into_inner(), pb::RangeResponse::default());
+    while let Some(chunk) = answers.message().await? {
+        let chunk = chunk.range_response.unwrap_or_default();
+        whole.kvs.extend(chunk.kvs);
+        whole.header = chunk.header.or(whole.header);
+        whole.more |= chunk.more;
+        whole.count += chunk.count;
+    }
+    Ok(whole)
 }
 
 fn revision_of(answer: &pb::WatchResponse) -> i64 {
