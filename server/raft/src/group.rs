@@ -331,8 +331,8 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
 
 /// Keeps the view current. A leader counts as gone, whatever openraft's role says, when no quorum has answered it for an
 /// election timeout, or when it has not spoken to this follower for two, or only to say that no quorum answers it: this
-/// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and watches that want a leader
-/// (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
+/// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
+/// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
 async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration) {
     let mut metrics = raft.metrics();
     loop {

@@ -221,17 +221,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offline::Silent;
     use ferretcd_storage::{MemoryEngine, Options, Store};
     use ferretcd_types::MemberId;
-
-    struct Silent;
-
-    impl Effects for Silent {
-        fn publish(&self, _: Vec<Effect>) {}
-        fn reply(&self, _: RequestId, _: Result<Reply, Error>) {}
-        fn installed(&self, _: Vec<Effect>) {}
-        fn applied(&self, _: LogPos) {}
-    }
 
     /// A state on an engine that makes nothing durable by itself.
     fn state(engine: &Arc<MemoryEngine>) -> Arc<State> {

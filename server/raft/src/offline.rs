@@ -17,8 +17,8 @@ use std::sync::{Arc, mpsc};
 /// Bytes of entries that a replay holds at once.
 const REPLAY_BYTES_MAX: usize = 4 << 20;
 
-/// Nobody listens: there are no clients yet.
-struct Silent;
+/// Nobody listens: there are no clients, yet or ever.
+pub(crate) struct Silent;
 
 impl Effects for Silent {
     fn publish(&self, _: Vec<Effect>) {}

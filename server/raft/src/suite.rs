@@ -1,26 +1,17 @@
 //! openraft's own conformance suite for storage, on our log and our state machine.
 
 use crate::log::Log;
-use crate::machine::{Effects, Machine};
+use crate::machine::Machine;
+use crate::offline::Silent;
 use crate::snapshot::SnapshotDir;
 use crate::types::TypeConfig;
-use ferretcd_state::{Effect, State};
+use ferretcd_state::State;
 use ferretcd_storage::{MemoryEngine, Store};
-use ferretcd_types::{Error, LogPos, MemberId, Reply, RequestId};
+use ferretcd_types::MemberId;
 use ferretcd_wal::{Identity, Options, OsFs, Wal};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use std::sync::Arc;
-
-/// Nobody is told.
-struct Silent;
-
-impl Effects for Silent {
-    fn publish(&self, _: Vec<Effect>) {}
-    fn reply(&self, _: RequestId, _: Result<Reply, Error>) {}
-    fn installed(&self, _: Vec<Effect>) {}
-    fn applied(&self, _: LogPos) {}
-}
 
 struct Builder;
 
