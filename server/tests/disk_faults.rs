@@ -160,8 +160,8 @@ struct Original {
 }
 
 impl Original {
-    /// Made by `fill` on a member that is then stopped.
-    async fn new(engine: &str, large: bool) -> Original {
+    /// Made by `fill` on a member that is then stopped; or killed, so that nothing follows the last entry of its log.
+    async fn new(engine: &str, large: bool, killed: bool) -> Original {
         let mut cluster = Cluster::new(&["solo"]);
         let m = &mut cluster.members[0];
         m.flags.push(format!("--storage-engine={engine}"));
@@ -182,7 +182,10 @@ impl Original {
         }
         let everything = m.everything().await;
         let revision = m.status().await.unwrap().header.unwrap().revision;
-        assert_eq!(m.terminate().await, Some(0));
+        match killed {
+            true => m.kill(),
+            false => assert_eq!(m.terminate().await, Some(0)),
+        }
         let dir = cluster.tmp.path().join("original");
         fs::rename(&m.dir, &dir).unwrap();
         Original { cluster, dir, everything, revision }
@@ -242,7 +245,7 @@ fn flip(path: &Path, at: usize, bit: u64) {
 
 /// Flips so many bytes of each file, one at a time.
 async fn flips(engine: &str, seed: u64, of_log: usize, of_engine: usize) {
-    let mut original = Original::new(engine, false).await;
+    let mut original = Original::new(engine, false, engine == "redb").await;
     let mut random = Random(seed);
     for (file, used) in original.files() {
         let name = file.display().to_string();
@@ -253,8 +256,9 @@ async fn flips(engine: &str, seed: u64, of_log: usize, of_engine: usize) {
             false => 2,
         };
         for number in 0..count {
-            // The last byte of the log's records is the tail; the others lie anywhere.
-            let at = if number == 0 { used[used.len() - 1] } else { used[random.below(used.len() as u64) as usize] };
+            // The first lies in the last record, the second in one of the last, where a killed member's last entry is.
+            let back = [1, 500].get(number).map_or(used.len(), |back| used.len().min(*back));
+            let at = used[used.len() - 1 - random.below(back as u64) as usize];
             let bit = random.below(8);
             let what = format!("{engine}: bit {bit} of byte {at} of {name}");
             let came = original.start(&what, |dir| flip(&dir.join(&file), at, bit)).await;
@@ -291,7 +295,7 @@ async fn a_flipped_byte_is_named_or_made_good_with_redb() {
 /// A snapshot file is read when the engine is gone, or by a member that lags; damaged, it must not become the state.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_a_snapshot_file_never_becomes_data() {
-    let mut original = Original::new("redb", true).await;
+    let mut original = Original::new("redb", true, false).await;
     let files = original.files();
     let (snapshot, used) = files.iter().find(|(path, _)| path.extension().is_some_and(|e| e == "snap")).unwrap();
     let without_engine = |dir: &Path| fs::remove_dir_all(dir.join("member/engine")).unwrap();
@@ -322,7 +326,7 @@ fn names_the_file(what: &str, log: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_format_of_the_data_directory_is_refused() {
-    let mut original = Original::new("sled", false).await;
+    let mut original = Original::new("sled", false, false).await;
     let newer = |dir: &Path| {
         let file = dir.join("member/format");
         let text = fs::read_to_string(&file).unwrap();
