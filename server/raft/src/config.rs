@@ -54,6 +54,9 @@ impl Timing {
             install_snapshot_timeout: 60_000,
             // Entries per request. Bytes are capped where the log is read (log.rs).
             max_payload_entries: 512,
+            // One attempt per heartbeat at a member that is away, as etcd probes it. openraft's own wait grows to a second,
+            // which a member that is back would have to sit out before it is sent anything.
+            backoff: format!("{0}ms {0}ms {0}ms", self.heartbeat.as_millis().max(1)),
             replication_lag_threshold: self.catch_up_entries.max(1),
             // The node decides when: by entries and by bytes (node/src/workers.rs).
             snapshot_policy: SnapshotPolicy::Never,

@@ -29,11 +29,12 @@ fn main() -> ExitCode {
         eprintln!("usage: ferretcd-sim <seed>; with FERRETCD_TRACE=1 it tells everything");
         return ExitCode::from(2);
     };
-    entropy::seed(seed);
     let told = std::env::var_os("FERRETCD_TRACE").is_some();
     if let Ok(filter) = std::env::var("FERRETCD_LOG") {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
+    // After the log, which draws by chance too: a run with it does the same as one without.
+    entropy::seed(seed);
     // A thread of its own, whose hash maps are not older than the seed.
     let run = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

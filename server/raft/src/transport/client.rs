@@ -11,6 +11,7 @@ use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::peer_client::PeerClient;
 use ferretcd_types::{Error, LeaseId, MemberId, PeerNode};
+use futures::future::Fuse;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
@@ -424,6 +425,26 @@ pub(crate) struct PeerConnection {
     beat: Option<Instant>,
 }
 
+/// The requests of one stream on their way out.
+///
+/// They leave while somebody waits for their answers, in no task of their own: openraft 0.10.0-alpha.37 gives the requests of
+/// all of a follower's streams one state (replication/stream_state.rs). A stream that outlived its answers, if only until its
+/// task noticed, took from that state what belongs to the next stream, so that the follower was never sent it: heartbeats
+/// went on, and entries stayed away for good. Here both halves of a stream end at once.
+struct Sending(Fuse<BoxFuture<'static, ()>>);
+
+impl Sending {
+    /// Waits; meanwhile requests leave.
+    async fn beside<T>(&mut self, waits: impl Future<Output = T>) -> T {
+        let mut waits = std::pin::pin!(waits);
+        std::future::poll_fn(|cx| {
+            let _ = self.0.poll_unpin(cx);
+            waits.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
 /// How much later than it should have the next heartbeat leaves: etcd allows two intervals.
 fn lateness(last: Instant, now: Instant, interval: Duration) -> Option<Duration> {
     now.saturating_duration_since(last).checked_sub(interval.saturating_mul(2)).filter(|late| !late.is_zero())
@@ -581,16 +602,9 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let left = times.clone();
             let without_quorum = self.peers.without_quorum.clone();
             let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
-            // A task of its own, so that requests leave while answers are still awaited. It ends when the input
-            // does, or when the answers' half is dropped and closes the channel.
-            tokio::spawn(async move {
+            let sending = async move {
                 let mut input = input;
-                loop {
-                    let request = tokio::select! {
-                        () = tx.closed() => return,
-                        request = input.next() => request,
-                    };
-                    let Some(request) = request else { return };
+                while let Some(request) = input.next().await {
                     counter.fetch_add(1, Ordering::AcqRel);
                     left.lock().push_back(request.entries.is_empty().then(Instant::now));
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
@@ -599,10 +613,11 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                         return;
                     }
                 }
-            });
+            };
+            let mut sending = Sending(sending.boxed().fuse());
             let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
             let awaited = self.peers.awaits(self.id);
-            let answers = match tokio::time::timeout(ttl, client.append(request)).await {
+            let answers = match sending.beside(tokio::time::timeout(ttl, client.append(request))).await {
                 Ok(Ok(answers)) => {
                     awaited.answered();
                     answers.into_inner()
@@ -617,13 +632,13 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             self.beat = begun_at;
             let this = &*self;
             let answers = stream::unfold(
-                (answers, in_flight, times, false),
-                move |(mut answers, in_flight, times, over)| async move {
+                (answers, sending, in_flight, times, false),
+                move |(mut answers, mut sending, in_flight, times, over)| async move {
                     if over {
                         return None;
                     }
                     loop {
-                        match tokio::time::timeout(ttl, answers.message()).await {
+                        match sending.beside(tokio::time::timeout(ttl, answers.message())).await {
                             Ok(Ok(Some(answer))) => {
                                 in_flight.fetch_sub(1, Ordering::AcqRel);
                                 if let Some(Some(begun)) = times.lock().pop_front() {
@@ -632,17 +647,17 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
                                 let over = !matches!(result, Ok(Ok(_)));
-                                return Some((result, (answers, in_flight, times, over)));
+                                return Some((result, (answers, sending, in_flight, times, over)));
                             }
                             Ok(Ok(None)) => return None,
                             Ok(Err(status)) => {
-                                return Some((Err(this.failure(&status)), (answers, in_flight, times, true)));
+                                return Some((Err(this.failure(&status)), (answers, sending, in_flight, times, true)));
                             }
                             // Nothing asked, nothing owed: an idle stream stays open.
                             Err(_) if in_flight.load(Ordering::Acquire) == 0 => {}
                             Err(_) => {
                                 let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, ttl));
-                                return Some((Err(late), (answers, in_flight, times, true)));
+                                return Some((Err(late), (answers, sending, in_flight, times, true)));
                             }
                         }
                     }
@@ -765,6 +780,7 @@ async fn send_file(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ferretcd_types::{ClusterId, Epoch};
 
     #[tokio::test]
     async fn a_call_that_nobody_took_is_told_apart_from_one_that_was_cut() {
@@ -784,6 +800,58 @@ mod tests {
         let cut = client(channel).read_index(pb::ReadIndexRequest {}).await.unwrap_err();
         hang_up.await.unwrap();
         assert!(!undelivered(&cut), "{cut:?}");
+    }
+
+    /// A body that never comes.
+    struct Silence;
+
+    impl http_body::Body for Silence {
+        type Data = bytes::Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
+            std::task::Poll::Pending
+        }
+    }
+
+    /// A member that takes every call, and then says nothing and reads nothing, and keeps what it was given.
+    fn mute() -> Arc<crate::transport::dial::Wires> {
+        use tonic::codegen::http;
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        Arc::new(move |_: &str| {
+            let kept = kept.clone();
+            crate::transport::dial::Wire::new(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+                kept.lock().push(request);
+                let silence = tonic::body::Body::new(Silence);
+                let answer = http::Response::builder().header("content-type", "application/grpc").body(silence);
+                async move { answer.map_err(Into::into) }
+            }))
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_requests_ends_with_its_answers() {
+        let identity = Arc::new(Identity::new(ClusterId(1), MemberId(1), Epoch(1)));
+        let peers = Peers::new(identity, Dialer::within(mute(), Duration::from_secs(1)), Arc::new(()));
+        let mut to = PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), beat: None };
+        // What belongs to all streams to one follower, as in openraft; each request takes something from it.
+        let shared = Arc::new(AtomicUsize::new(0));
+        let input = Box::pin(stream::unfold(shared.clone(), |shared| async move {
+            shared.fetch_add(1, Ordering::Relaxed);
+            let vote = Vote::new(1, 1);
+            Some((AppendEntriesRequest { vote, prev_log_id: None, entries: vec![], leader_commit: None }, shared))
+        }));
+        let option = RPCOption::new(Duration::from_millis(100));
+        let mut answers = to.stream_append(input, option).await.unwrap();
+        let late = answers.next().await.unwrap();
+        assert!(matches!(late, Err(RPCError::Timeout(_))), "{late:?}");
+        drop(answers);
+        assert_eq!(Arc::strong_count(&shared), 1, "the requests outlive the answers");
+        // Those that are on their way have a bound: the channel's, one that waits for a place in it, two that were looked at.
+        assert!(shared.load(Ordering::Relaxed) <= APPENDS_IN_FLIGHT_MAX + 3, "{shared:?}");
     }
 
     #[test]
