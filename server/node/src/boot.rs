@@ -172,6 +172,9 @@ pub(crate) struct Remembered {
 
 impl Remembered {
     const FILE: &str = "identity";
+    /// What stands before the checksum (CRC-32C) of the lines above it: with one hexadecimal digit for another this would be
+    /// a different member, and the log would be blamed for it.
+    const CHECKSUM: &str = "checksum = ";
 
     pub(crate) fn load(dir: &Path) -> Result<Option<Self>, BootError> {
         let path = dir.join(Self::FILE);
@@ -180,30 +183,48 @@ impl Remembered {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(BootError::Storage(format!("cannot read {}: {e}", path.display()))),
         };
+        let lines = match text.split_once(Self::CHECKSUM) {
+            Some((lines, sum)) if sum == Self::checksum(lines) => lines,
+            Some(_) => "",
+            // Written before there was a checksum.
+            None => &text,
+        };
         let field = |name: &str| {
-            text.lines()
+            lines
+                .lines()
                 .find_map(|l| l.strip_prefix(name)?.strip_prefix(" = "))
                 .and_then(|v| u64::from_str_radix(v, 16).ok())
         };
-        match (field("cluster"), field("member")) {
-            (Some(cluster), Some(member)) => Ok(Some(Remembered {
-                cluster: ClusterId(cluster),
-                member: MemberId(member),
-                founder: field("founder") == Some(1),
-                logged: field("logged") == Some(1),
-            })),
+        let me = field("cluster").zip(field("member")).map(|(cluster, member)| Remembered {
+            cluster: ClusterId(cluster),
+            member: MemberId(member),
+            founder: field("founder") == Some(1),
+            logged: field("logged") == Some(1),
+        });
+        match me {
+            Some(me) if me.lines() == lines => Ok(Some(me)),
             _ => Err(BootError::Storage(format!(
-                "{} does not name a cluster and a member; restore the file, or replace this member",
+                "{} is damaged: it does not name a cluster and a member with the checksum of both; restore the file, \
+                 or replace this member",
                 path.display()
             ))),
         }
     }
 
-    pub(crate) fn store(self, dir: &Path) -> Result<(), BootError> {
-        let path = dir.join(Self::FILE);
+    fn lines(self) -> String {
         let Remembered { cluster, member, founder, logged } = self;
         let (founder, logged) = (u8::from(founder), u8::from(logged));
-        let text = format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n");
+        format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n")
+    }
+
+    fn checksum(lines: &str) -> String {
+        format!("{:08x}\n", crc32c::crc32c(lines.as_bytes()))
+    }
+
+    pub(crate) fn store(self, dir: &Path) -> Result<(), BootError> {
+        let path = dir.join(Self::FILE);
+        let lines = self.lines();
+        let text = format!("{lines}{}{}", Self::CHECKSUM, Self::checksum(&lines));
         write_durably(&path, &text).map_err(|e| unwritable(&path, &e))
     }
 }
@@ -895,7 +916,19 @@ mod tests {
         let me = Remembered { cluster: ClusterId(7), member: MemberId(u64::MAX), founder: true, logged: false };
         me.store(dir.path()).unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), Some(me));
-        fs::write(dir.path().join("identity"), "cluster = 7\n").unwrap();
+        let file = dir.path().join("identity");
+        let whole = fs::read(&file).unwrap();
+        for (at, bit) in (0..whole.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << bit;
+            fs::write(&file, damaged).unwrap();
+            let refused = Remembered::load(dir.path());
+            assert!(refused.is_err_and(|e| e.to_string().contains("identity")), "bit {bit} of byte {at}");
+        }
+        fs::write(&file, "cluster = 7\n").unwrap();
         assert!(Remembered::load(dir.path()).unwrap_err().to_string().contains("identity"));
+        // As it was written at first.
+        fs::write(&file, "cluster = 7\nmember = ffffffffffffffff\nfounder = 1\nlogged = 0\n").unwrap();
+        assert_eq!(Remembered::load(dir.path()).unwrap(), Some(me));
     }
 }
