@@ -648,8 +648,10 @@ async fn conversation(address: &str) -> Vec<String> {
     connection.chunk(r#"{"create_request":{"key":"eg==","start_revision":"3"}}"#).await.unwrap();
     said.push(connection.line().await.unwrap());
     said.push(connection.line().await.unwrap());
-    connection.chunk(r#" {"progress_request":{}}{"cancel_request":{"watch_id":7}}"#).await.unwrap();
+    // One after the other: etcd answers them from two queues, of which it takes either first.
+    connection.chunk(r#" {"progress_request":{}}"#).await.unwrap();
     said.push(connection.line().await.unwrap());
+    connection.chunk(r#"{"cancel_request":{"watch_id":7}}"#).await.unwrap();
     said.push(connection.line().await.unwrap());
     said.iter_mut().for_each(|line| {
         let mut json: Value = serde_json::from_str(line).unwrap();
