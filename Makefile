@@ -40,7 +40,7 @@ test-kubernetes: tools ## The operator and the whole story on the local Kubernet
 	$(E2E) test
 
 .PHONY: test-long
-test-long: tools long-simulation long-chaos long-power-cuts long-differential long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 100,000 simulated groups, 200 kill rounds, 200 power cuts, 50,000 random sequences, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, each fuzz target for five; goes on where it was stopped
+test-long: tools long-simulation long-chaos long-partitions long-power-cuts long-differential long-control-plane long-watchers long-snapshot long-fuzz ## What takes hours: 100,000 simulated groups, 200 kill rounds, 200 rounds of cut wires, 200 power cuts, 50,000 random sequences, 10,000 Kubernetes objects, watchers for minutes, a snapshot of 1 GiB, a start with a million keys, each fuzz target for five; goes on where it was stopped
 
 # Each of these keeps what it has done in a file and leaves that out the next time. The file begins with what the proof is
 # about: its crates, the API and the dependencies. A commit that changes another crate or the docs keeps what was done.
@@ -51,7 +51,7 @@ of=$$(git rev-parse HEAD:server HEAD:proto HEAD:Cargo.lock $(2:%=HEAD:%) | sha1s
 endef
 LONG = cargo test --quiet --profile long
 
-.PHONY: long-simulation long-chaos
+.PHONY: long-simulation long-chaos long-partitions
 long-simulation:
 	@$(call begun,simulation); \
 	for from in $$(seq 1 1000 99001); do \
@@ -68,6 +68,15 @@ long-chaos:
 	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test chaos; \
 	  echo "$$from" >> $$done; \
 	done; echo "200 kill rounds lost nothing"
+
+long-partitions:
+	@$(call begun,partitions); \
+	for from in $$(seq 1 20 181); do \
+	  grep -qx "$$from" $$done && continue; \
+	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test partitions cut_at_random -- --nocapture; \
+	  echo "$$from" >> $$done; \
+	done; FERRETCD_SLOW_MIB=200 $(LONG) --package ferretcd --test partitions slow_wire -- --nocapture; \
+	echo "200 rounds of cut wires lost nothing"
 
 .PHONY: long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz
 long-differential:
@@ -95,7 +104,7 @@ long-watchers:
 	FERRETCD_WATCH_ROUNDS=40 $(LONG) --package ferretcd --test watchers -- --nocapture
 
 long-snapshot:
-	FERRETCD_SNAPSHOT_MIB=1024 $(LONG) --package ferretcd --test large_snapshot -- --nocapture
+	FERRETCD_SNAPSHOT_MIB=1024 FERRETCD_START_KEYS=1000000 $(LONG) --package ferretcd --test large_snapshot -- --nocapture
 
 # As many targets at a time as there are cores: each works by itself.
 long-fuzz:

@@ -111,14 +111,6 @@ impl Network {
         }
     }
 
-    /// A slow host's wires are as quick as they were.
-    pub fn quicken(&self, host: usize) {
-        let tc = tool("tc").expect("iproute2 has tc beside ip");
-        for (namespace, device) in [(self.host(host), "eth0".to_owned()), (self.switch(), format!("host{host}"))] {
-            run(Command::new(&tc).args(["-n", &namespace, "qdisc", "del", "dev", &device, "root"])).unwrap();
-        }
-    }
-
     /// The wire's full speed again.
     pub fn fast(&self, host: usize) {
         let tc = tool("tc").expect("iproute2 has tc beside ip");
