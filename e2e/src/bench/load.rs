@@ -1,6 +1,6 @@
 //! The rows: what etcd's `benchmark` is told to do, and how to read what it says.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// One row of the table.
 #[derive(Debug, Clone)]
@@ -80,8 +80,15 @@ pub fn rows() -> Vec<Row> {
 /// Reads what `benchmark` printed. `cpu` is what the members used per operation.
 ///
 /// # Errors
-/// A figure is missing: the run failed, or another version of `benchmark` prints otherwise.
+/// A figure is missing: the run failed, or another version of `benchmark` prints otherwise. Or some of its calls failed: a rate
+/// that leaves those out says nothing.
 pub fn figures(said: &str, cpu: f64) -> Result<Figures> {
+    if let Some((_, errors)) = said.split_once("Error distribution:") {
+        bail!(
+            "calls failed: {}",
+            errors.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+        );
+    }
     let value = |label: &str| {
         let line = said.lines().rev().find_map(|line| line.trim().strip_prefix(label));
         let word = line.and_then(|rest| rest.split_whitespace().next());
@@ -122,6 +129,9 @@ Latency distribution:
     fn a_run_that_failed_is_an_error_that_names_what_is_missing() {
         let error = figures("dial tcp: connection refused", 0.0).unwrap_err().to_string();
         assert!(error.contains("Requests/sec:"), "{error}");
+        let some = format!("{SAID}\nError distribution:\n  [11]\tetcdserver: request timed out\n");
+        let error = figures(&some, 0.0).unwrap_err().to_string();
+        assert_eq!(error, "calls failed: [11]\tetcdserver: request timed out");
     }
 
     #[test]

@@ -305,11 +305,17 @@ impl Peers {
         call: impl FnOnce(PeerClient<Link>, Request<Q>) -> F,
     ) -> Result<A, Error>
     where
-        F: Future<Output = Result<tonic::Response<A>, Status>>,
+        A: Send + 'static,
+        F: Future<Output = Result<tonic::Response<A>, Status>> + Send + 'static,
     {
         let channel = self.channel(leader.0, node).map_err(Error::internal)?;
         let request = self.request(leader, message);
-        match tokio::time::timeout(LEADER_CALL_TIMEOUT, call(client(channel), request)).await {
+        // A task of its own, which ends within the time-out: a caller may go before the answer comes, as a proposal's does that
+        // is applied here first. Its stream would be reset, and the answer come to a stream that h2 has forgotten. After 1,024 of
+        // those in its life h2 0.4.20 ends a connection (`max_local_error_reset_streams`), with all calls that are under way.
+        let answer = tokio::spawn(tokio::time::timeout(LEADER_CALL_TIMEOUT, call(client(channel), request)));
+        let Ok(answer) = answer.await else { return Err(Error::Stopped) };
+        match answer {
             Err(_) => Err(Error::Timeout),
             Ok(Ok(response)) => {
                 self.answered(leader.0);
@@ -565,9 +571,16 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let ttl = option.hard_ttl();
         let mut answers = RaftNetworkV2::stream_append(self, stream::iter([rpc]), option).await?;
         match answers.next().await {
-            Some(result) => Ok(result?.into()),
+            Some(result) => {
+                let result = result?;
+                // To the end, which comes with the answer: a stream that is given up before is one of those that
+                // `leader_call` tells of.
+                let _ = tokio::time::timeout(ttl, answers.next()).await;
+                Ok(result.into())
+            }
             None => Err(RPCError::Network(NetworkError::new(&AnyError::error("an append was not answered")))),
         }
     }
@@ -802,47 +815,98 @@ mod tests {
         assert!(!undelivered(&cut), "{cut:?}");
     }
 
-    /// A body that never comes.
-    struct Silence;
+    type Frame = Result<http_body::Frame<bytes::Bytes>, Status>;
 
-    impl http_body::Body for Silence {
+    /// An answer's body: these frames, then none; `read` is set once all are read.
+    struct Said {
+        frames: VecDeque<Frame>,
+        read: Arc<AtomicBool>,
+    }
+
+    impl http_body::Body for Said {
         type Data = bytes::Bytes;
         type Error = Status;
 
         fn poll_frame(
-            self: std::pin::Pin<&mut Self>,
+            mut self: std::pin::Pin<&mut Self>,
             _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
-            std::task::Poll::Pending
+        ) -> std::task::Poll<Option<Frame>> {
+            let frame = self.frames.pop_front();
+            self.read.store(self.frames.is_empty(), Ordering::Relaxed);
+            frame.map_or(std::task::Poll::Pending, |frame| std::task::Poll::Ready(Some(frame)))
         }
     }
 
-    /// A member that takes every call, and then says nothing and reads nothing, and keeps what it was given.
-    fn mute() -> Arc<crate::transport::dial::Wires> {
+    fn peers(wires: Arc<crate::transport::dial::Wires>) -> Peers {
+        let identity = Arc::new(Identity::new(ClusterId(1), MemberId(1), Epoch(1)));
+        Peers::new(identity, Dialer::within(wires, Duration::from_secs(1)), Arc::new(()))
+    }
+
+    /// A member that takes each call, keeps what it was given and reads nothing of it, and says this after ten milliseconds.
+    fn member(says: fn() -> Vec<Frame>) -> (Peers, Arc<AtomicBool>) {
         use tonic::codegen::http;
-        let kept = Arc::new(Mutex::new(Vec::new()));
-        Arc::new(move |_: &str| {
-            let kept = kept.clone();
+        let (kept, read) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let told = read.clone();
+        let wires = Arc::new(move |_: &str| {
+            let (kept, read) = (kept.clone(), read.clone());
             crate::transport::dial::Wire::new(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
                 kept.lock().push(request);
-                let silence = tonic::body::Body::new(Silence);
-                let answer = http::Response::builder().header("content-type", "application/grpc").body(silence);
-                async move { answer.map_err(Into::into) }
+                let said = tonic::body::Body::new(Said { frames: says().into(), read: read.clone() });
+                let answer = http::Response::builder().header("content-type", "application/grpc").body(said);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    answer.map_err(Into::into)
+                }
             }))
-        })
+        });
+        (peers(wires), told)
+    }
+
+    /// One message, and that all is well.
+    fn one(message: &impl Message) -> Vec<Frame> {
+        let mut bytes = vec![0];
+        bytes.extend((message.encoded_len() as u32).to_be_bytes());
+        bytes.extend(message.encode_to_vec());
+        let well = [("grpc-status", "0")].map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap()));
+        let trailers = tonic::codegen::http::HeaderMap::from_iter(well);
+        vec![Ok(http_body::Frame::data(bytes.into())), Ok(http_body::Frame::trailers(trailers))]
+    }
+
+    fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
+        AppendEntriesRequest { vote: Vote::new(1, 1), prev_log_id: None, entries: vec![], leader_commit: None }
+    }
+
+    fn to(peers: Peers) -> PeerConnection {
+        PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), beat: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_to_the_leader_is_heard_to_its_end_though_nobody_waits_for_it() {
+        let (peers, read) = member(|| one(&pb::ProposeResponse {}));
+        let node = node(&["http://127.0.0.1:1"]);
+        let call = peers.propose(MemberId(2), &node, bytes::Bytes::from_static(b"x"));
+        assert!(call.now_or_never().is_none());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(read.load(Ordering::Relaxed), "the call was given up with its caller");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeats_answer_is_heard_to_its_end() {
+        let (peers, read) = member(|| one(&convert::append_response(Ok(None))));
+        let option = RPCOption::new(Duration::from_millis(100));
+        to(peers).append_entries(heartbeat(), option).await.unwrap();
+        assert!(read.load(Ordering::Relaxed), "it was given up before its end");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_of_requests_ends_with_its_answers() {
-        let identity = Arc::new(Identity::new(ClusterId(1), MemberId(1), Epoch(1)));
-        let peers = Peers::new(identity, Dialer::within(mute(), Duration::from_secs(1)), Arc::new(()));
-        let mut to = PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), beat: None };
+        let (peers, _) = member(Vec::new);
+        let mut to = to(peers);
         // What belongs to all streams to one follower, as in openraft; each request takes something from it.
         let shared = Arc::new(AtomicUsize::new(0));
         let input = Box::pin(stream::unfold(shared.clone(), |shared| async move {
             shared.fetch_add(1, Ordering::Relaxed);
-            let vote = Vote::new(1, 1);
-            Some((AppendEntriesRequest { vote, prev_log_id: None, entries: vec![], leader_commit: None }, shared))
+            Some((heartbeat(), shared))
         }));
         let option = RPCOption::new(Duration::from_millis(100));
         let mut answers = to.stream_append(input, option).await.unwrap();
