@@ -8,10 +8,11 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ferretcd_e2e::{Bin, Cache, Probe, Tools, wait_until};
 use ferretcd_operator_api::{AgentReport, BackupManifest, agent::EXIT_PERMANENT};
 use serde_json::Value;
@@ -38,9 +39,18 @@ impl Drop for World {
     }
 }
 
-/// A port of loopback that nobody listens on.
+/// A port of loopback that nobody listens on, below those that the system gives to outgoing connections.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const PORTS: std::ops::Range<u32> = 10_000..30_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(7919);
+    for _ in PORTS {
+        let at = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", u16::try_from(PORTS.start + at)?)) {
+            return Ok(listener.local_addr()?.port());
+        }
+    }
+    bail!("no free port");
 }
 
 impl World {

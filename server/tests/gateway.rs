@@ -345,7 +345,9 @@ async fn every_path_is_answered_as_etcd_answers_it() {
         post("/v3/lease/grant", r#"{"TTL":200,"ID":77}"#),
         post("/v3/lease/grant", r#"{"TTL":"9000000001"}"#),
         post("/v3/lease/grant", r#"{"TTL":"200"}"#).own(&["ID"]),
+        // At once: it lives for two seconds.
         post("/v3/lease/grant", r#"{"ID":78}"#),
+        post("/v3/lease/revoke", r#"{"ID":"78"}"#),
         post("/v3/kv/put", r#"{"key":"bGVhc2Vk","lease":"77"}"#),
         post("/v3/lease/timetolive", r#"{"ID":"77","keys":true}"#).own(&["TTL"]),
         post("/v3/kv/lease/timetolive", r#"{"ID":"77"}"#).own(&["TTL"]),
@@ -356,7 +358,6 @@ async fn every_path_is_answered_as_etcd_answers_it() {
         post("/v3/lease/keepalive", "x"),
         post("/v3/lease/keepalive", r#"{"ID":"77"}{"ID":true}"#),
         post("/v3/lease/revoke", r#"{"ID":"5"}"#),
-        post("/v3/lease/revoke", r#"{"ID":"78"}"#),
         post("/v3/kv/lease/revoke", r#"{"ID":"77"}"#),
         post("/v3/lease/leases", "{}").own(&["ID"]),
         post("/v3/kv/lease/leases", "").own(&["ID"]),

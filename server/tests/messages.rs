@@ -118,8 +118,12 @@ async fn a_member_that_is_lost_is_named_with_the_reason_and_so_is_its_return() {
     cluster.members[away].kill();
     // Whoever leads now calls it.
     let others = [&cluster.members[leader], &cluster.members[(leader + 2) % 3]];
-    let said = ["peer became inactive (message send to peer failed)", &who, &urls, "Connection refused"];
-    assert_eq!(line(&others, &said).await["level"], "warn");
+    let said = ["peer became inactive (message send to peer failed)", &who, &urls];
+    let told = line(&others, &said).await;
+    assert_eq!(told["level"], "warn");
+    // The first failure after a second is told: on a busy machine it may be a call that came to no end.
+    let why = told["error"].as_str().unwrap();
+    assert!(why.contains("Connection refused") || why.contains("no answer in time"), "{why}");
     let counted = eventually("it is counted", async || {
         for member in others {
             let (_, metrics) = member.http("/metrics").await;

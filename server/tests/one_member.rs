@@ -63,7 +63,9 @@ async fn an_expired_lease_takes_its_keys_along() {
     let grant = m.etcdctl(&["lease", "grant", "1"]).unwrap();
     let id = grant.split_whitespace().nth(1).unwrap();
     assert!(grant.contains("TTL(2s)"), "etcd's shortest lease outlives an election: {grant}");
-    m.etcdctl(&["put", "--lease", id, "gone", "soon"]).unwrap();
+    let lease = i64::from_str_radix(id, 16).unwrap();
+    let put = pb::PutRequest { key: "gone".into(), value: "soon".into(), lease, ..Default::default() };
+    m.kv().await.put(put).await.unwrap();
     support::eventually("the key expires", async || match m.get("gone", false).await {
         Ok(None) => Ok(()),
         other => Err(format!("{other:?}")),

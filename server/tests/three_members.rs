@@ -131,11 +131,24 @@ async fn every_acknowledged_put_survives_kill_9_of_the_leader_on_every_member() 
     }
 }
 
+/// Three members that keep their leader, and wait for its heir, though the machine is busy.
+async fn patient() -> Cluster {
+    let mut cluster = Cluster::new(ABC);
+    for member in &mut cluster.members {
+        member.flags.extend(["--heartbeat-interval=300".to_owned(), "--election-timeout=3000".to_owned()]);
+        member.start();
+    }
+    for member in &cluster.members {
+        member.ready().await;
+    }
+    cluster
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_hands_leadership_over_and_exits_0() {
-    let mut cluster = Cluster::start(ABC).await;
-    let leader = cluster.leader().await;
+    let mut cluster = patient().await;
     cluster.members[0].put("before", "x").await.unwrap();
+    let leader = cluster.leader().await;
     assert_eq!(cluster.members[leader].terminate().await, Some(0));
     assert!(cluster.members[leader].log().contains("handing leadership over"), "{}", cluster.members[leader].log());
     assert!(!cluster.members[leader].log().contains("could not hand leadership over"));
@@ -146,7 +159,7 @@ async fn sigterm_hands_leadership_over_and_exits_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn move_leader_moves_it_and_refuses_what_etcd_refuses() {
-    let cluster = Cluster::start(ABC).await;
+    let cluster = patient().await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
     let id = format!("{:x}", cluster.members[follower].status().await.unwrap().header.unwrap().member_id);

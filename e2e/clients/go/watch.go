@@ -143,14 +143,19 @@ func filters(ctx context.Context, e *env) error {
 
 // compacted: who asks for history that is gone is told from where it is there, and its channel ends.
 func compacted(ctx context.Context, e *env) error {
-	put, err := e.client.Put(ctx, e.prefix+"compacted", "x")
+	// One member for all: another may hear of the compaction a moment after it was answered.
+	c, err := e.at(0)
 	if err != nil {
 		return err
 	}
-	if _, err := e.client.Compact(ctx, put.Header.Revision); err != nil {
+	put, err := c.Put(ctx, e.prefix+"compacted", "x")
+	if err != nil {
 		return err
 	}
-	w := e.client.Watch(ctx, e.prefix+"compacted", clientv3.WithRev(1))
+	if _, err := c.Compact(ctx, put.Header.Revision); err != nil {
+		return err
+	}
+	w := c.Watch(ctx, e.prefix+"compacted", clientv3.WithRev(1))
 	got := <-w
 	if !errors.Is(got.Err(), rpctypes.ErrCompacted) || got.CompactRevision != put.Header.Revision {
 		return fmt.Errorf("a watch of compacted history: %+v, %w", got, got.Err())
