@@ -5,6 +5,7 @@
 
 mod support;
 
+use ferretcd_proto::etcdserverpb as pb;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use support::{Cluster, Member, finished};
