@@ -236,9 +236,10 @@ async fn ten_thousand_watches_of_which_a_hundred_are_not_read() {
         rounds * KEYS * VALUE_BYTES / MIB,
         SILENT_STREAMS * 10,
     );
-    // What is written stays in the store's and the log's memory for a while; what waits for clients does not grow.
+    // What is written stays in the store's and the log's memory until that is full; what waits for clients does not grow.
     let written = rounds * KEYS * VALUE_BYTES;
-    assert!(after < warm + GROWTH_MAX + written, "{} MiB, then {} MiB", warm / MIB, after / MIB);
+    let grown = (GROWTH_MAX + 2 * written).min(FULL_MAX);
+    assert!(after < warm + grown, "{} MiB, then {} MiB", warm / MIB, after / MIB);
     assert!(with_silent < 20 * alone + Duration::from_secs(2), "{alone:?}, then {with_silent:?}");
 
     // Now they read: everything, in order.
@@ -270,6 +271,10 @@ async fn ten_thousand_watches_of_which_a_hundred_are_not_read() {
 
 /// What the server may grow by for reasons of its own: its caches, the log's memory, an allocator's fragments.
 const GROWTH_MAX: usize = 96 * MIB;
+
+/// And at most, however much is written: both caches and the log's entries when they are full (224 MiB), and fragments. Measured in a
+/// debug build: 268 MiB after 156 MiB of events, 304 MiB after 468.
+const FULL_MAX: usize = 360 * MIB;
 
 /// How many large values there are, 48 MiB in all.
 const LARGE: usize = 768;
