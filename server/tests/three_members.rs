@@ -7,6 +7,7 @@ mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
+use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -378,6 +379,46 @@ fn snapshots(m: &Member) -> Vec<String> {
         .collect();
     names.sort_unstable();
     names
+}
+
+/// Its clock says that the lease has ended: it heard nothing of what its successor was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhile() {
+    const TTL: i64 = 4;
+    let mut cluster = Cluster::start(ABC).await;
+    let leader = cluster.leader().await;
+    let other = (leader + 1) % 3;
+    let mut leases = LeaseClient::new(cluster.members[other].channel().await);
+    let id = leases.lease_grant(pb::LeaseGrantRequest { ttl: TTL, id: 0 }).await.unwrap().into_inner().id;
+    let put = pb::PutRequest { key: "held".into(), value: "x".into(), lease: id, ..Default::default() };
+    cluster.members[other].kv().await.put(put).await.unwrap();
+    cluster.members[leader].pause();
+    let begun = Instant::now();
+    let mut kept = begun;
+    // As long as the paused one counts, and as long again after it woke. A holder asks often, so that an election between costs
+    // it nothing; a machine that is slower than the lease tells nothing.
+    for (asleep, until) in [(true, Duration::from_secs(6)), (false, Duration::from_secs(10))] {
+        while begun.elapsed() < until {
+            let ask = futures::stream::iter([pb::LeaseKeepAliveRequest { id }]);
+            let answer = async { leases.lease_keep_alive(ask).await.ok()?.into_inner().message().await.ok()? };
+            // One that went to the paused member is not waited for.
+            let answer = tokio::time::timeout(Duration::from_secs(1), answer).await.ok().flatten();
+            let ttl = answer.map(|answer| answer.ttl);
+            if kept.elapsed() > Duration::from_secs(TTL as u64) {
+                println!("not kept alive for {:?}, asleep: {asleep}", kept.elapsed());
+                return;
+            }
+            assert_ne!(ttl, Some(0), "revoked after {:?}, asleep: {asleep}", begun.elapsed());
+            if ttl.is_some() {
+                kept = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        if asleep {
+            cluster.members[leader].resume();
+        }
+    }
+    assert_eq!(cluster.members[other].get("held", false).await.unwrap().as_deref(), Some("x"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -334,7 +334,7 @@ async fn note_what_is_left(inner: &Inner) {
         }
         let count = remaining.len();
         tracing::debug!(count, "noting how long leases still live");
-        if let Err(e) = inner.propose(Command::LeaseCheckpoint(LeaseCheckpoint { remaining })).await {
+        if let Err(e) = inner.propose_here(Command::LeaseCheckpoint(LeaseCheckpoint { remaining })).await {
             tracing::warn!(count, "cannot note how long leases still live: {e}; trying again after the interval");
             return;
         }
@@ -370,16 +370,20 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
             continue;
         }
         note_what_is_left(&inner).await;
-        let expired = inner.lease_clock.expired();
-        if expired.is_empty() {
+        if inner.lease_clock.expired().is_empty() {
             continue;
         }
+        // A leader that stood still may have a successor, where holders kept their leases alive: it hears of that first.
+        if inner.linearize().await.is_err() || !inner.counts() {
+            continue;
+        }
+        let expired = inner.lease_clock.expired();
         tracing::debug!(count = expired.len(), "revoking expired leases");
         futures::stream::iter(expired)
             .for_each_concurrent(REVOCATIONS_IN_FLIGHT, |id| {
                 let inner = &inner;
                 async move {
-                    match inner.propose(Command::LeaseRevoke(LeaseRevoke { id })).await {
+                    match inner.propose_here(Command::LeaseRevoke(LeaseRevoke { id })).await {
                         Ok(_) | Err(Error::LeaseNotFound) => {
                             inner.metrics.leases_expired.inc();
                             inner.lease_clock.revoked(id);

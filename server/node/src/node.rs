@@ -117,7 +117,7 @@ pub(crate) struct Inner {
     pub(crate) lease_clock: Arc<LeaseClock>,
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) request_ids: ids::RequestIds,
-    pub(crate) proposals: Semaphore,
+    pub(crate) proposals: Arc<Semaphore>,
     /// What other members have said that they can decode of a log.
     pub(crate) log_formats: Mutex<BTreeMap<MemberId, u32>>,
     pub(crate) restores: Arc<Semaphore>,
@@ -252,7 +252,7 @@ impl Node {
             lease_clock: shared.lease_clock.clone(),
             applied: shared.applied.clone(),
             request_ids: ids::RequestIds::new(shared.identity.member),
-            proposals: Semaphore::new(PROPOSALS_MAX),
+            proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
             log_formats: Mutex::default(),
             restores: Arc::new(Semaphore::new(1)),
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),

@@ -11,7 +11,9 @@ use ferretcd_types::{
     Alarm, AlarmKind, Caller, Client, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, MemberId, Proposal,
     Revised, SetAlarm, Txn, TxnOp, TxnReply, Verb, codec, limits,
 };
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 /// Proposals under way at once on one member. etcd bounds the gap between committed and applied at 5000 entries; this
@@ -112,13 +114,30 @@ impl Inner {
         self.propose_as(Caller::Member, command, time).await
     }
 
+    /// As [`Inner::propose`], for what this member decides as the leader: another leader may know better, so it is not handed on.
+    pub(crate) async fn propose_here(&self, command: Command) -> Result<ferretcd_types::Reply, Error> {
+        self.propose_to(Some(self.identity.member), Caller::Member, command, self.timing.request_timeout()).await
+    }
+
     async fn propose_as(
         &self,
         caller: Caller,
         command: Command,
         time: Duration,
     ) -> Result<ferretcd_types::Reply, Error> {
-        let Ok(_permit) = self.proposals.try_acquire() else { return Err(Error::TooManyRequests) };
+        self.propose_to(None, caller, command, time).await
+    }
+
+    /// To this leader alone, if one is named.
+    async fn propose_to(
+        &self,
+        only: Option<MemberId>,
+        caller: Caller,
+        command: Command,
+        time: Duration,
+    ) -> Result<ferretcd_types::Reply, Error> {
+        let permit = self.proposals.clone().try_acquire_owned();
+        let permit = Arc::new(permit.map_err(|_| Error::TooManyRequests)?);
         {
             let view = self.view();
             if view.committed > view.applied + APPLY_GAP_MAX {
@@ -144,7 +163,7 @@ impl Inner {
             // The reply wins over the leader's acknowledgement: it is what both are about.
             biased;
             outcome = waiting.outcome() => outcome,
-            error = self.submit(&bytes, deadline) => Err(error),
+            error = self.submit(only, &bytes, deadline, &permit) => Err(error),
         };
         self.metrics.proposed(operation, outcome.is_ok(), begun.elapsed());
         if outcome.is_err() {
@@ -181,7 +200,13 @@ impl Inner {
 
     /// Hands the proposal to the leader, again while nobody took it up. Returns only when there is no hope of a reply
     /// in time; after an acknowledgement it waits for the reply to win.
-    async fn submit(&self, bytes: &Bytes, deadline: Instant) -> Error {
+    async fn submit(
+        &self,
+        only: Option<MemberId>,
+        bytes: &Bytes,
+        deadline: Instant,
+        permit: &Arc<OwnedSemaphorePermit>,
+    ) -> Error {
         let mut leader_failed = false;
         // As in etcd, one that waits for a leader to hand it to does not count yet.
         let mut pending = None;
@@ -192,6 +217,9 @@ impl Inner {
                 Err(Error::Timeout) if pending.is_none() => return Error::TimeoutNoLeader,
                 Err(e) => return e,
             };
+            if only.is_some_and(|only| only != leader) {
+                return Error::NotLeader;
+            }
             pending.get_or_insert_with(|| Inflight::new(&self.metrics.proposals_pending));
             let taken = if leader == self.identity.member {
                 match timeout_at(deadline, self.group.propose(bytes)).await {
@@ -214,7 +242,7 @@ impl Inner {
                     }
                     continue;
                 };
-                self.group.peers().propose(leader, &node, bytes.clone()).await
+                self.group.peers().propose(leader, &node, bytes.clone(), permit.clone()).await
             };
             match taken {
                 // In the log, or perhaps in it: the reply comes when it is applied.
@@ -227,6 +255,7 @@ impl Inner {
                         blame(leader, self.view().leader, otherwise)
                     };
                 }
+                Err(Error::NotLeader) if only.is_some() => return Error::NotLeader,
                 Err(Error::NotLeader) => {
                     if timeout_at(deadline, tokio::time::sleep(RETRY_PAUSE)).await.is_err() {
                         return Error::Timeout;

@@ -27,7 +27,7 @@ use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,6 +43,12 @@ pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Append requests that may be on their way to one follower: with at most a megabyte each this bounds what a follower
 /// that stopped reading makes the leader hold.
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// How long a follower may take for its next answer on a stream of entries. One that is gone, stopped or cut off is found
+/// sooner, by what asks silent connections whether they live (`--raft-read-timeout`), and heartbeats have their own streams:
+/// this is for a slow wire or a slow disk, behind which giving up sends the same megabyte again, for ever. openraft's option, a
+/// heartbeat's interval, is no bound of a stream.
+const APPEND_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Largest peer message: a megabyte of entries with their headers, and one entry may be as large as a request.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -339,10 +345,20 @@ impl Peers {
     }
 
     /// Has the leader put a proposal in the log. An error of kind [`Error::NotLeader`] means that it was not taken
-    /// up; any other may mean that it was.
-    pub async fn propose(&self, leader: MemberId, node: &PeerNode, proposal: bytes::Bytes) -> Result<(), Error> {
+    /// up; any other may mean that it was. What is `held` is let go when the call ends, which may be after its caller has gone.
+    pub async fn propose(
+        &self,
+        leader: MemberId,
+        node: &PeerNode,
+        proposal: bytes::Bytes,
+        held: impl Send + 'static,
+    ) -> Result<(), Error> {
         let message = pb::ProposeRequest { proposal };
-        self.leader_call(leader, node, message, |mut c, r| async move { c.propose(r).await }).await?;
+        let call = |mut c: PeerClient<Link>, r| async move {
+            let _held = held;
+            c.propose(r).await
+        };
+        self.leader_call(leader, node, message, call).await?;
         Ok(())
     }
 
@@ -608,18 +624,16 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
-            let in_flight = Arc::new(AtomicUsize::new(0));
-            let counter = in_flight.clone();
-            // When each request left whose answer is awaited; only heartbeats are timed, which wait for no disk.
-            let times = Arc::new(Mutex::new(VecDeque::new()));
+            let patience = if ended { ttl } else { APPEND_PATIENCE.max(ttl) };
+            // When each request left whose answer is awaited, and whether it is a heartbeat.
+            let times = Arc::new(Mutex::new(VecDeque::<(tokio::time::Instant, bool)>::new()));
             let left = times.clone();
             let without_quorum = self.peers.without_quorum.clone();
             let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
             let sending = async move {
                 let mut input = input;
                 while let Some(request) = input.next().await {
-                    counter.fetch_add(1, Ordering::AcqRel);
-                    left.lock().push_back(request.entries.is_empty().then(Instant::now));
+                    left.lock().push_back((tokio::time::Instant::now(), request.entries.is_empty()));
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
                     observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
@@ -630,7 +644,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let mut sending = Sending(sending.boxed().fuse());
             let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
             let awaited = self.peers.awaits(self.id);
-            let answers = match sending.beside(tokio::time::timeout(ttl, client.append(request))).await {
+            let answers = match sending.beside(tokio::time::timeout(patience, client.append(request))).await {
                 Ok(Ok(answers)) => {
                     awaited.answered();
                     answers.into_inner()
@@ -639,38 +653,40 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                     awaited.ended();
                     return Err(self.failure(&status));
                 }
-                Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, ttl))),
+                Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, patience))),
             };
             // Only now: a heartbeat that waited for a member that is away says nothing of this one.
             self.beat = begun_at;
             let this = &*self;
             let answers = stream::unfold(
-                (answers, sending, in_flight, times, false),
-                move |(mut answers, mut sending, in_flight, times, over)| async move {
+                (answers, sending, tokio::time::Instant::now(), times, false),
+                move |(mut answers, mut sending, heard, times, over)| async move {
                     if over {
                         return None;
                     }
+                    // For what is owed since it left or, if that is later, since the last answer: a slow wire brings them one
+                    // by one. Nothing asked, nothing owed: an idle stream stays open.
+                    let late_at = || times.lock().front().map(|(left, _)| heard.max(*left) + patience);
                     loop {
-                        match sending.beside(tokio::time::timeout(ttl, answers.message())).await {
+                        let until = late_at().unwrap_or_else(|| tokio::time::Instant::now() + patience);
+                        match sending.beside(tokio::time::timeout_at(until, answers.message())).await {
                             Ok(Ok(Some(answer))) => {
-                                in_flight.fetch_sub(1, Ordering::AcqRel);
-                                if let Some(Some(begun)) = times.lock().pop_front() {
-                                    this.peers.observer.round_trip(MemberId(this.id), Instant::elapsed(&begun));
+                                if let Some((left, true)) = times.lock().pop_front() {
+                                    this.peers.observer.round_trip(MemberId(this.id), left.elapsed());
                                 }
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
                                 let over = !matches!(result, Ok(Ok(_)));
-                                return Some((result, (answers, sending, in_flight, times, over)));
+                                return Some((result, (answers, sending, tokio::time::Instant::now(), times, over)));
                             }
                             Ok(Ok(None)) => return None,
                             Ok(Err(status)) => {
-                                return Some((Err(this.failure(&status)), (answers, sending, in_flight, times, true)));
+                                return Some((Err(this.failure(&status)), (answers, sending, heard, times, true)));
                             }
-                            // Nothing asked, nothing owed: an idle stream stays open.
-                            Err(_) if in_flight.load(Ordering::Acquire) == 0 => {}
+                            Err(_) if late_at().is_none_or(|at| at > tokio::time::Instant::now()) => {}
                             Err(_) => {
-                                let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, ttl));
-                                return Some((Err(late), (answers, sending, in_flight, times, true)));
+                                let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, patience));
+                                return Some((Err(late), (answers, sending, heard, times, true)));
                             }
                         }
                     }
@@ -794,6 +810,7 @@ async fn send_file(
 mod tests {
     use super::*;
     use ferretcd_types::{ClusterId, Epoch};
+    use std::sync::atomic::AtomicUsize;
 
     #[tokio::test]
     async fn a_call_that_nobody_took_is_told_apart_from_one_that_was_cut() {
@@ -817,8 +834,9 @@ mod tests {
 
     type Frame = Result<http_body::Frame<bytes::Bytes>, Status>;
 
-    /// An answer's body: these frames, then none; `read` is set once all are read.
+    /// An answer's body: these frames after a while, then none; `read` is set once all are read.
     struct Said {
+        sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
         frames: VecDeque<Frame>,
         read: Arc<AtomicBool>,
     }
@@ -829,8 +847,9 @@ mod tests {
 
         fn poll_frame(
             mut self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
+            cx: &mut std::task::Context<'_>,
         ) -> std::task::Poll<Option<Frame>> {
+            std::task::ready!(self.sleep.as_mut().poll(cx));
             let frame = self.frames.pop_front();
             self.read.store(self.frames.is_empty(), Ordering::Relaxed);
             frame.map_or(std::task::Poll::Pending, |frame| std::task::Poll::Ready(Some(frame)))
@@ -842,8 +861,8 @@ mod tests {
         Peers::new(identity, Dialer::within(wires, Duration::from_secs(1)), Arc::new(()))
     }
 
-    /// A member that takes each call, keeps what it was given and reads nothing of it, and says this after ten milliseconds.
-    fn member(says: fn() -> Vec<Frame>) -> (Peers, Arc<AtomicBool>) {
+    /// A member that takes each call, keeps what it was given and reads nothing of it, and says this after so long.
+    fn member(says: fn() -> Vec<Frame>, after: Duration) -> (Peers, Arc<AtomicBool>) {
         use tonic::codegen::http;
         let (kept, read) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let told = read.clone();
@@ -851,12 +870,10 @@ mod tests {
             let (kept, read) = (kept.clone(), read.clone());
             crate::transport::dial::Wire::new(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
                 kept.lock().push(request);
-                let said = tonic::body::Body::new(Said { frames: says().into(), read: read.clone() });
+                let sleep = Box::pin(tokio::time::sleep(after));
+                let said = tonic::body::Body::new(Said { sleep, frames: says().into(), read: read.clone() });
                 let answer = http::Response::builder().header("content-type", "application/grpc").body(said);
-                async move {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    answer.map_err(Into::into)
-                }
+                async move { answer.map_err(Into::into) }
             }))
         });
         (peers(wires), told)
@@ -882,9 +899,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_to_the_leader_is_heard_to_its_end_though_nobody_waits_for_it() {
-        let (peers, read) = member(|| one(&pb::ProposeResponse {}));
+        let (peers, read) = member(|| one(&pb::ProposeResponse {}), Duration::from_millis(10));
         let node = node(&["http://127.0.0.1:1"]);
-        let call = peers.propose(MemberId(2), &node, bytes::Bytes::from_static(b"x"));
+        let call = peers.propose(MemberId(2), &node, bytes::Bytes::from_static(b"x"), ());
         assert!(call.now_or_never().is_none());
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(read.load(Ordering::Relaxed), "the call was given up with its caller");
@@ -892,15 +909,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_heartbeats_answer_is_heard_to_its_end() {
-        let (peers, read) = member(|| one(&convert::append_response(Ok(None))));
+        let (peers, read) = member(|| one(&convert::append_response(Ok(None))), Duration::from_millis(10));
         let option = RPCOption::new(Duration::from_millis(100));
         to(peers).append_entries(heartbeat(), option).await.unwrap();
         assert!(read.load(Ordering::Relaxed), "it was given up before its end");
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_follower_that_takes_seconds_for_an_answer_is_waited_for() {
+        for (seconds, waited_for) in [(28, true), (56, true), (58, false)] {
+            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), Duration::from_secs(seconds));
+            let mut to = to(peers);
+            // It leaves while the stream is idle, late in a while of waiting: its own time begins then.
+            let input = stream::once(async { tokio::time::sleep(APPEND_PATIENCE * 9 / 10).await });
+            let input = Box::pin(input.map(|()| heartbeat()).chain(stream::pending()));
+            let begun = tokio::time::Instant::now();
+            let mut answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();
+            let answer = answers.next().await.unwrap();
+            assert_eq!(answer.is_ok(), waited_for, "{seconds} s: {answer:?} after {:?}", begun.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stream_of_requests_ends_with_its_answers() {
-        let (peers, _) = member(Vec::new);
+        let (peers, _) = member(Vec::new, Duration::ZERO);
         let mut to = to(peers);
         // What belongs to all streams to one follower, as in openraft; each request takes something from it.
         let shared = Arc::new(AtomicUsize::new(0));
