@@ -89,6 +89,9 @@ async fn publish_attributes(inner: Arc<Inner>) {
     }
 }
 
+/// How often a member without room for a snapshot looks again, and says so.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(30);
+
 /// Writes a snapshot file when enough entries came since the last one and the log has grown enough to be worth it: the
 /// store's size again, at least, so that writing snapshots never costs more than a small multiple of writing the log.
 async fn take_snapshots(inner: Arc<Inner>) {
@@ -101,6 +104,14 @@ async fn take_snapshots(inner: Arc<Inner>) {
         let bytes = inner.wal.disk_bytes();
         let worth = SNAPSHOT_LOG_BYTES_MIN.max(inner.state.logical_bytes());
         if entries >= inner.config.snapshot_count && bytes >= worth {
+            // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
+            if let Err(e) = inner.group.has_room(inner.state.logical_bytes()) {
+                tracing::warn!("no snapshot is written, so the log grows: {e}");
+                if !pause(&inner, NO_ROOM_PAUSE).await {
+                    return;
+                }
+                continue;
+            }
             tracing::debug!(entries, log_bytes = bytes, "writing a snapshot");
             if let Err(e) = inner.group.take_snapshot().await {
                 tracing::warn!("cannot start a snapshot: {e}");

@@ -297,6 +297,14 @@ impl Group {
         self.raft.trigger().snapshot().await.map_err(fatal)
     }
 
+    /// Whether a snapshot file of so many bytes fits where they are written.
+    ///
+    /// # Errors
+    /// See [`SnapshotDir::has_room`].
+    pub fn has_room(&self, bytes: u64) -> std::io::Result<()> {
+        self.snapshots.has_room(bytes)
+    }
+
     /// Whether this member's log holds a group.
     pub async fn is_founded(&self) -> Result<bool, GroupError> {
         self.raft.is_initialized().await.map_err(fatal)

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Most entries that are applied in one go before the task yields: about a millisecond of work.
 const APPLY_BATCH_MAX: usize = 256;
+
+/// Looks for the newest snapshot file: a file that is gone when it is opened was followed by a newer one, which takes long to write.
+const LOOKS_MAX: usize = 3;
 
 /// Who is told what the log did. Called in log order, from one place; must not block.
 pub trait Effects: Send + Sync + 'static {
@@ -40,11 +44,33 @@ pub(crate) struct Machine {
     state: Arc<State>,
     effects: Arc<dyn Effects>,
     snapshots: SnapshotDir,
+    /// The membership in the newest snapshot file, by the file's position. openraft asks for it before each attempt to send the
+    /// file, and a file that is read says it only after its checksum is.
+    membership: Arc<Mutex<Option<(LogPos, StoredMembership)>>>,
 }
 
 impl Machine {
     pub(crate) fn new(state: Arc<State>, effects: Arc<dyn Effects>, snapshots: SnapshotDir) -> Self {
-        Machine { state, effects, snapshots }
+        Machine { state, effects, snapshots, membership: Arc::default() }
+    }
+
+    /// The newest snapshot file. One may take another's place while it is looked at, once at a time.
+    fn newest(&self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
+        for _ in 0..LOOKS_MAX {
+            let Some((pos, snapshot)) = self.snapshots.newest()? else { return Ok(None) };
+            let known = self.membership.lock().clone().filter(|(of, _)| *of == pos);
+            let membership = match known {
+                Some((_, membership)) => membership,
+                None => match snapshot_membership(&snapshot.path) {
+                    Ok(membership) => membership,
+                    Err(_) if !snapshot.path.exists() => continue,
+                    Err(e) => return Err(e),
+                },
+            };
+            *self.membership.lock() = Some((pos, membership.clone()));
+            return Ok(Some(SnapshotOf::<TypeConfig, _> { meta: self.meta(pos, membership), snapshot }));
+        }
+        Err(io::Error::other("a snapshot file takes the place of another faster than it can be opened"))
     }
 
     pub(crate) fn apply_one(&self, entry: Entry) -> io::Result<()> {
@@ -145,6 +171,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             // Durable before the log below it may go.
             self.state.flush().map_err(io::Error::other)?;
             self.snapshots.finish(&snapshot.path, pos)?;
+            *self.membership.lock() = Some((pos, meta.last_membership.clone()));
             Ok::<_, io::Error>(effects)
         })?;
         self.effects.installed(effects);
@@ -153,9 +180,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
-        let Some((pos, snapshot)) = self.snapshots.newest()? else { return Ok(None) };
-        let membership = blocking(|| snapshot_membership(&snapshot.path))?;
-        Ok(Some(SnapshotOf::<TypeConfig, _> { meta: self.meta(pos, membership), snapshot }))
+        blocking(|| self.newest())
     }
 }
 
@@ -212,6 +237,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                 return Ok(SnapshotOf::<TypeConfig, _> { meta: SnapshotMeta::default(), snapshot });
             }
             let snapshot = this.snapshots.finish(&part, pos)?;
+            *this.membership.lock() = Some((pos, membership.clone()));
             Ok(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
         })
         .await
@@ -258,5 +284,20 @@ mod tests {
         let mut machine = Machine::new(state(&other), Arc::new(Silent), snapshots);
         machine.install_snapshot(&built.meta, SnapshotDir::received(part, bytes)).await.unwrap();
         assert_eq!(after_a_power_loss(&other), Some(last), "installed");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_file_is_read_once_however_often_it_is_asked_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotDir::open(tmp.path()).unwrap();
+        let state = state(&Arc::new(MemoryEngine::new()));
+        state.apply_blank(LogPos { term: 2, index: 1 }).unwrap();
+        let built = Machine::new(state.clone(), Arc::new(Silent), snapshots.clone()).build_snapshot().await.unwrap();
+        // One that has just started, and does not know the file.
+        let mut machine = Machine::new(state, Arc::new(Silent), snapshots);
+        let found = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(found.meta, built.meta);
+        std::fs::write(&found.snapshot.path, "no snapshot").unwrap();
+        assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
     }
 }

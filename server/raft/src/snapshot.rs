@@ -12,6 +12,10 @@ use std::sync::Arc;
 const SUFFIX: &str = ".snap";
 const UNFINISHED: &str = ".part";
 
+/// What a snapshot leaves free: four segments of the log, which ends the member when it has no room; on a small volume less.
+const SPARE_BYTES: u64 = 256 << 20;
+const SPARE_PART: u64 = 10;
+
 /// A snapshot file. A received one that is not installed yet removes itself when it is dropped.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
@@ -73,6 +77,27 @@ impl SnapshotDir {
         Ok(newest)
     }
 
+    /// Whether so many bytes fit beside what is there, with room left for the log, which lies on the same volume if nobody has
+    /// said otherwise.
+    ///
+    /// # Errors
+    /// They do not fit, or the system does not say.
+    pub fn has_room(&self, bytes: u64) -> io::Result<()> {
+        let stat = rustix::fs::statvfs(&self.dir)?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let spare = SPARE_BYTES.min(stat.f_blocks.saturating_mul(stat.f_frsize) / SPARE_PART);
+        if free >= bytes.saturating_add(spare) {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!(
+                "a snapshot of {bytes} bytes and {spare} to spare do not fit in {}, where {free} are free; make room",
+                self.dir.display()
+            ),
+        ))
+    }
+
     /// A path to write a new file to; unique by what it is for.
     pub fn unfinished(&self, what: &str) -> PathBuf {
         self.dir.join(format!("{what}{UNFINISHED}"))
@@ -124,6 +149,9 @@ mod tests {
         let (pos, file) = dir.newest().unwrap().unwrap();
         assert_eq!((pos.index, file.bytes), (300, 3));
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 2, "the older one is gone, the unfinished one is not");
+        dir.has_room(0).unwrap();
+        let refused = dir.has_room(u64::MAX).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull, "{refused}");
         SnapshotDir::open(tmp.path()).unwrap();
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "opening removes what a crash left");
     }

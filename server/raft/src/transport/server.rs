@@ -172,6 +172,8 @@ impl Peer for PeerService {
         let Some(pb::SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a snapshot must begin with its head"));
         };
+        // The leader tells its people why, as it does of all calls that fail.
+        opened.snapshots.has_room(head.bytes).map_err(|e| Status::resource_exhausted(e.to_string()))?;
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = opened.snapshots.unfinished(&format!("received-{from}-{number}"));
         let snapshot = SnapshotDir::received(path.clone(), head.bytes);
