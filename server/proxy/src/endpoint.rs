@@ -1,6 +1,7 @@
 //! Where a member is reached, as `--endpoints` names it, and one connection to it.
 
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::cmp::Ordering;
@@ -14,6 +15,13 @@ use tokio_rustls::TlsConnector;
 
 /// How long a connection attempt may take, its handshake included (etcd's proxy: its dial time-out).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A silent connection is asked so often whether its host is there, as by Go's default, which etcd's proxy has. A host that goes
+/// without a word would keep its watches silent for good.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What is sent and not acknowledged for so long ends the connection.
+const STUCK_MILLIS: u32 = 30_000;
 
 /// Gives the TLS settings of the next connection. It may read files, so it is called on a thread that may block.
 pub type ClientTls = dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync;
@@ -121,6 +129,10 @@ impl Endpoint {
             Place::Tcp(place) => {
                 let stream = TcpStream::connect(place).await?;
                 stream.set_nodelay(true)?;
+                sockopt::set_socket_keepalive(&stream, true)?;
+                sockopt::set_tcp_keepidle(&stream, SILENCE)?;
+                sockopt::set_tcp_keepintvl(&stream, SILENCE)?;
+                sockopt::set_tcp_user_timeout(&stream, STUCK_MILLIS)?;
                 Box::new(stream)
             }
             Place::Unix(path) => Box::new(UnixStream::connect(path).await?),

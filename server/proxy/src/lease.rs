@@ -108,7 +108,10 @@ pub async fn keep_alive(shared: Shared, caller: Caller, id: i64) -> Answer {
         let once = async {
             let request = caller.request(futures::stream::iter([LeaseKeepAliveRequest { id }]));
             let mut answers = client!(shared, LeaseClient).lease_keep_alive(request).await?.into_inner();
-            answers.message().await?.ok_or_else(|| Status::unavailable("no answer to a keep-alive"))
+            let answer = answers.message().await?.ok_or_else(|| Status::unavailable("no answer to a keep-alive"))?;
+            // To the end: the member would be told that the stream is given up, for each of them.
+            let _ = answers.message().await;
+            Ok(answer)
         };
         let late = |_| Status::unavailable(format!("no answer to a keep-alive within {TIMEOUT:?}"));
         match tokio::time::timeout(TIMEOUT, once).await.map_err(late).flatten() {

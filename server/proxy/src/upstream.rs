@@ -254,6 +254,8 @@ async fn open(endpoint: &Endpoint, connecting: &Connecting) -> Result<(SendReque
         .timer(TokioTimer::new())
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        // h2 would end the connection after 1,024 answers that came for calls which clients had given up.
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(connecting.keep_alive_time)
         .keep_alive_timeout(connecting.keep_alive_timeout)
         .keep_alive_while_idle(connecting.keep_alive_idle);
