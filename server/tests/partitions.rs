@@ -328,6 +328,9 @@ async fn a_member_that_was_cut_off_for_longer_than_the_log_gets_a_snapshot_thoug
     for n in 0..50 {
         cluster.members[leader].put(&format!("small{n}"), "x").await.unwrap();
     }
+    // What is on its way when the wires are cut arrives when they are whole again, as long as the connection lives: it is given up
+    // after five silent seconds (`--raft-read-timeout`, of which this is the least).
+    tokio::time::sleep(Duration::from_secs(8)).await;
     // Slow enough to see it half done; then it is cut, and then it is killed.
     network.slow(away, 2000);
     let begun = Instant::now();
