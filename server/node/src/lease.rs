@@ -325,8 +325,8 @@ impl Inner {
     }
 }
 
-/// Puts into the log how long leases still live whose time it is.
-async fn note_what_is_left(inner: &Inner) {
+/// Puts into the log how long leases still live whose time it is, in this term.
+async fn note_what_is_left(inner: &Inner, term: u64) {
     for _ in 0..ENTRIES_PER_SCAN {
         let remaining = inner.lease_clock.to_note();
         if remaining.is_empty() {
@@ -334,7 +334,7 @@ async fn note_what_is_left(inner: &Inner) {
         }
         let count = remaining.len();
         tracing::debug!(count, "noting how long leases still live");
-        if let Err(e) = inner.propose_here(Command::LeaseCheckpoint(LeaseCheckpoint { remaining })).await {
+        if let Err(e) = inner.propose_here(term, Command::LeaseCheckpoint(LeaseCheckpoint { remaining })).await {
             tracing::warn!(count, "cannot note how long leases still live: {e}; trying again after the interval");
             return;
         }
@@ -369,7 +369,8 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
             }
             continue;
         }
-        note_what_is_left(&inner).await;
+        let Some(term) = inner.lease_clock.led_term() else { continue };
+        note_what_is_left(&inner, term).await;
         if inner.lease_clock.expired().is_empty() {
             continue;
         }
@@ -377,13 +378,14 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
         if inner.linearize().await.is_err() || !inner.counts() {
             continue;
         }
+        // What was listed for one term is not revoked in another: somebody may have led between, and renewed it.
         let expired = inner.lease_clock.expired();
         tracing::debug!(count = expired.len(), "revoking expired leases");
         futures::stream::iter(expired)
             .for_each_concurrent(REVOCATIONS_IN_FLIGHT, |id| {
                 let inner = &inner;
                 async move {
-                    match inner.propose_here(Command::LeaseRevoke(LeaseRevoke { id })).await {
+                    match inner.propose_here(term, Command::LeaseRevoke(LeaseRevoke { id })).await {
                         Ok(_) | Err(Error::LeaseNotFound) => {
                             inner.metrics.leases_expired.inc();
                             inner.lease_clock.revoked(id);

@@ -114,9 +114,11 @@ impl Inner {
         self.propose_as(Caller::Member, command, time).await
     }
 
-    /// As [`Inner::propose`], for what this member decides as the leader: another leader may know better, so it is not handed on.
-    pub(crate) async fn propose_here(&self, command: Command) -> Result<ferretcd_types::Reply, Error> {
-        self.propose_to(Some(self.identity.member), Caller::Member, command, self.timing.request_timeout()).await
+    /// As [`Inner::propose`], for what this member decides as the leader of a term: another leader may know better, so it is not
+    /// handed on, and a later term's may be this member, which has not looked again.
+    pub(crate) async fn propose_here(&self, term: u64, command: Command) -> Result<ferretcd_types::Reply, Error> {
+        let here = Some((self.identity.member, term));
+        self.propose_to(here, Caller::Member, command, self.timing.request_timeout()).await
     }
 
     async fn propose_as(
@@ -128,10 +130,10 @@ impl Inner {
         self.propose_to(None, caller, command, time).await
     }
 
-    /// To this leader alone, if one is named.
+    /// To the leader of this term alone, if one is named.
     async fn propose_to(
         &self,
-        only: Option<MemberId>,
+        only: Option<(MemberId, u64)>,
         caller: Caller,
         command: Command,
         time: Duration,
@@ -202,7 +204,7 @@ impl Inner {
     /// in time; after an acknowledgement it waits for the reply to win.
     async fn submit(
         &self,
-        only: Option<MemberId>,
+        only: Option<(MemberId, u64)>,
         bytes: &Bytes,
         deadline: Instant,
         permit: &Arc<OwnedSemaphorePermit>,
@@ -217,7 +219,7 @@ impl Inner {
                 Err(Error::Timeout) if pending.is_none() => return Error::TimeoutNoLeader,
                 Err(e) => return e,
             };
-            if only.is_some_and(|only| only != leader) {
+            if only.is_some_and(|only| only != (leader, self.view().term)) {
                 return Error::NotLeader;
             }
             pending.get_or_insert_with(|| Inflight::new(&self.metrics.proposals_pending));

@@ -105,7 +105,7 @@ async fn take_snapshots(inner: Arc<Inner>) {
         let worth = SNAPSHOT_LOG_BYTES_MIN.max(inner.state.logical_bytes());
         if entries >= inner.config.snapshot_count && bytes >= worth {
             // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
-            if let Err(e) = inner.group.has_room(inner.state.logical_bytes()) {
+            if let Err(e) = inner.group.has_room(inner.state.snapshot_bytes()) {
                 tracing::warn!("no snapshot is written, so the log grows: {e}");
                 if !pause(&inner, NO_ROOM_PAUSE).await {
                     return;

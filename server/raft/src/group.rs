@@ -158,7 +158,8 @@ impl Group {
         let network = Network { peers: parts.peers.clone() };
         let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
-        tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), parts.timing.election));
+        let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
+        tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), election, kept));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
         Ok(Group { first_wait, raft, peers: parts.peers, snapshots: parts.snapshots, view })
     }
@@ -341,12 +342,13 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
 /// election timeout, or when it has not spoken to this follower for two, or only to say that no quorum answers it: this
 /// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
 /// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
-async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration) {
+async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
     let mut metrics = raft.metrics();
     loop {
         let view = view_of(&metrics.borrow_watched(), peers.identity().leader_silence(), election);
         let stopped = view.fatal.is_some();
         peers.lead_without_quorum(view.role == Role::Leader && view.leader.is_none());
+        peers.may_purge(view.snapshot.saturating_sub(kept));
         tx.send_if_modified(|known| {
             let changed = *known != view;
             if known.members != view.members {

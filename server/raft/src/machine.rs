@@ -58,7 +58,7 @@ impl Machine {
     fn newest(&self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
         for _ in 0..LOOKS_MAX {
             let Some((pos, snapshot)) = self.snapshots.newest()? else { return Ok(None) };
-            let known = self.membership.lock().clone().filter(|(of, _)| *of == pos);
+            let known = self.membership.lock().clone().filter(|(of, _)| *of == pos && !snapshot.is_suspect());
             let membership = match known {
                 Some((_, membership)) => membership,
                 None => match snapshot_membership(&snapshot.path) {
@@ -184,7 +184,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 }
 
-fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
+/// The membership in a snapshot file, which is read to its end: its checksum must be right.
+pub(crate) fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
     let unusable = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", path.display()));
     let file = File::open(path).map_err(|e| unusable(&e))?;
     match ferretcd_state::snapshot_membership(&file).map_err(|e| unusable(&e))? {
@@ -299,5 +300,9 @@ mod tests {
         assert_eq!(found.meta, built.meta);
         std::fs::write(&found.snapshot.path, "no snapshot").unwrap();
         assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
+        // But for one that a member could not use.
+        found.snapshot.suspected();
+        let damaged = machine.get_current_snapshot().await.unwrap_err().to_string();
+        assert!(damaged.contains(&found.snapshot.path.display().to_string()), "{damaged}");
     }
 }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const SUFFIX: &str = ".snap";
 const UNFINISHED: &str = ".part";
@@ -23,8 +24,22 @@ pub struct SnapshotFile {
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
+    /// Whether a member that was sent such a file could not use it. It is read again before it is sent again.
+    suspect: Arc<AtomicBool>,
     /// Present while the file is only a received one.
     pub(crate) _temporary: Option<Arc<RemoveOnDrop>>,
+}
+
+impl SnapshotFile {
+    /// A member that was sent it found its bytes wrong.
+    pub(crate) fn suspected(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was suspected since it was last asked.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.swap(false, Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -40,6 +55,8 @@ impl Drop for RemoveOnDrop {
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
     dir: PathBuf,
+    /// See [`SnapshotFile::suspected`].
+    suspect: Arc<AtomicBool>,
 }
 
 impl SnapshotDir {
@@ -52,13 +69,13 @@ impl SnapshotDir {
                 fs::remove_file(&path)?;
             }
         }
-        Ok(SnapshotDir { dir: dir.to_owned() })
+        Ok(SnapshotDir { dir: dir.to_owned(), suspect: Arc::default() })
     }
 
     /// The newest finished snapshot of a folder that may not be there. Removes nothing.
     pub fn look(dir: &Path) -> io::Result<Option<(LogPos, SnapshotFile)>> {
         match dir.try_exists()? {
-            true => SnapshotDir { dir: dir.to_owned() }.newest(),
+            true => SnapshotDir { dir: dir.to_owned(), suspect: Arc::default() }.newest(),
             false => Ok(None),
         }
     }
@@ -71,7 +88,8 @@ impl SnapshotDir {
             let Some(pos) = position(&entry.file_name().to_string_lossy()) else { continue };
             if newest.as_ref().is_none_or(|(known, _)| *known < pos) {
                 let bytes = entry.metadata()?.len();
-                newest = Some((pos, SnapshotFile { path: entry.path(), bytes, _temporary: None }));
+                let (path, suspect) = (entry.path(), self.suspect.clone());
+                newest = Some((pos, SnapshotFile { path, bytes, suspect, _temporary: None }));
             }
         }
         Ok(newest)
@@ -106,7 +124,7 @@ impl SnapshotDir {
     /// Marks a path from [`SnapshotDir::unfinished`] as a received snapshot that goes away unless it is installed.
     pub(crate) fn received(path: PathBuf, bytes: u64) -> SnapshotFile {
         let temporary = Some(Arc::new(RemoveOnDrop(path.clone())));
-        SnapshotFile { path, bytes, _temporary: temporary }
+        SnapshotFile { path, bytes, suspect: Arc::default(), _temporary: temporary }
     }
 
     /// Gives a written file its final name and removes the older ones. `from` must be synced already.
@@ -121,7 +139,7 @@ impl SnapshotDir {
             }
         }
         let bytes = fs::metadata(&to)?.len();
-        Ok(SnapshotFile { path: to, bytes, _temporary: None })
+        Ok(SnapshotFile { path: to, bytes, suspect: self.suspect.clone(), _temporary: None })
     }
 }
 

@@ -248,6 +248,12 @@ impl State {
         self.inner.mvcc.live().index.read().bytes
     }
 
+    /// About how large a snapshot file is: with what a restore that is under way has brought so far.
+    pub fn snapshot_bytes(&self) -> u64 {
+        let staged = self.inner.staging.read().as_ref().map_or(0, |staging| staging.space.index.read().bytes);
+        self.logical_bytes().saturating_add(staged)
+    }
+
     /// Bytes that the store's files occupy.
     pub fn disk_bytes(&self) -> Result<u64, StateError> {
         self.inner.mvcc.store.size_on_disk().map_err(StateError::store("measure the store"))

@@ -27,7 +27,7 @@ use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,9 +46,15 @@ const APPENDS_IN_FLIGHT_MAX: usize = 64;
 
 /// How long a follower may take for its next answer on a stream of entries. One that is gone, stopped or cut off is found
 /// sooner, by what asks silent connections whether they live (`--raft-read-timeout`), and heartbeats have their own streams:
-/// this is for a slow wire or a slow disk, behind which giving up sends the same megabyte again, for ever. openraft's option, a
-/// heartbeat's interval, is no bound of a stream.
+/// this is for a slow wire or a slow disk, behind which giving up sends the same megabyte again, for ever. (How slow the wire may
+/// be has a bound all the same: what lies in the system's buffers must have left within that read time-out, for the question
+/// and its answer wait behind it.) openraft's option, a heartbeat's interval, is no bound of a stream.
 const APPEND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a follower may take for an answer while the log waits to be purged of what it is being sent. openraft purges nothing
+/// that is on its way to anybody, so one that is slow but steady would make the log grow until the disk is full; given up, it gets
+/// a snapshot. A few election time-outs: who answers as fast as the others never waits so long.
+const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Largest peer message: a megabyte of entries with their headers, and one entry may be as large as a request.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -77,6 +83,8 @@ pub struct Peers {
     reach: Arc<Reach>,
     /// Whether this member leads and no quorum answers it.
     without_quorum: Arc<AtomicBool>,
+    /// The last entry that the log would be purged of if it were on its way to nobody.
+    purgeable: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -187,12 +195,18 @@ impl Peers {
             refused: Arc::default(),
             reach: Arc::default(),
             without_quorum: Arc::default(),
+            purgeable: Arc::default(),
         }
     }
 
     /// Says whether this member leads without a quorum, which it then tells those that still hear it.
     pub(crate) fn lead_without_quorum(&self, without: bool) {
         self.without_quorum.store(without, Ordering::Relaxed);
+    }
+
+    /// Says up to which entry the log need not be kept for those that are not being sent it.
+    pub(crate) fn may_purge(&self, upto: u64) {
+        self.purgeable.store(upto, Ordering::Relaxed);
     }
 
     /// Who counts what goes between members.
@@ -447,6 +461,21 @@ pub(crate) struct PeerConnection {
     beat: Option<Instant>,
 }
 
+/// A request whose answer is awaited.
+struct Sent {
+    left: tokio::time::Instant,
+    /// The index of its first entry; a heartbeat has none.
+    first: Option<u64>,
+}
+
+impl Sent {
+    /// Whether the log is to be purged of what it carries, and has waited for long enough.
+    fn holds_up(&self, peers: &Peers) -> bool {
+        let purged = self.first.is_some_and(|first| first <= peers.purgeable.load(Ordering::Relaxed));
+        purged && self.left.elapsed() > PURGE_PATIENCE
+    }
+}
+
 /// The requests of one stream on their way out.
 ///
 /// They leave while somebody waits for their answers, in no task of their own: openraft 0.10.0-alpha.37 gives the requests of
@@ -496,14 +525,14 @@ impl PeerConnection {
             self.peers.turn(self.id);
         }
         self.peers.observer.send_failed(MemberId(self.id));
-        if !matches!(status.code(), Code::FailedPrecondition | Code::Unauthenticated) {
+        if !matches!(status.code(), Code::FailedPrecondition | Code::Unauthenticated | Code::ResourceExhausted) {
             self.peers.unanswered(self.id, &describe(status));
         }
         match status.code() {
             // Nobody there: openraft backs off.
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(&AnyError::error(text))),
-            // Refused at the door: another cluster, another history. A person must look.
-            Code::FailedPrecondition | Code::Unauthenticated => {
+            // Refused: another cluster, another history, no room for a snapshot. A person must look.
+            Code::FailedPrecondition | Code::Unauthenticated | Code::ResourceExhausted => {
                 if self.peers.tells_refusal(self.id) {
                     tracing::error!(peer = %MemberId(self.id), urls = ?self.node.peer_urls, "{}", status.message());
                 }
@@ -616,7 +645,9 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let first = input.next().now_or_never();
             let second = if let Some(Some(_)) = first { input.next().now_or_never() } else { None };
             let ended = matches!(first, Some(None)) || matches!(second, Some(None));
-            if ended && first.iter().flatten().any(|request| request.entries.is_empty()) {
+            // openraft's probes are streams of one request, too, but of one with entries.
+            let heartbeat = ended && first.iter().flatten().all(|request| request.entries.is_empty());
+            if heartbeat {
                 self.beats(ttl);
             }
             let begun_at = self.beat.take();
@@ -624,16 +655,17 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
-            let patience = if ended { ttl } else { APPEND_PATIENCE.max(ttl) };
-            // When each request left whose answer is awaited, and whether it is a heartbeat.
-            let times = Arc::new(Mutex::new(VecDeque::<(tokio::time::Instant, bool)>::new()));
+            let patience = if heartbeat { ttl } else { APPEND_PATIENCE.max(ttl) };
+            // The requests whose answers are awaited.
+            let times = Arc::new(Mutex::new(VecDeque::<Sent>::new()));
             let left = times.clone();
             let without_quorum = self.peers.without_quorum.clone();
             let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
             let sending = async move {
                 let mut input = input;
                 while let Some(request) = input.next().await {
-                    left.lock().push_back((tokio::time::Instant::now(), request.entries.is_empty()));
+                    let first = request.entries.first().map(|entry| entry.log_id.index());
+                    left.lock().push_back(Sent { left: tokio::time::Instant::now(), first });
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
                     observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
@@ -666,12 +698,16 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                     }
                     // For what is owed since it left or, if that is later, since the last answer: a slow wire brings them one
                     // by one. Nothing asked, nothing owed: an idle stream stays open.
-                    let late_at = || times.lock().front().map(|(left, _)| heard.max(*left) + patience);
+                    let late_at = || times.lock().front().map(|sent| heard.max(sent.left) + patience);
                     loop {
+                        if times.lock().front().is_some_and(|sent| sent.holds_up(&this.peers)) {
+                            let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, PURGE_PATIENCE));
+                            return Some((Err(late), (answers, sending, heard, times, true)));
+                        }
                         let until = late_at().unwrap_or_else(|| tokio::time::Instant::now() + patience);
                         match sending.beside(tokio::time::timeout_at(until, answers.message())).await {
                             Ok(Ok(Some(answer))) => {
-                                if let Some((left, true)) = times.lock().pop_front() {
+                                if let Some(Sent { left, first: None }) = times.lock().pop_front() {
                                     this.peers.observer.round_trip(MemberId(this.id), left.elapsed());
                                 }
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
@@ -738,7 +774,12 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
         };
         let response = match sent {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(into_streaming(self.failure(&status))),
+            Ok(Err(status)) => {
+                if status.code() == Code::DataLoss {
+                    snapshot.snapshot.suspected();
+                }
+                return Err(into_streaming(self.failure(&status)));
+            }
             Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, ttl))),
         };
         match reader.await {
@@ -809,7 +850,8 @@ async fn send_file(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferretcd_types::{ClusterId, Epoch};
+    use crate::types::{Entry, log_id};
+    use ferretcd_types::{ClusterId, Epoch, LogPos};
     use std::sync::atomic::AtomicUsize;
 
     #[tokio::test]
@@ -926,6 +968,36 @@ mod tests {
             let mut answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();
             let answer = answers.next().await.unwrap();
             assert_eq!(answer.is_ok(), waited_for, "{seconds} s: {answer:?} after {:?}", begun.elapsed());
+        }
+    }
+
+    /// One entry, at this index.
+    fn append(index: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entry = Entry { log_id: log_id(LogPos { term: 1, index }), payload: openraft::EntryPayload::Blank };
+        AppendEntriesRequest { entries: vec![entry], ..heartbeat() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_with_entries_is_no_heartbeat() {
+        let option = RPCOption::new(Duration::from_millis(100));
+        for (request, waited_for) in [(append(1), true), (heartbeat(), false)] {
+            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), Duration::from_secs(20));
+            let answer = to(peers).append_entries(request, option.clone()).await;
+            assert_eq!(answer.is_ok(), waited_for, "{answer:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_follower_is_given_up_once_the_log_waits_for_it_alone() {
+        for (purgeable, given_up) in [(4, false), (5, true)] {
+            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), Duration::from_secs(20));
+            peers.may_purge(purgeable);
+            let mut to = to(peers);
+            let input = stream::iter([append(4), append(5)]).chain(stream::pending());
+            let mut answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();
+            assert!(answers.next().await.unwrap().is_ok());
+            let next = answers.next().await;
+            assert_eq!(matches!(next, Some(Err(RPCError::Timeout(_)))), given_up, "{next:?}");
         }
     }
 

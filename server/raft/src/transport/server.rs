@@ -3,7 +3,7 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
-use crate::machine::aside;
+use crate::machine::{aside, snapshot_membership};
 use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::MESSAGE_BYTES_MAX;
@@ -172,8 +172,11 @@ impl Peer for PeerService {
         let Some(pb::SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a snapshot must begin with its head"));
         };
-        // The leader tells its people why, as it does of all calls that fail.
-        opened.snapshots.has_room(head.bytes).map_err(|e| Status::resource_exhausted(e.to_string()))?;
+        // Twice, for it goes into the store, too, beside what is there. The leader tells its people.
+        opened
+            .snapshots
+            .has_room(head.bytes.saturating_mul(2))
+            .map_err(|e| Status::resource_exhausted(e.to_string()))?;
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = opened.snapshots.unfinished(&format!("received-{from}-{number}"));
         let snapshot = SnapshotDir::received(path.clone(), head.bytes);
@@ -198,6 +201,9 @@ impl Peer for PeerService {
         let written = Instant::now();
         aside(move || file.sync_all()).await.map_err(failed)?;
         opened.observer.snapshot_received(begun.elapsed(), written.elapsed());
+        // Before raft has it: a file that cannot be installed ends the member, and it is the sender's that is damaged.
+        let read = path.clone();
+        aside(move || snapshot_membership(&read)).await.map_err(|e| Status::data_loss(e.to_string()))?;
         way.succeeded();
         let last_membership =
             entry::decode_stored(head.membership).map_err(|e| Status::invalid_argument(e.to_string()))?;
