@@ -514,3 +514,31 @@ async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_lea
     assert_eq!(cluster.agreed().await.len(), writes);
     println!("caught up after {:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_behind_a_slow_wire_does_not_keep_the_log_from_being_purged() {
+    const VALUES: usize = 12;
+    let Some(network) = Network::new(3) else { return };
+    let cluster = started(&network, ABC, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
+    let leader = cluster.leader().await;
+    let slow = (leader + 1) % 3;
+    let snapshots =
+        format!("etcd_network_snapshot_send_inflights_total{{To=\"{:x}\"}}", id(&cluster.members[slow]).await);
+    network.slow(slow, 400);
+    let value = "v".repeat(1 << 20);
+    for n in 0..VALUES {
+        cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
+    }
+    // It answers every few seconds, so that it is never given up for silence; a purge of the log waits until it is.
+    eventually("it is sent a snapshot", async || {
+        cluster.members[leader].put("small", "x").await.unwrap();
+        match cluster.members[leader].figure(&snapshots).await {
+            1 => Ok(()),
+            n => Err(format!("{n} on their way")),
+        }
+    })
+    .await;
+    network.fast(slow);
+    assert_eq!(cluster.agreed().await.len(), VALUES + 1);
+    assert!(!files(&cluster.members[slow], ".snap").is_empty(), "it caught up without a snapshot");
+}
