@@ -490,7 +490,7 @@ async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_lea
         begun.elapsed()
     };
     let well = write().await;
-    network.slow(slow, 400);
+    network.slow(slow, 100);
     let slowed = write().await;
     // It has heard of a few of them only: nobody has waited for it.
     let applied = async |at: usize| cluster.members[at].status().await.unwrap().raft_applied_index as usize;

@@ -46,9 +46,8 @@ const APPENDS_IN_FLIGHT_MAX: usize = 64;
 
 /// How long a follower may take for its next answer on a stream of entries. One that is gone, stopped or cut off is found
 /// sooner, by what asks silent connections whether they live (`--raft-read-timeout`), and heartbeats have their own streams:
-/// this is for a slow wire or a slow disk, behind which giving up sends the same megabyte again, for ever. (How slow the wire may
-/// be has a bound all the same: what lies in the system's buffers must have left within that read time-out, for the question
-/// and its answer wait behind it.) openraft's option, a heartbeat's interval, is no bound of a stream.
+/// this is for a slow wire or a slow disk, behind which giving up sends the same megabyte again, for ever. openraft's option, a
+/// heartbeat's interval, is no bound of a stream.
 const APPEND_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a follower may take for an answer while the log waits to be purged of what it is being sent. openraft purges nothing

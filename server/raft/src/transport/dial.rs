@@ -44,6 +44,11 @@ impl Default for Patience {
     }
 }
 
+/// Bytes that the system keeps for a member beyond those that are on the wire. What lies there cannot be overtaken by heartbeats
+/// nor by the question whether the member lives, whose answer is due in seconds; the system's own bound is megabytes. Two times
+/// what HTTP/2's frames are gathered to, and a fraction of a second on any wire that a group can live with.
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
+
 /// How often a silent connection is asked whether it lives.
 pub const ASK_EVERY: Duration = Duration::from_secs(2);
 
@@ -210,6 +215,7 @@ impl Target {
         stream.set_nodelay(true)?;
         let write = u32::try_from(self.write.as_millis()).unwrap_or(u32::MAX);
         rustix::net::sockopt::set_tcp_user_timeout(&stream, write)?;
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(stream)
     }
 
