@@ -55,6 +55,24 @@ struct Sequence {
     users: bool,
 }
 
+impl Difference {
+    /// Whether etcd only left out previous values that ours told. It notes that a watch wants them after it has begun to serve
+    /// the watch, and tells none before it gets to that (api/v3rpc/watch.go, recvLoop): seen once in 12,000 sequences, with the
+    /// processor busy.
+    fn may_be_etcds_race(&self) -> bool {
+        let without = |line: &str| {
+            line.split_once(", prev_kv: ").map(|(event, previous)| (event.to_owned(), previous == "None }"))
+        };
+        let (etcd, ours): (Vec<_>, Vec<_>) = (self.etcd.lines().collect(), self.ours.lines().collect());
+        let mut pairs = etcd.iter().zip(&ours);
+        etcd.len() == ours.len()
+            && pairs.all(|(etcd, ours)| {
+                let (a, b) = (without(etcd), without(ours));
+                etcd == ours || matches!((a, b), (Some((a, true)), Some((b, false))) if a == b)
+            })
+    }
+}
+
 /// One call of a sequence.
 enum Step {
     Fixed(Call),
@@ -196,6 +214,14 @@ async fn random_sequences_are_answered_as_by_etcd() {
                     eprintln!("sequence {seed} after {:?}", started.elapsed());
                 }
                 if let Err(difference) = run(&mut pair, &Sequence::of(seed)).await {
+                    let again = difference.may_be_etcds_race().then_some(Pair::start().await);
+                    if let Some(mut again) = again
+                        && run(&mut again, &Sequence::of(seed)).await.is_ok()
+                    {
+                        eprintln!("sequence {seed}: etcd left out previous values once");
+                        pair = again;
+                        continue;
+                    }
                     return Err(report(seed, difference).await);
                 }
             }
@@ -208,4 +234,20 @@ async fn random_sequences_are_answered_as_by_etcd() {
     }
     assert!(found.is_empty(), "{}", found.join("\n\n"));
     eprintln!("{} sequences of {CALLS} calls in {:?}", end - first, started.elapsed());
+}
+
+#[test]
+fn only_previous_values_that_etcd_leaves_out_may_be_its_race() {
+    let event = |previous: &str| {
+        format!("\n    stream 1 watch 1:\n      Event {{ r#type: Put, kv: None, prev_kv: {previous} }}")
+    };
+    let (with, without) = (event("Some(KeyValue { key: b\"a\" })"), event("None"));
+    let excused = |etcd: &str, ours: &str| {
+        Difference { trace: vec![], etcd: etcd.to_owned(), ours: ours.to_owned() }.may_be_etcds_race()
+    };
+    assert!(excused(&without, &with));
+    assert!(excused(&format!("{with}{without}"), &format!("{with}{with}")));
+    assert!(!excused(&with, &without), "what ours leaves out");
+    assert!(!excused(&without, &format!("{with}{with}")), "an event more");
+    assert!(!excused(&without, &with.replace("Put", "Delete")), "another event");
 }
