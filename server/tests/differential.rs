@@ -55,6 +55,10 @@ struct Sequence {
     users: bool,
 }
 
+/// Sequences of one run that may meet etcd's race. A fault of ours that needs the pair's history, and so does not show on a fresh
+/// pair either, would be met more often.
+const EXCUSED_MAX: u64 = 2;
+
 impl Difference {
     /// Whether etcd only left out previous values that ours told. It notes that a watch wants them after it has begun to serve
     /// the watch, and tells none before it gets to that (api/v3rpc/watch.go, recvLoop): seen once in 12,000 sequences, with the
@@ -196,10 +200,10 @@ fn setting(name: &str, default: u64) -> u64 {
 async fn random_sequences_are_answered_as_by_etcd() {
     let first = setting("FERRETCD_SEED", 1);
     let end = first + setting("FERRETCD_SEQUENCES", 500);
-    let next = Arc::new(AtomicU64::new(first));
+    let (next, excused) = (Arc::new(AtomicU64::new(first)), Arc::new(AtomicU64::new(0)));
     let started = Instant::now();
     let workers = (0..setting("FERRETCD_WORKERS", WORKERS)).map(|_| {
-        let next = next.clone();
+        let (next, excused) = (next.clone(), excused.clone());
         tokio::spawn(async move {
             let mut pair = Pair::start().await;
             for done in 0.. {
@@ -214,8 +218,9 @@ async fn random_sequences_are_answered_as_by_etcd() {
                     eprintln!("sequence {seed} after {:?}", started.elapsed());
                 }
                 if let Err(difference) = run(&mut pair, &Sequence::of(seed)).await {
-                    let again = difference.may_be_etcds_race().then_some(Pair::start().await);
-                    if let Some(mut again) = again
+                    let mut again = Pair::start().await;
+                    if difference.may_be_etcds_race()
+                        && excused.fetch_add(1, Ordering::Relaxed) < EXCUSED_MAX
                         && run(&mut again, &Sequence::of(seed)).await.is_ok()
                     {
                         eprintln!("sequence {seed}: etcd left out previous values once");
