@@ -16,9 +16,13 @@ use tokio_util::task::TaskTracker;
 /// The version that a new cluster starts at: etcd's API level that this server speaks.
 pub const CLUSTER_VERSION: &str = "3.7.0";
 
-/// A snapshot is written when the log since the last one is at least this long, however few entries: writing more
-/// often costs more than replaying a short log.
-const SNAPSHOT_LOG_BYTES_MIN: u64 = 64 << 20;
+/// A snapshot is written when the log since the last one is at least this part of it, however many entries: it costs five times
+/// what it cost to write the log then, at most. (A log that is as long as the store may never come: history that is not compacted
+/// takes as much room in the store as in the log.)
+const SNAPSHOT_LOG_PART: u64 = 4;
+
+/// With so many entries since the last one it is written in any case: the log keeps 24 bytes in memory for each.
+const SNAPSHOT_ENTRIES_MAX: u64 = 4_000_000;
 
 /// How often a member without a leader asks the others whether it was removed, and how long they may take.
 const LEADERLESS_LOOK: Duration = Duration::from_secs(1);
@@ -92,8 +96,7 @@ async fn publish_attributes(inner: Arc<Inner>) {
 /// How often a member without room for a snapshot looks again, and says so.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(30);
 
-/// Writes a snapshot file when enough entries came since the last one and the log has grown enough to be worth it: the
-/// store's size again, at least, so that writing snapshots never costs more than a small multiple of writing the log.
+/// Writes a snapshot file when enough entries came since the last one and the log has grown enough to be worth it.
 async fn take_snapshots(inner: Arc<Inner>) {
     loop {
         if !pause(&inner, Duration::from_secs(1)).await {
@@ -101,18 +104,17 @@ async fn take_snapshots(inner: Arc<Inner>) {
         }
         let view = inner.view();
         let entries = view.applied.saturating_sub(view.snapshot);
-        let bytes = inner.wal.disk_bytes();
-        let worth = SNAPSHOT_LOG_BYTES_MIN.max(inner.state.logical_bytes());
-        if entries >= inner.config.snapshot_count && bytes >= worth {
+        let (log, snapshot) = (inner.wal.bytes_behind(view.snapshot), inner.state.snapshot_bytes());
+        if entries >= inner.config.snapshot_count && is_worth_a_snapshot(entries, log, snapshot) {
             // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
-            if let Err(e) = inner.group.has_room(inner.state.snapshot_bytes()) {
+            if let Err(e) = inner.group.has_room(snapshot) {
                 tracing::warn!("no snapshot is written, so the log grows: {e}");
                 if !pause(&inner, NO_ROOM_PAUSE).await {
                     return;
                 }
                 continue;
             }
-            tracing::debug!(entries, log_bytes = bytes, "writing a snapshot");
+            tracing::debug!(entries, log_bytes = log, snapshot_bytes = snapshot, "writing a snapshot");
             if let Err(e) = inner.group.take_snapshot().await {
                 tracing::warn!("cannot start a snapshot: {e}");
             }
@@ -122,6 +124,11 @@ async fn take_snapshots(inner: Arc<Inner>) {
             }
         }
     }
+}
+
+/// Whether a snapshot of so many bytes is worth writing behind so many entries, which take so many bytes of the log.
+fn is_worth_a_snapshot(entries: u64, log: u64, snapshot: u64) -> bool {
+    log >= snapshot / SNAPSHOT_LOG_PART || entries >= SNAPSHOT_ENTRIES_MAX
 }
 
 /// etcd's periodic and revision modes, on the leader.
@@ -261,4 +268,17 @@ async fn removed_say_others(inner: &Inner) -> bool {
                 || answer.replaced_epochs.contains(&inner.identity.epoch().0))
             && answer.removed.contains(&me.0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_costs_five_times_its_log_at_most_but_for_very_many_entries() {
+        assert!(!is_worth_a_snapshot(10_000, 3 << 20, 100 << 20), "the whole store for three megabytes");
+        assert!(is_worth_a_snapshot(10_000, 25 << 20, 100 << 20));
+        assert!(is_worth_a_snapshot(20, 2_000, 4_000));
+        assert!(is_worth_a_snapshot(4_000_000, 400 << 20, 8 << 30));
+    }
 }

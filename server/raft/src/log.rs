@@ -153,7 +153,7 @@ impl RaftLogStorage<TypeConfig> for Log {
                 wal::Entry { term: pos.term, index: pos.index, payload: entry::encode(&e) }
             })
             .collect();
-        self.wal.append(entries, Box::new(move |result| callback.io_completed(result)));
+        self.wal.append_covered(entries, Box::new(move |result| callback.io_completed(result)));
         Ok(())
     }
 

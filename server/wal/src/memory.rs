@@ -147,6 +147,16 @@ impl Memory {
         self.slots.get(self.position(index)?).copied()
     }
 
+    /// Bytes from the record of entry `from`, or of the first that is retained, to the last that is written.
+    pub fn distance(&self, from: u64, segment_bytes: u64) -> u64 {
+        let written = |slot: &&Slot| slot.segment != UNWRITTEN;
+        let first = self.slot(from.max(self.first_index())).filter(|slot| written(&slot));
+        // Only the last few are not written, as many as wait for the disk.
+        let (Some(first), Some(last)) = (first, self.slots.iter().rev().find(written)) else { return 0 };
+        let place = |slot: &Slot| u64::from(slot.segment).saturating_mul(segment_bytes) + u64::from(slot.offset);
+        (place(last) + u64::from(last.length)).saturating_sub(place(&first))
+    }
+
     /// The payload, if it is in memory.
     pub fn cached(&self, index: u64) -> Option<&Bytes> {
         let uncached = self.slots.len() - self.cache.len();

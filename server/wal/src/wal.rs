@@ -34,8 +34,8 @@ const READ_GAP: u64 = 4 << 10;
 /// And at most this much, unless one record is larger.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Told when a request is durable, or why it never will be. Called exactly once: on the writer's thread, in the order
-/// of the requests, or at once on the caller's if the request is refused. It must not block.
+/// Told when a request is durable, or why it never will be. Called exactly once ([`Wal::append_covered`] apart): on
+/// the writer's thread, in the order of the requests, or at once on the caller's if the request is refused. It must not block.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// Rung when something waits for [`Wal::drive`]. It must not block, nor call the log.
@@ -258,9 +258,20 @@ impl Wal {
     /// Appends entries; `done` is called when all are durable. They must follow the last entry without a gap, or the
     /// whole call is refused and nothing changes. Waits for the disk while 64 MiB are queued already.
     pub fn append(&self, entries: Vec<Entry>, done: Done) {
+        self.submit_entries(entries, done, false);
+    }
+
+    /// As [`Wal::append`], for who learns from a later append that the earlier ones are durable, too: of those that became durable
+    /// at once, without anything else between them, only the last one's `done` is called, and the others are dropped. A hundred
+    /// callbacks in a row are no news to openraft, but they make it sleep a millisecond before it looks at the last.
+    pub fn append_covered(&self, entries: Vec<Entry>, done: Done) {
+        self.submit_entries(entries, done, true);
+    }
+
+    fn submit_entries(&self, entries: Vec<Entry>, done: Done, covered: bool) {
         let largest = (self.inner.segment_bytes as usize) - segment::HEADER_BYTES;
         let cost = entries.iter().map(|entry| entry.payload.len() + OP_BYTES).sum();
-        self.submit(cost, done, |inside| {
+        self.submit_op(cost, done, covered, |inside| {
             if let Some(entry) = entries.iter().find(|entry| record::size_with(entry.payload.len()) > largest) {
                 return Err(format!(
                     "the payload of entry {} has {} bytes and does not fit a log segment of {} bytes",
@@ -406,6 +417,12 @@ impl Wal {
         segments + self.inner.pool.disk_bytes()
     }
 
+    /// About how many bytes of records lie behind entry `index`: whole segments between count as full, and what is not written
+    /// yet does not count. Segments that are only kept ready do not either, which [`Wal::disk_bytes`] has.
+    pub fn bytes_behind(&self, index: u64) -> u64 {
+        self.inner.shared.lock().memory.distance(index.saturating_add(1), self.inner.segment_bytes)
+    }
+
     /// Whose log this is.
     pub fn identity(&self) -> Identity {
         self.inner.identity
@@ -425,13 +442,24 @@ impl Wal {
         *self.inner.shared.lock().memory.state()
     }
 
-    /// Puts a request into the queue, unless `plan` or the log's own state refuses it.
+    /// As [`Wal::submit_op`], with an answer of its own.
     fn submit(&self, cost: usize, done: Done, plan: impl FnOnce(&mut Inside) -> Result<Work, String>) {
+        self.submit_op(cost, done, false, plan);
+    }
+
+    /// Puts a request into the queue, unless `plan` or the log's own state refuses it.
+    fn submit_op(
+        &self,
+        cost: usize,
+        done: Done,
+        covered: bool,
+        plan: impl FnOnce(&mut Inside) -> Result<Work, String>,
+    ) {
         let mut inside = self.inner.lock_with_room();
         let planned = inside.usable().and_then(|()| plan(&mut inside).map_err(invalid));
         match planned {
             Ok(work) => {
-                inside.queue.push(Op { work, done });
+                inside.queue.push(Op { work, done, covered });
                 inside.queued_bytes += cost + OP_BYTES;
                 drop(inside);
                 self.kick();

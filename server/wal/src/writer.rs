@@ -23,6 +23,8 @@ const WRITE_BYTES: usize = 4 << 20;
 pub(crate) struct Op {
     pub work: Work,
     pub done: Done,
+    /// See [`crate::Wal::append_covered`].
+    pub covered: bool,
 }
 
 /// What a request wants written.
@@ -75,7 +77,7 @@ impl Writer {
         self.finish();
     }
 
-    /// Writes and syncs a batch, then calls its callbacks in order.
+    /// Writes and syncs a batch, then calls its callbacks in order, but for those that the next one covers.
     pub fn process(&mut self, batch: Batch) {
         let written = match self.shared.failure() {
             Some(failure) => Err(failure),
@@ -86,8 +88,12 @@ impl Writer {
                 failure
             }),
         };
-        for op in batch.ops {
-            (op.done)(written.as_ref().copied().map_err(Failure::error));
+        let mut ops = batch.ops.into_iter().peekable();
+        while let Some(op) = ops.next() {
+            let the_next_says_it = written.is_ok() && op.covered && ops.peek().is_some_and(|next| next.covered);
+            if !the_next_says_it {
+                (op.done)(written.as_ref().copied().map_err(Failure::error));
+            }
         }
     }
 

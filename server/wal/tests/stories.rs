@@ -158,6 +158,50 @@ fn other_terms_replace_what_was_truncated() {
 }
 
 #[test]
+fn the_log_behind_an_entry_is_as_long_as_its_records() {
+    let fs = MemFs::new();
+    let (wal, _) = open(&fs);
+    assert_eq!(wal.bytes_behind(0), 0, "a segment that is ready counts for nothing");
+    append(&wal, entries(1, 0..200, 300)).unwrap();
+    for (behind, records) in [(0, 199), (99, 100), (198, 1), (199, 0), (500, 0)] {
+        let (bytes, least) = (wal.bytes_behind(behind), records * 300);
+        // Segments of this size hold 11 such records, with their heads, and some room.
+        assert!((least..=least * 4 / 3 + 40).contains(&bytes), "{bytes} behind {behind}, of {least}");
+    }
+    wait(|done| wal.purge(pos(1, 149), done)).unwrap();
+    assert_eq!(wal.bytes_behind(0), wal.bytes_behind(149), "what is gone does not count");
+}
+
+#[test]
+fn of_appends_that_are_durable_together_the_last_answers_for_those_before_it_unless_they_failed() {
+    for fails in [false, true] {
+        let fs = MemFs::new();
+        let (wal, _) = Wal::open_driven(Arc::new(fs.clone()), dir(), small(), IDENTITY, Box::new(|| ())).unwrap();
+        let (sender, answers) = mpsc::channel();
+        let numbered = |number: u64| -> Done {
+            let sender = sender.clone();
+            Box::new(move |result| sender.send((number, result.is_ok())).unwrap())
+        };
+        for index in 0..3 {
+            wal.append_covered(entries(1, index..index + 1, 10), numbered(index));
+        }
+        wal.truncate_after(Some(1), numbered(3));
+        wal.append_covered(entries(1, 2..3, 10), numbered(4));
+        wal.append(entries(1, 3..4, 10), numbered(5));
+        wal.append_covered(entries(1, 4..5, 10), numbered(6));
+        if fails {
+            fs.fail(Call::Sync, 0, io::ErrorKind::StorageFull);
+        }
+        wal.drive();
+        let called: Vec<_> = answers.try_iter().collect();
+        match fails {
+            false => assert_eq!(called, [2, 3, 4, 5, 6].map(|number| (number, true))),
+            true => assert_eq!(called, [0, 1, 2, 3, 4, 5, 6].map(|number| (number, false))),
+        }
+    }
+}
+
+#[test]
 fn purged_segments_are_used_again() {
     let fs = MemFs::new();
     let (wal, _) = open(&fs);
