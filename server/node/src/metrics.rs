@@ -515,7 +515,7 @@ impl Metrics {
 
     /// Reads the gauges that are looked up and not counted. Called before every scrape.
     pub(crate) fn refresh(&self, inner: &Inner) {
-        let view = inner.view();
+        let view = inner.group.look();
         self.proposals_committed.set(view.committed as i64);
         self.proposals_applied.set(view.applied as i64);
         self.has_leader.set(i64::from(view.leader.is_some()));
@@ -549,7 +549,7 @@ impl Metrics {
         }
         self.known_peers.reset();
         self.active_peers.reset();
-        for (id, ..) in &view.members {
+        for (id, ..) in view.members.iter() {
             let pair = [me.to_string(), id.to_string()];
             self.known_peers.with_label_values(&[&pair[0], &pair[1]]).set(1);
             // A leader hears all others, a follower its leader.

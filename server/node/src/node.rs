@@ -312,7 +312,7 @@ impl Node {
 
     /// This member's own view.
     pub fn status(&self) -> Status {
-        let view = self.inner.view();
+        let view = self.inner.group.look();
         Status {
             db_size: self.inner.disk_bytes(),
             db_size_in_use: self.inner.state.logical_bytes(),

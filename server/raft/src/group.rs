@@ -38,7 +38,7 @@ pub enum Role {
     Leader,
 }
 
-/// The group as this member sees it now.
+/// The group as this member sees it now. Cheap to clone: each proposal looks at it several times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupView {
     /// Term.
@@ -56,13 +56,13 @@ pub struct GroupView {
     /// Last entry in a snapshot file.
     pub snapshot: u64,
     /// Members: ID, node, learner.
-    pub members: Vec<(MemberId, PeerNode, bool)>,
+    pub members: Arc<[(MemberId, PeerNode, bool)]>,
     /// The entry that set the members.
     pub membership_index: u64,
     /// On the leader: the last entry that is on its own stable storage.
     pub flushed: Option<u64>,
     /// On the leader: how far each other member's log matches.
-    pub progress: BTreeMap<MemberId, Progress>,
+    pub progress: Arc<BTreeMap<MemberId, Progress>>,
     /// On the leader: when a quorum last confirmed it.
     pub quorum_acked: Option<Instant>,
     /// Set when raft has stopped for good.
@@ -127,6 +127,8 @@ pub enum GroupError {
 pub struct Group {
     /// How long this member calls no election after the start, if it is not alone.
     first_wait: Option<Duration>,
+    /// The election time-out.
+    election: Duration,
     raft: RawRaft,
     peers: Peers,
     snapshots: SnapshotDir,
@@ -161,7 +163,7 @@ impl Group {
         let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
         tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), election, kept));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
-        Ok(Group { first_wait, raft, peers: parts.peers, snapshots: parts.snapshots, view })
+        Ok(Group { first_wait, election, raft, peers: parts.peers, snapshots: parts.snapshots, view })
     }
 
     /// Starts raft's tasks.
@@ -206,6 +208,11 @@ impl Group {
     /// The group as seen now, and notice of changes.
     pub fn view(&self) -> watch::Receiver<GroupView> {
         self.view.clone()
+    }
+
+    /// The view of this moment: that of [`Group::view`] has numbers that may be some milliseconds old.
+    pub fn look(&self) -> GroupView {
+        view_of(&self.raft.metrics().borrow_watched(), self.peers.identity().leader_silence(), self.election)
     }
 
     /// Puts an encoded proposal in the log and waits until it is committed and applied here. Only on the leader.
@@ -338,12 +345,16 @@ fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupE
     }
 }
 
+/// How old the numbers in a view may be. What waits for them is a change of members; who wants them exact looks
+/// ([`Group::look`]).
+const NUMBERS_EVERY: Duration = Duration::from_millis(10);
+
 /// Keeps the view current. A leader counts as gone, whatever openraft's role says, when no quorum has answered it for an
 /// election timeout, or when it has not spoken to this follower for two, or only to say that no quorum answers it: this
 /// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
 /// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
 async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
-    let mut metrics = raft.metrics();
+    let (mut metrics, mut server) = (raft.metrics(), raft.server_metrics());
     loop {
         let view = view_of(&metrics.borrow_watched(), peers.identity().leader_silence(), election);
         let stopped = view.fatal.is_some();
@@ -359,6 +370,11 @@ async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, elect
         });
         if stopped {
             return;
+        }
+        // Who leads, and who the members are, at once; numbers, of which each entry changes several, not for each entry.
+        tokio::select! {
+            Ok(()) = server.changed() => continue,
+            () = tokio::time::sleep(NUMBERS_EVERY) => {}
         }
         // Woken by changes; looked at again after a while, because a quorum that falls silent changes nothing.
         if let Ok(Err(_)) = tokio::time::timeout(election / 4, metrics.changed()).await {
@@ -394,10 +410,10 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, ele
         committed: m.local_committed.as_ref().map_or(0, |l| l.index()),
         applied: m.last_applied.as_ref().map_or(0, |l| l.index()),
         snapshot: m.snapshot.as_ref().map_or(0, |l| l.index()),
-        members: entry::members(m.membership_config.membership()),
+        members: entry::members(m.membership_config.membership()).into(),
         membership_index: m.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
         flushed: m.replication.as_ref().and_then(|r| r.get(&m.id)).and_then(|l| l.as_ref()).map(|l| l.index()),
-        progress: progress.collect(),
+        progress: Arc::new(progress.collect()),
         quorum_acked,
         fatal: m.running_state.as_ref().err().map(ToString::to_string),
     }
