@@ -235,7 +235,7 @@ async fn a_data_directory_of_a_newer_release_is_refused_and_left_alone() {
     let log = std::fs::read(&segment).unwrap();
     std::fs::write(&segment, "of a later version").unwrap();
     m.start();
-    assert_ne!(m.ended().await, Some(0));
+    assert_eq!(m.ended().await, Some(78));
     assert!(m.log().contains("format version 4711") && m.log().contains("start a newer version"), "{}", m.log());
     assert_eq!(std::fs::read_to_string(&place).unwrap(), newer);
     assert_eq!(std::fs::read_to_string(&segment).unwrap(), "of a later version");

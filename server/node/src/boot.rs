@@ -21,7 +21,7 @@ use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
-use ferretcd_storage::{EngineKind, Format, Options, Store};
+use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
 use ferretcd_wal::{OsFs, Wal, segment};
 use parking_lot::Mutex;
@@ -698,16 +698,20 @@ pub(crate) struct Opening<'a> {
 pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Result<Storage, BootError> {
     let Opening { config, dir, me, damage } = *opening;
     let storage = |e: &dyn std::error::Error| BootError::Storage(chain(e));
+    let unfit = |e: FormatError| match e {
+        FormatError::Io { .. } => storage(&e),
+        _ => BootError::Identity(chain(&e)),
+    };
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
     make_private(&wal_dir)?;
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
     let sync = !config.unsafe_no_fsync;
     let options = ferretcd_wal::Options { sync, observer: metrics.clone(), ..ferretcd_wal::Options::default() };
     // Before the log, which is repaired as it is opened: one of a later version would be misread.
-    Format::load(dir).map_err(|e| storage(&e))?;
+    Format::load(dir).map_err(unfit)?;
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
     let kind = config.engine;
-    Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| storage(&e))?;
+    Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(unfit)?;
     make_private(&dir.join("snap"))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
     let engine_dir = EngineKind::newest(&dir.join("engine")).map_err(|e| storage(&e))?;

@@ -1,6 +1,7 @@
 //! The hash by which members compare their key spaces; etcd's own for the same history.
 
 use crate::error::Fault;
+use crate::mvcc::index::any_live_at;
 use crate::mvcc::record;
 use crate::mvcc::space::Pin;
 use ferretcd_storage::Store;
@@ -36,7 +37,7 @@ pub(crate) fn hash(store: &Store, pin: &Pin, revision: i64) -> Result<KvHash, Fa
         return Ok(KvHash { hash: crc32c::crc32c(b"key"), compact_revision: compacted, revision });
     }
     // Where no key exists at the hashed revision, etcd hashes all that its compaction left.
-    let judged_at = if space.index.read().any_live_at(revision) { revision } else { compacted };
+    let judged_at = if any_live_at(&space.index, revision) { revision } else { compacted };
     let mut crc = crc32c::crc32c(b"key");
     record::scan_changes(store, space.generation, 0, revision, |record| {
         let at = record.revision.main;

@@ -114,11 +114,6 @@ impl Index {
             }
         }
     }
-
-    /// True when some key exists at a main revision.
-    pub fn any_live_at(&self, main: i64) -> bool {
-        self.keys.values().any(|index| index.live_at(main).is_some())
-    }
 }
 
 /// A batch of changes to delete.
@@ -151,6 +146,18 @@ pub(crate) fn visit(
     while let Some(key) = last {
         // Never the upper bound itself (std's maps panic when both bounds exclude one key): it was visited.
         last = index.read().visit_chunk((Bound::Excluded(&key[..]), to), main, CHUNK_KEYS, &mut visit);
+    }
+}
+
+/// Whether some key exists at a main revision. Lets the lock go as [`visit`] does: of deleted keys there may be a million.
+pub(crate) fn any_live_at(index: &parking_lot::RwLock<Index>, main: i64) -> bool {
+    let (mut found, mut last) = (false, None::<Box<[u8]>>);
+    loop {
+        let from = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        last = index.read().visit_chunk((from, Bound::Unbounded), main, CHUNK_KEYS, &mut |_, _| found = true);
+        if found || last.is_none() {
+            return found;
+        }
     }
 }
 
