@@ -258,8 +258,8 @@ pub struct StoreInspection {
     pub disk_bytes: u64,
 }
 
-/// Looks into a data directory that no process runs on. The log is read and not touched; the store is opened as for a
-/// start, and neither rebuilt nor written to by this verb. `visit` gets each record of the log in words, with its
+/// Looks into a data directory that no process runs on, and changes no byte of it: an engine writes as soon as it is opened,
+/// so the store is copied to the system's place for temporary files, and the copy is opened. `visit` gets each record of the log in words, with its
 /// segment's number and its offset.
 pub fn inspect(
     data_dir: &Path,
@@ -277,11 +277,10 @@ pub fn inspect(
     let log = log.map_err(|e| BootError::Storage(chain(&e)))?;
     let format = Format::load(&dir).map_err(|e| BootError::Storage(chain(&e)))?;
     let snapshot = SnapshotDir::look(&dir.join("snap")).map_err(|e| BootError::Storage(chain(&e)))?;
-    let engine = EngineKind::newest(&dir.join("engine")).map_err(|e| BootError::Storage(chain(&e)))?;
+    let engine = EngineKind::look(&dir.join("engine")).map_err(|e| BootError::Storage(chain(&e)))?;
     let kind = engine_of(&dir)?;
-    let metrics = Arc::new(Metrics::default());
     let store = match engine.exists() {
-        true => open_engine(&engine, kind, me.member, &metrics).and_then(|(_, state)| look_into(&state)),
+        true => look_into_copy(&engine, kind, me.member)?,
         false => Err("it is not there".to_owned()),
     };
     Ok(Inspection {
@@ -292,6 +291,32 @@ pub fn inspect(
         snapshot: snapshot.map(|(pos, file)| (pos, file.path, file.bytes)),
         store,
     })
+}
+
+/// What a copy of the engine's directory holds, or why it cannot be opened.
+fn look_into_copy(engine: &Path, kind: EngineKind, me: MemberId) -> Result<Result<StoreInspection, String>, BootError> {
+    let temporary = std::env::temp_dir();
+    let failed = |e: io::Error| {
+        let (from, to) = (engine.display(), temporary.display());
+        BootError::Storage(format!("cannot copy {from} to {to}, to look into it: {e}; TMPDIR names another place"))
+    };
+    let copy = tempfile::Builder::new().prefix("ferretcd-inspect-").tempdir_in(&temporary).map_err(failed)?;
+    copy_dir(engine, &copy.path().join("engine")).map_err(failed)?;
+    let opened = open_engine(&copy.path().join("engine"), kind, me, &Arc::new(Metrics::default()));
+    Ok(opened.and_then(|(_, state)| look_into(&state)))
+}
+
+/// Copies a directory with all below it. An engine's is two levels deep.
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        match entry.is_dir() {
+            true => copy_dir(&entry, &to)?,
+            false => drop(fs::copy(&entry, &to)?),
+        }
+    }
+    Ok(())
 }
 
 fn look_into(state: &State) -> Result<StoreInspection, String> {

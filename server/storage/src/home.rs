@@ -12,11 +12,21 @@ const PART: &str = "part";
 /// Where the newest complete database of a place is: `base`, or `base.N` after the Nth rewrite. Deletes what
 /// interrupted rewrites left beside it.
 pub(crate) fn newest(base: &Path) -> Result<PathBuf> {
+    let (newest, left) = look(base)?;
+    for path in left {
+        tracing::info!(path = %path.display(), "deleting what an interrupted rewrite of the store left");
+        fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
+    }
+    Ok(newest)
+}
+
+/// Where the newest complete database of a place is, and what interrupted rewrites left beside it.
+pub(crate) fn look(base: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     let (mut newest, mut unfinished) = ((0, base.to_owned()), Vec::new());
     let parent = parent(base);
     let entries = match fs::read_dir(parent) {
         Ok(entries) => entries,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(newest.1),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok((newest.1, unfinished)),
         Err(err) => return Err(Error::io("list", parent)(err)),
     };
     let mut complete = vec![newest.clone()];
@@ -30,11 +40,8 @@ pub(crate) fn newest(base: &Path) -> Result<PathBuf> {
     }
     newest = complete.iter().max().cloned().unwrap_or(newest);
     let older = complete.into_iter().filter(|(number, _)| *number < newest.0).map(|(_, path)| path);
-    for path in older.chain(unfinished).filter(|path| path.exists()) {
-        tracing::info!(path = %path.display(), "deleting what an interrupted rewrite of the store left");
-        fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
-    }
-    Ok(newest.1)
+    let left = older.chain(unfinished).filter(|path| path.exists()).collect();
+    Ok((newest.1, left))
 }
 
 /// Where the next rewrite of a database goes, and where it is written.
@@ -111,6 +118,9 @@ mod tests {
         {
             fs::create_dir(at(name)).unwrap();
         }
+        let (found, left) = look(&at("engine")).unwrap();
+        assert_eq!((found, left.len()), (at("engine.10"), 3));
+        assert!(left.iter().all(|path| path.exists()), "looking deletes nothing");
         assert_eq!(newest(&at("engine")).unwrap(), at("engine.10"));
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();

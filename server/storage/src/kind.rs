@@ -34,6 +34,11 @@ impl EngineKind {
         home::newest(base)
     }
 
+    /// As [`EngineKind::newest`], and deletes nothing.
+    pub fn look(base: &Path) -> Result<PathBuf> {
+        home::look(base).map(|(newest, _)| newest)
+    }
+
     /// Opens the database in the directory `path`, creating it if absent. `cache_bytes` bounds the engine's own cache.
     /// Errors as of [`SledEngine::open`] and [`RedbEngine::open`].
     pub fn open(self, path: &Path, cache_bytes: u64) -> Result<Arc<dyn Engine>> {
