@@ -1,5 +1,5 @@
 //! Members that are killed, held still and moved under load, and a judge of everything that their clients saw.
-//! `FERRETCD_ROUNDS` and `FERRETCD_SEED` choose how often and where.
+//! `FERRETCD_ROUNDS` (each kills a member, every second one holds one still first) and `FERRETCD_SEED` choose how often and where.
 
 // Clippy's leave for tests does not reach their helper functions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -26,19 +26,18 @@ async fn disturbed(names: &[&str], rounds: u64, seed: u64) {
         let at = if chance.below(3) > 0 { cluster.leader().await } else { any };
         let member = &mut cluster.members[at];
         let pause = Duration::from_millis(100 + chance.below(900));
-        match round % 2 {
-            0 => {
-                member.kill();
-                tokio::time::sleep(pause).await;
-                member.start();
-            }
-            // Longer than an election: when it goes on, another leads, and it must not answer from what it was.
-            _ => {
-                member.pause();
-                tokio::time::sleep(pause + Duration::from_millis(1200)).await;
-                member.resume();
-            }
+        // Longer than an election: when it goes on, another leads, and it must not answer from what it was.
+        if round % 2 == 1 {
+            member.pause();
+            tokio::time::sleep(pause + Duration::from_millis(1200)).await;
+            member.resume();
+            tokio::time::sleep(Duration::from_millis(chance.below(300))).await;
         }
+        let at = if chance.below(3) > 0 { cluster.leader().await } else { any };
+        let member = &mut cluster.members[at];
+        member.kill();
+        tokio::time::sleep(pause).await;
+        member.start();
         tokio::time::sleep(Duration::from_millis(chance.below(300))).await;
     }
     println!("{}", load.judge(&cluster, rounds as usize * 5).await);
@@ -47,8 +46,8 @@ async fn disturbed(names: &[&str], rounds: u64, seed: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_are_killed_and_held_still_lose_nothing_and_serve_nothing_stale() {
     let (rounds, seed) = (number("FERRETCD_ROUNDS", 10), number("FERRETCD_SEED", 1));
-    disturbed(&["a", "b", "c"], rounds - rounds / 4, seed).await;
-    disturbed(&["a", "b", "c", "d", "e"], rounds / 4, seed).await;
+    disturbed(&["a", "b", "c"], rounds - rounds / 3, seed).await;
+    disturbed(&["a", "b", "c", "d", "e"], rounds / 3, seed).await;
 }
 
 async fn read(mut kv: KvClient<Channel>) -> Result<bytes::Bytes, tonic::Status> {
@@ -86,6 +85,7 @@ async fn a_leader_that_was_held_still_answers_no_read_from_before() {
         }
     }
     println!("{answered} of {READS} reads were answered");
+    assert!(answered > 0, "nobody heard an answer: the test tests nothing");
     cluster.members[leader].ready().await;
     assert_eq!(cluster.members[leader].get("k", false).await.unwrap().as_deref(), Some("new"));
 }

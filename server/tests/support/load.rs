@@ -6,18 +6,21 @@
 use super::support::{Cluster, PATIENCE, eventually};
 use ferretcd_history::{Act, Answer, Call, Compare, Event, History, Kv, Outcome, Request, Seen, Span, Watch, check};
 use ferretcd_proto::etcdserverpb as pb;
-use ferretcd_proto::etcdserverpb::{kv_client::KvClient, request_op, response_op, watch_client::WatchClient};
+use ferretcd_proto::etcdserverpb::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
+use ferretcd_proto::etcdserverpb::{request_op, response_op, watch_request::RequestUnion};
 use ferretcd_proto::mvccpb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 const CLIENTS: u64 = 6;
 const KEYS: u64 = 6;
+const WATCHERS: u64 = 2;
 
 /// Clients at work.
 pub struct Load {
@@ -27,6 +30,9 @@ pub struct Load {
     acknowledged: Arc<AtomicU64>,
     history: Arc<Mutex<History>>,
     clients: Vec<JoinHandle<()>>,
+    watchers: Vec<JoinHandle<Watch>>,
+    /// Tells the watchers up to which revision they must see everything.
+    finish: watch::Sender<i64>,
 }
 
 impl Load {
@@ -34,7 +40,10 @@ impl Load {
     pub fn start(members: Vec<String>, seed: u64, wait: Duration) -> Load {
         let (began, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
         let (history, acknowledged) = (Arc::new(Mutex::new(History::default())), Arc::default());
-        let mut load = Load { seed, members, over, acknowledged, history, clients: Vec::new() };
+        let (finish, finished) = watch::channel(0);
+        let watchers = (0..WATCHERS).map(|n| tokio::spawn(watcher(members.clone(), n as usize, finished.clone())));
+        let watchers = watchers.collect();
+        let mut load = Load { seed, members, over, acknowledged, history, clients: Vec::new(), watchers, finish };
         for n in 0..CLIENTS {
             let client = Client {
                 name: format!("c{n}"),
@@ -88,8 +97,14 @@ impl Load {
         assert!(hashes.iter().all(|hash| *hash == hashes[0]), "seed {}: the hashes differ: {hashes:x?}", self.seed);
         let mut history = std::mem::take(&mut *self.history.lock().await);
         let last = hashes[0].0;
+        self.finish.send_replace(last);
+        for watcher in self.watchers {
+            let seen = tokio::time::timeout(PATIENCE, watcher).await;
+            history.watches.push(seen.expect("a watcher is told of everything").unwrap());
+        }
+        let (_sender, finished) = watch::channel(last);
         for member in cluster.members.iter().filter(|m| m.runs()) {
-            history.watches.push(witness(&member.client, last).await);
+            history.watches.push(watcher(vec![member.client.clone()], 0, finished.clone()).await);
         }
         let answered = history.calls.iter().filter(|call| call.outcome != Outcome::Unknown).count();
         assert!(answered > least, "only {answered} of {} calls were answered", history.calls.len());
@@ -130,12 +145,13 @@ fn kvs(kvs: &[mvccpb::KeyValue]) -> Answer {
 fn ends(span: &Span) -> (Vec<u8>, Vec<u8>) {
     match &span.end {
         None => (span.start.clone().into(), vec![]),
-        Some(_) => (vec![0], vec![0]),
+        Some(_) if *span == Span::all() => (vec![0], vec![0]),
+        Some(end) => (span.start.clone().into(), end.clone().into()),
     }
 }
 
-fn put(key: &str, value: &str) -> pb::PutRequest {
-    pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() }
+fn put(key: &str, value: &str, lease: i64) -> pb::PutRequest {
+    pb::PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), lease, ..Default::default() }
 }
 
 fn range(span: &Span, serializable: bool) -> pb::RangeRequest {
@@ -150,7 +166,7 @@ fn delete(span: &Span) -> pb::DeleteRangeRequest {
 
 fn op(act: &Act) -> pb::RequestOp {
     let request = match act {
-        Act::Put { key, value, .. } => request_op::Request::RequestPut(put(key, value)),
+        Act::Put { key, value, lease } => request_op::Request::RequestPut(put(key, value, *lease)),
         Act::Delete(span) => request_op::Request::RequestDeleteRange(delete(span)),
         Act::Range(span) => request_op::Request::RequestRange(range(span, false)),
     };
@@ -166,10 +182,25 @@ fn reply(reply: &pb::ResponseOp) -> Answer {
     }
 }
 
-async fn ask(client: &mut KvClient<Channel>, request: &Request) -> Result<(i64, Answer), tonic::Status> {
+/// One member, as a client calls it.
+struct Callee {
+    kv: KvClient<Channel>,
+    lease: LeaseClient<Channel>,
+}
+
+impl Callee {
+    fn new(member: &str) -> Callee {
+        let endpoint = Endpoint::from_shared(format!("http://{member}")).unwrap();
+        let channel = endpoint.connect_timeout(Duration::from_millis(500)).connect_lazy();
+        Callee { kv: KvClient::new(channel.clone()), lease: LeaseClient::new(channel) }
+    }
+}
+
+async fn ask(callee: &mut Callee, request: &Request) -> Result<(i64, Answer), Status> {
+    let (client, leases) = (&mut callee.kv, &mut callee.lease);
     match request {
-        Request::Do(Act::Put { key, value, .. }) => {
-            let done = client.put(put(key, value)).await?.into_inner();
+        Request::Do(Act::Put { key, value, lease }) => {
+            let done = client.put(put(key, value, *lease)).await?.into_inner();
             Ok((done.header.unwrap().revision, Answer::Done))
         }
         Request::Do(Act::Delete(span)) => {
@@ -186,13 +217,14 @@ async fn ask(client: &mut KvClient<Channel>, request: &Request) -> Result<(i64, 
         }
         Request::Txn { compares, then, otherwise } => {
             let compare = |compare: &Compare| {
-                let Compare::Version(key, version) = compare else { panic!("none was asked for") };
-                pb::Compare {
-                    key: key.clone().into(),
-                    target: pb::compare::CompareTarget::Version.into(),
-                    target_union: Some(pb::compare::TargetUnion::Version(*version)),
-                    ..Default::default()
-                }
+                use pb::compare::{CompareTarget, TargetUnion};
+                let (key, target, union) = match compare {
+                    Compare::Version(key, version) => (key, CompareTarget::Version, TargetUnion::Version(*version)),
+                    Compare::Modified(key, revision) => (key, CompareTarget::Mod, TargetUnion::ModRevision(*revision)),
+                    Compare::Value(key, value) => (key, CompareTarget::Value, TargetUnion::Value(value.clone().into())),
+                };
+                let (key, target, target_union) = (key.clone().into(), target.into(), Some(union));
+                pb::Compare { key, target, target_union, ..Default::default() }
             };
             let txn = pb::TxnRequest {
                 compare: compares.iter().map(compare).collect(),
@@ -203,7 +235,28 @@ async fn ask(client: &mut KvClient<Channel>, request: &Request) -> Result<(i64, 
             let answers = done.responses.iter().map(reply).collect();
             Ok((done.header.unwrap().revision, Answer::Txn { succeeded: done.succeeded, answers }))
         }
-        _ => panic!("none is asked for"),
+        Request::Past(span, revision) => {
+            let past = pb::RangeRequest { revision: *revision, ..range(span, false) };
+            let found = client.range(past).await?.into_inner();
+            Ok((found.header.unwrap().revision, kvs(&found.kvs)))
+        }
+        Request::Grant { lease, ttl } => {
+            let grant = pb::LeaseGrantRequest { id: *lease, ttl: (ttl / SECOND) as i64 };
+            let granted = leases.lease_grant(grant).await?.into_inner();
+            Ok((granted.header.unwrap().revision, Answer::Done))
+        }
+        Request::KeepAlive { lease, .. } => {
+            let asked = tokio_stream::once(pb::LeaseKeepAliveRequest { id: *lease });
+            let mut answers = leases.lease_keep_alive(asked).await?.into_inner();
+            match answers.message().await? {
+                Some(renewed) if renewed.ttl > 0 => Ok((0, Answer::Done)),
+                _ => Err(Status::not_found("it has ended")),
+            }
+        }
+        Request::Revoke { lease } => {
+            let done = leases.lease_revoke(pb::LeaseRevokeRequest { id: *lease }).await?.into_inner();
+            Ok((done.header.unwrap().revision, Answer::Done))
+        }
     }
 }
 
@@ -221,30 +274,29 @@ struct Client {
 
 impl Client {
     async fn work(mut self) {
-        let connect = |member: &String| {
-            let endpoint = Endpoint::from_shared(format!("http://{member}")).unwrap();
-            KvClient::new(endpoint.connect_timeout(Duration::from_millis(500)).connect_lazy())
-        };
-        let mut clients: Vec<_> = self.members.iter().map(connect).collect();
-        let mut calls = Vec::new();
+        let mut callees: Vec<_> = self.members.iter().map(|member| Callee::new(member)).collect();
+        let (mut calls, mut held, mut newest) = (Vec::new(), None, 1);
         for n in 0.. {
             if self.over.load(Ordering::Relaxed) {
                 break;
             }
-            let request = self.request(format!("{}.{n}", self.name));
-            let at = self.chance.below(clients.len() as u64) as usize;
+            let request = self.request(n, &mut held, newest);
+            let at = self.chance.below(callees.len() as u64) as usize;
             let begun = self.began.elapsed().as_nanos() as u64;
             // Shorter than the server's own time-outs: some answers are not waited for.
-            let answered = tokio::time::timeout(self.wait, ask(&mut clients[at], &request)).await;
+            let answered = tokio::time::timeout(self.wait, ask(&mut callees[at], &request)).await;
             let ended = self.began.elapsed().as_nanos() as u64;
             let outcome = match answered {
                 Ok(Ok((revision, answer))) => Outcome::Done { revision, answer },
                 Ok(Err(_)) | Err(_) => Outcome::Unknown,
             };
-            if outcome == Outcome::Unknown {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            } else {
+            if let Outcome::Done { revision, .. } = outcome {
+                newest = revision.max(newest);
                 self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            } else {
+                // Whether its lease exists nobody knows; a new one is simpler.
+                held = None;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             calls.push(Call { client: format!("{}@{at}", self.name), begun, ended, request, outcome });
             // Some rest, so that the judge has thousands of calls and not tens of them.
@@ -253,53 +305,114 @@ impl Client {
         self.history.lock().await.calls.extend(calls);
     }
 
-    /// A call, which writes this value if it writes.
-    fn request(&mut self, value: String) -> Request {
+    /// The client's next call, its `n`th; one that writes writes a value of its own.
+    fn request(&mut self, n: u64, held: &mut Option<(i64, u64)>, newest: i64) -> Request {
+        let value = format!("{}.{n}", self.name);
+        let before = format!("{}.{}", self.name, n.saturating_sub(3));
         let chance = &mut self.chance;
         let key = |chance: &mut Chance| format!("k{}", chance.below(KEYS));
-        match chance.below(10) {
-            0..3 => Request::Do(Act::Put { key: key(chance), value, lease: 0 }),
-            3 => Request::Do(Act::Delete(Span::key(&key(chance)))),
-            4 | 5 => Request::Do(Act::Range(Span::all())),
-            6 => Request::Serializable(Span::all()),
-            7 => Request::Do(Act::Range(Span::key(&key(chance)))),
-            _ => Request::Txn {
-                compares: vec![Compare::Version(key(chance), chance.below(3) as i64)],
-                then: vec![Act::Put { key: key(chance), value, lease: 0 }, Act::Range(Span::all())],
-                otherwise: vec![Act::Range(Span::all())],
+        let span = |chance: &mut Chance| match chance.below(3) {
+            0 => Span::all(),
+            1 => Span { start: "k1".to_owned(), end: Some("k4".to_owned()) },
+            _ => Span::key(&key(chance)),
+        };
+        match chance.below(20) {
+            0..6 => Request::Do(Act::Put { key: key(chance), value, lease: 0 }),
+            6 => Request::Do(Act::Delete(span(chance))),
+            7..11 => Request::Do(Act::Range(span(chance))),
+            11 => Request::Serializable(Span::all()),
+            12 => Request::Past(span(chance), newest - chance.below(5.min(newest as u64)) as i64),
+            13..16 => {
+                let compare = match chance.below(4) {
+                    0 => Compare::Modified(key(chance), newest),
+                    1 => Compare::Value(key(chance), before),
+                    _ => Compare::Version(key(chance), chance.below(3) as i64),
+                };
+                let then = vec![Act::Put { key: key(chance), value, lease: 0 }, Act::Range(Span::all())];
+                Request::Txn { compares: vec![compare], then, otherwise: vec![Act::Range(span(chance))] }
+            }
+            n => match *held {
+                None => {
+                    // From what etcd grants at least, an election time-out and a half, to what ends while this runs.
+                    let (lease, ttl) = ((chance.below(u64::MAX >> 2) + 1) as i64, (2 + chance.below(3)) * SECOND);
+                    *held = Some((lease, ttl));
+                    Request::Grant { lease, ttl }
+                }
+                Some((lease, ttl)) => match n {
+                    16 | 17 => Request::Do(Act::Put { key: key(chance), value, lease }),
+                    18 => Request::KeepAlive { lease, ttl },
+                    _ => {
+                        *held = None;
+                        Request::Revoke { lease }
+                    }
+                },
             },
         }
     }
 }
 
-/// Everything that happened, as a watcher is told it in the end by one member.
-async fn witness(member: &str, until: i64) -> Watch {
+/// In the history's unit of time.
+const SECOND: u64 = 1_000_000_000;
+
+/// Everything that happens, as a watcher is told it who begins at one of these members and goes on at the next when that fails,
+/// until it has seen all up to the revision that it is told in the end.
+async fn watcher(members: Vec<String>, mut at: usize, mut finish: watch::Receiver<i64>) -> Watch {
+    let (mut seen, mut last) = (Vec::new(), 0);
+    let first = at;
+    loop {
+        let until = *finish.borrow();
+        if until > 0 && last >= until {
+            let client = format!("a watcher from {} on", members[first % members.len()]);
+            return Watch { client, span: Span::all(), start: 1, seen, until };
+        }
+        let member = &members[at % members.len()];
+        at += 1;
+        let Ok(Ok((_ask, mut told))) = tokio::time::timeout(PATIENCE / 10, everything(member, last + 1)).await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        loop {
+            let until = *finish.borrow_and_update();
+            if until > 0 && last >= until {
+                break;
+            }
+            let message = tokio::select! {
+                message = tokio::time::timeout(PATIENCE / 10, told.next()) => message,
+                _ = finish.changed() => continue,
+            };
+            // Silent for so long, it may be held still: another one tells more.
+            let Ok(Some(Ok(message))) = message else { break };
+            let event = |event: &mvccpb::Event| {
+                let (key, now) = kv(event.kv.as_ref().unwrap());
+                let revision = now.modified;
+                let kv = (event.r#type() == mvccpb::event::EventType::Put).then_some(now);
+                Event { revision, key, kv }
+            };
+            let events: Vec<Event> = message.events.iter().map(event).collect();
+            if let Some(event) = events.last() {
+                last = event.revision;
+                seen.push(Seen::Events(events));
+            }
+        }
+    }
+}
+
+/// A watch of all keys at a member. It lives as long as the sender.
+async fn everything(
+    member: &str,
+    from: i64,
+) -> Result<(tokio::sync::mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>), Status> {
     let endpoint = Endpoint::from_shared(format!("http://{member}")).unwrap();
-    let mut client = WatchClient::new(endpoint.connect().await.unwrap());
+    let unreachable = |e: tonic::transport::Error| Status::unavailable(e.to_string());
+    let mut client = WatchClient::new(endpoint.connect().await.map_err(unreachable)?);
     let (ask, asked) = tokio::sync::mpsc::channel(1);
     let create = pb::WatchCreateRequest {
         key: vec![0].into(),
         range_end: vec![0].into(),
-        start_revision: 1,
+        start_revision: from,
         ..Default::default()
     };
-    let create = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
+    let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     ask.send(create).await.unwrap();
-    let mut told = client.watch(tokio_stream::wrappers::ReceiverStream::new(asked)).await.unwrap().into_inner();
-    let (mut seen, mut last) = (Vec::new(), 1);
-    while last < until {
-        let message = tokio::time::timeout(PATIENCE, told.next()).await.unwrap().unwrap().unwrap();
-        let event = |event: &mvccpb::Event| {
-            let (key, now) = kv(event.kv.as_ref().unwrap());
-            let revision = now.modified;
-            let kv = (event.r#type() == mvccpb::event::EventType::Put).then_some(now);
-            Event { revision, key, kv }
-        };
-        let events: Vec<Event> = message.events.iter().map(event).collect();
-        if let Some(event) = events.last() {
-            last = event.revision;
-            seen.push(Seen::Events(events));
-        }
-    }
-    Watch { client: format!("a watcher at {member}"), span: Span::all(), start: 1, seen, until }
+    Ok((ask, client.watch(tokio_stream::wrappers::ReceiverStream::new(asked)).await?.into_inner()))
 }
