@@ -24,7 +24,7 @@ impl Small {
     /// None where this user may not mount; the tests run as root in CI.
     fn new(place: PathBuf, mebibytes: u32) -> Option<Small> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("not root: this test needs to mount a small file system, and is left out");
+            support::left_out("not root: this test needs to mount a small file system");
             return None;
         }
         fs::create_dir(&place).unwrap();

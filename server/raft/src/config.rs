@@ -85,4 +85,15 @@ mod tests {
         assert_eq!((config.election_timeout_min, config.election_timeout_max), (300, 600));
         assert_eq!(Timing::default().request_timeout(), Duration::from_secs(7));
     }
+
+    #[test]
+    fn what_openraft_must_not_do_by_itself_is_off_and_what_it_must_is_on() {
+        let config = Timing::default().openraft().unwrap();
+        assert_eq!(config.enable_leader_restore, Some(false), "a restored leader would answer from a state that lags");
+        assert!(matches!(config.snapshot_policy, SnapshotPolicy::Never), "the node decides by bytes, too");
+        assert_eq!(config.enable_pre_vote, Some(true));
+        assert!(config.quorum_loss_probe_interval.is_some(), "half a cut keeps a leader that can do nothing");
+        assert_eq!(config.heartbeat_interval, 100);
+        assert_eq!((config.max_in_snapshot_log_to_keep, config.purge_batch_size), (5000, 1024));
+    }
 }

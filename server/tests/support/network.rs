@@ -3,7 +3,7 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
-use super::support::{Cluster, Member};
+use super::support::{Cluster, Member, left_out};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,11 +36,11 @@ impl Network {
     pub fn new(hosts: usize) -> Option<Network> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
-            eprintln!("not root: this test needs network namespaces, and is left out");
+            left_out("not root: this test needs network namespaces");
             return None;
         }
         let Some(ip) = tool("ip") else {
-            eprintln!("there is no `ip` (iproute2): this test needs network namespaces, and is left out");
+            left_out("there is no `ip` (iproute2): this test needs network namespaces");
             return None;
         };
         let process = std::process::id();
@@ -48,7 +48,7 @@ impl Network {
         let mut network = Network { ip, name, number: 0, hosts };
         network.remove_leftovers();
         if let Err(why) = network.run(&["netns", "add", &network.switch()]) {
-            eprintln!("network namespaces cannot be made here ({why}): this test needs them, and is left out");
+            left_out(&format!("network namespaces cannot be made here ({why}): this test needs them"));
             return None;
         }
         network.claim_number(process);
