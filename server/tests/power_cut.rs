@@ -61,7 +61,7 @@ impl Place {
             disk.delay_syncs(500);
             member.dir = disk.root().join("data");
             member.flags.push(format!("--storage-engine={engine}"));
-            // A snapshot needs 64 MiB of log besides; then the log is purged and its segments are used again.
+            // A snapshot is written several times in a life, and the log purged; in one that is large segments are used again.
             member.flags.push("--snapshot-count=50".to_owned());
             member.flags.push("--snapshot-catchup-entries=10".to_owned());
             if own_wal_dir {
@@ -363,6 +363,44 @@ async fn without_the_syncs_of_the_log_or_of_its_names_what_was_acknowledged_is_l
         place.start(0);
         let lost = place.lost(random).await;
         println!("without syncs of {ignored}: {lost}");
+    }
+}
+
+/// And of the snapshot file or its name, which the log's purge relies on.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_syncs_of_a_snapshot_file_or_of_its_name_what_was_purged_is_lost() {
+    for ignored in [None, Some("*/snap/*"), Some("*/snap")] {
+        let mut place = Place::new(&["a"], "redb", false, false);
+        if let Some(ignored) = ignored {
+            place.disks[0].ignore_syncs(ignored);
+        }
+        place.start(0);
+        place.ready().await;
+        let random = &mut Random(1);
+        let (stop, clients) = place.clients(random);
+        let snapshots = place.cluster.members[0].dir.join("member/snap");
+        eventually("a snapshot is written", async || {
+            let mut files = std::fs::read_dir(&snapshots).unwrap().flatten();
+            let is_whole = |file: std::fs::DirEntry| file.path().extension().is_some_and(|end| end == "snap");
+            if files.any(is_whole) { Ok(()) } else { Err("none yet".to_owned()) }
+        })
+        .await;
+        place.acknowledged(60).await;
+        place.cluster.members[0].kill();
+        stop.store(true, Ordering::Relaxed);
+        place.disks[0].cut(Lose::All, 1);
+        for client in clients {
+            client.await.unwrap();
+        }
+        assert!(place.remove_engine(0));
+        place.start(0);
+        match ignored {
+            None => {
+                place.ready().await;
+                place.check(random).await.unwrap();
+            }
+            Some(ignored) => println!("without syncs of {ignored}: {}", place.lost(random).await),
+        }
     }
 }
 
