@@ -312,10 +312,12 @@ async fn a_flipped_byte_in_a_snapshot_file_never_becomes_data() {
             Came::Up => panic!("{what}: without its base a member cannot know what it had"),
             Came::Refused(log) => names_the_file(&what, &log),
         }
-        // With its engine it has all that it needs, and still says so rather than to send such a file to others.
+        // With its engine it has all that it needs, and writes a new one rather than to send such a file to others.
         if let Came::Refused(log) = original.start(&what, |dir| flip(&dir.join(snapshot), at, 1)).await {
-            names_the_file(&what, &log);
+            panic!("{what}: {log}");
         }
+        let set_aside = original.cluster.members[0].dir.join("member/snap/damaged");
+        assert!(set_aside.exists(), "{what}: {}", set_aside.display());
     }
 }
 

@@ -458,6 +458,19 @@ async fn a_member_that_was_away_longer_than_the_log_reaches_back_gets_a_snapshot
     cluster.members[away].start();
     cluster.members[away].ready().await;
     assert_eq!(cluster.agreed().await.len(), 150);
+
+    // And of another member's snapshot and the log: both are damaged.
+    assert_eq!(cluster.members[away].terminate().await, Some(0));
+    std::fs::remove_dir_all(cluster.members[away].dir.join("member/engine")).unwrap();
+    let snapshot = snapshots(&cluster.members[away]).pop().unwrap();
+    std::fs::write(cluster.members[away].dir.join("member/snap").join(&snapshot), "no snapshot").unwrap();
+    cluster.members[leader].put("k0", "meanwhile").await.unwrap();
+    cluster.members[away].start();
+    cluster.members[away].ready().await;
+    assert!(cluster.agreed().await.iter().any(|(key, value, _)| (key.as_str(), value.as_str()) == ("k0", "meanwhile")));
+    let log = cluster.members[away].log();
+    assert!(log.contains("a snapshot of another member takes its place"), "{log}");
+    assert!(log.contains(&snapshot), "it says which file is damaged: {log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,9 +15,11 @@ use crate::offline::{Force, stand_alone};
 use crate::watch::Hub;
 use crate::workers;
 use ferretcd_proto::peer::{ProbeMember, ProbeRequest};
+use ferretcd_raft::offline;
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_raft::transport::client::probe;
 use ferretcd_raft::transport::dial::Dialer;
+use ferretcd_raft::transport::fetch::fetch_snapshot;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
@@ -494,8 +496,9 @@ impl Boot {
         self.expect_log(dir, me)?;
         let metrics = Arc::new(Metrics::default());
         let config = self.config.clone();
-        let parts = {
-            let (metrics, dir) = (metrics.clone(), dir.to_owned());
+        let mut fetched = false;
+        let opened = loop {
+            let (metrics, dir, config) = (metrics.clone(), dir.to_owned(), config.clone());
             let force = config.force.clone().filter(|_| start == Start::Again);
             let open = move || {
                 let opening = Opening { config: &config, dir: &dir, me, damage: Damage::Rebuild };
@@ -504,11 +507,17 @@ impl Boot {
                     let ids = (me.cluster, me.member);
                     stand_alone(&force, &dir, &config.advertise_peer_urls, ids, (&wal, &state, &snapshots))?;
                 }
-                Ok::<Storage, BootError>((wal, store, state, snapshots))
+                Ok::<Storage, Unopened>((wal, store, state, snapshots))
             };
-            tokio::task::spawn_blocking(open).await
+            match tokio::task::spawn_blocking(open).await.map_err(|e| BootError::Storage(e.to_string()))? {
+                Ok(opened) => break opened,
+                // Once: what comes is checked, and joins up.
+                Err(Unopened::Lacks(lack)) if !fetched => self.fetch(me, lack).await?,
+                Err(unopened) => return Err(unopened.into()),
+            }
+            fetched = true;
         };
-        let (wal, store, state, snapshots) = parts.map_err(|e| BootError::Storage(e.to_string()))??;
+        let (wal, store, state, snapshots) = opened;
         if !me.logged {
             Remembered { logged: true, ..me }.store(dir)?;
         }
@@ -518,6 +527,65 @@ impl Boot {
         };
         let identity = Identity::new(me.cluster, me.member, epoch);
         Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
+    }
+
+    /// Fetches what this member lacks from another: a snapshot, which with its own log is all that it had. The log and the vote
+    /// stay, so that nothing is lost that it has promised to keep.
+    async fn fetch(&self, me: Remembered, lack: Lack) -> Result<(), BootError> {
+        let dir = self.config.data_dir.join("member");
+        let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| unwritable(&dir.join("snap"), &e))?;
+        let identity = Identity::new(me.cluster, me.member, Epoch::UNKNOWN);
+        let started = Instant::now();
+        let mut reported = None;
+        if self.other_urls().is_empty() {
+            return Err(Unopened::Lacks(lack).into());
+        }
+        loop {
+            let mut refusals = Vec::new();
+            for (url, answer) in self.ask(ProbeRequest::default()).await {
+                let from = match answer {
+                    Ok(there) if there.cluster_id != me.cluster.0 || !there.formed => {
+                        Err("it is in another cluster, or none".to_owned())
+                    }
+                    Ok(there) if there.removed.contains(&me.member.0) => {
+                        return Err(BootError::Identity(format!(
+                            "{lack}; the member at {url} says that this one was removed"
+                        )));
+                    }
+                    Ok(there) => Ok(MemberId(there.member_id)),
+                    Err(why) => Err(why),
+                };
+                let got = match from {
+                    Ok(of) => {
+                        fetch_snapshot(&self.config.dialer, &identity, (of, &url), lack.at_least, &snapshots).await
+                    }
+                    Err(why) => Err(why),
+                };
+                match got {
+                    Ok(pos) => {
+                        tracing::warn!(
+                            from = url,
+                            index = pos.index,
+                            "{lack}; a snapshot of another member takes its place"
+                        );
+                        return Ok(());
+                    }
+                    Err(why) => refusals.push(format!("{url}: {why}")),
+                }
+            }
+            let refusals = refusals.join("; ");
+            if started.elapsed() > JOIN_TIMEOUT {
+                return Err(BootError::Unreachable(format!(
+                    "{lack}, and no other member gives a snapshot within {JOIN_TIMEOUT:?} ({refusals}); see that one can be reached, \
+                     or remove this member and add a new one"
+                )));
+            }
+            if reported.is_none_or(|at: Instant| at.elapsed() > PROBE_REPORT) {
+                reported = Some(Instant::now());
+                tracing::warn!("{lack}: waiting for a snapshot of another member ({refusals})");
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+        }
     }
 
     /// A member without its log has forgotten its votes: it must not come back as if it had given none.
@@ -695,7 +763,48 @@ pub(crate) struct Opening<'a> {
     pub(crate) damage: Damage,
 }
 
-pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Result<Storage, BootError> {
+/// A store that cannot be used, and a snapshot file and a log that do not make a new one.
+#[derive(Debug)]
+pub(crate) struct Lack {
+    /// What is wrong, with the files' names.
+    why: String,
+    /// The least index that a snapshot must stand for to help.
+    at_least: u64,
+}
+
+impl std::fmt::Display for Lack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// Why a member's files are not open.
+#[derive(Debug)]
+pub(crate) enum Unopened {
+    /// A snapshot of another member would help.
+    Lacks(Lack),
+    /// Nothing helps that this process could do.
+    Failed(BootError),
+}
+
+impl From<BootError> for Unopened {
+    fn from(e: BootError) -> Self {
+        Unopened::Failed(e)
+    }
+}
+
+impl From<Unopened> for BootError {
+    fn from(unopened: Unopened) -> Self {
+        match unopened {
+            Unopened::Lacks(lack) => {
+                BootError::Storage(format!("{lack}; remove this member and add a new one, or restore a backup"))
+            }
+            Unopened::Failed(e) => e,
+        }
+    }
+}
+
+pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Result<Storage, Unopened> {
     let Opening { config, dir, me, damage } = *opening;
     let storage = |e: &dyn std::error::Error| BootError::Storage(chain(e));
     let unfit = |e: FormatError| match e {
@@ -725,10 +834,12 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
     let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
         Ok(_) if damage == Damage::Refuse => {
-            return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())));
+            return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())).into());
         }
         Err(why) if damage == Damage::Refuse => {
-            return Err(BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())));
+            return Err(
+                BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())).into()
+            );
         }
         Ok((store, _)) => {
             let _ = store.close();
@@ -798,8 +909,13 @@ fn rebuild(
     why: &str,
     snapshots: &SnapshotDir,
     wal: &Wal,
-) -> Result<(Arc<Store>, Arc<State>), BootError> {
+) -> Result<(Arc<Store>, Arc<State>), Unopened> {
     let dir = &opener.dir;
+    // Before anything is touched. The log must be free for the next attempt.
+    if let Some(lack) = lack(opener, why, snapshots, wal) {
+        wal.close().map_err(|e| BootError::Storage(chain(&e)))?;
+        return Err(Unopened::Lacks(lack));
+    }
     let aside = dir.with_extension("damaged");
     tracing::error!(
         store = %dir.display(), aside = %aside.display(),
@@ -814,27 +930,32 @@ fn rebuild(
     }
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
-    if let Some((_, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
-        let from = snapshot.path.display();
-        let unusable = |e: &dyn std::error::Error| {
-            BootError::Storage(format!(
-                "cannot rebuild the store {} from {from}: {}; remove this member and add a new one, or restore a backup",
-                dir.display(),
-                chain(e)
-            ))
-        };
-        let file = File::open(&snapshot.path).map_err(|e| unusable(&e))?;
-        state.install(&file).map_err(|e| unusable(&e))?;
+    if let Some((pos, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
+        let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
+        state.install(&file).map_err(|e| failed(&e))?;
         state.flush().map_err(|e| failed(&e))?;
-    }
-    if !fits(&state, wal, snapshots) {
-        return Err(BootError::Storage(format!(
-            "the store {} is damaged ({why}), and the last snapshot and the log do not join up; \
-             remove this member and add a new one, or restore a backup",
-            dir.display()
-        )));
+        offline::join_up(wal, pos, opener.member).map_err(|e| failed(&e))?;
     }
     Ok((store, state))
+}
+
+/// What the last snapshot file and the log lack to make a store.
+fn lack(opener: &Opener, why: &str, snapshots: &SnapshotDir, wal: &Wal) -> Option<Lack> {
+    let (store, purged) = (opener.dir.display(), wal.purged().map_or(0, |pos| pos.index));
+    match snapshots.usable() {
+        Ok(found) => {
+            let reaches = found.map_or(0, |pos| pos.index);
+            let why = || {
+                format!("the store {store} cannot be used ({why}), and the last snapshot and the log do not join up")
+            };
+            (reaches < purged).then(|| Lack { why: why(), at_least: purged })
+        }
+        Err(unusable) => {
+            let stands_for = snapshots.newest().ok().flatten().map_or(0, |(pos, _)| pos.index);
+            let why = format!("the store {store} cannot be used ({why}), nor can the last snapshot: {unusable}");
+            Some(Lack { why, at_least: purged.max(stands_for) })
+        }
+    }
 }
 
 pub(crate) fn chain(e: &dyn std::error::Error) -> String {

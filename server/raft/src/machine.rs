@@ -180,7 +180,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
-        blocking(|| self.newest())
+        let why = match blocking(|| self.newest()) {
+            Ok(newest) => return Ok(newest),
+            Err(why) => why,
+        };
+        // The state has all that the file had: a start makes sure that it is not behind what the log was purged of.
+        let aside = blocking(|| match self.snapshots.newest()? {
+            Some((_, file)) => self.snapshots.set_aside(&file).map(Some),
+            None => Ok(None),
+        })?;
+        tracing::error!(aside = ?aside, "the snapshot file cannot be used: {why}; it is set aside, and a new one is written");
+        self.build_snapshot().await.map(Some)
     }
 }
 
@@ -302,7 +312,9 @@ mod tests {
         assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
         // But for one that a member could not use.
         found.snapshot.suspected();
-        let damaged = machine.get_current_snapshot().await.unwrap_err().to_string();
-        assert!(damaged.contains(&found.snapshot.path.display().to_string()), "{damaged}");
+        let anew = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(anew.meta, built.meta);
+        assert_ne!(std::fs::read(&anew.snapshot.path).unwrap(), b"no snapshot", "written anew");
+        assert_eq!(std::fs::read(tmp.path().join("damaged")).unwrap(), b"no snapshot", "for a person to look at");
     }
 }

@@ -67,6 +67,20 @@ pub fn begin_log(wal: &Wal, state: &State, snapshots: &SnapshotDir, member: Memb
     done(|reply| wal.purge(at, reply))
 }
 
+/// Makes the log one that goes on from a snapshot of what was committed up to `at`, which may come from another member. Entries
+/// that a leader never committed go, as when it sends a snapshot; all others stay, and so does the vote, but for one that is
+/// older than the snapshot: then this member gives none in that term any more.
+pub fn join_up(wal: &Wal, at: LogPos, member: MemberId) -> io::Result<()> {
+    if wal.term_of(at.index).is_some_and(|term| term != at.term) {
+        done(|reply| wal.truncate_after(at.index.checked_sub(1), reply))?;
+    }
+    if wal.vote().is_none_or(|vote| vote.term < at.term) {
+        let vote = wal::Vote { term: at.term, node: member.0, committed: false };
+        done(|reply| wal.save_vote(vote, reply))?;
+    }
+    Ok(())
+}
+
 fn done(submit: impl FnOnce(wal::Done)) -> io::Result<()> {
     let (tx, rx) = mpsc::channel();
     submit(Box::new(move |result| {
@@ -125,5 +139,27 @@ mod tests {
         assert_eq!(snapshots.newest().unwrap().unwrap().0, LogPos { term: 1, index: 4 });
         wal.close().unwrap();
         assert_eq!(open().first_index(), 5, "the snapshot file is what the log continues from");
+    }
+
+    #[test]
+    fn a_log_joins_up_with_another_members_snapshot_and_loses_only_what_was_never_committed() {
+        let identity = Identity { cluster_id: 1, member_id: 1 };
+        let vote = |term, node, committed| wal::Vote { term, node, committed };
+        // The snapshot's last entry: which entries are left, and the vote.
+        for (at, left, voted) in [
+            (LogPos { term: 2, index: 3 }, 0..3, vote(2, 1, false)),
+            (LogPos { term: 1, index: 3 }, 0..5, vote(1, 3, true)),
+            (LogPos { term: 2, index: 9 }, 0..5, vote(2, 1, false)),
+        ] {
+            let fs = Arc::new(ferretcd_wal::fs::mem::MemFs::new());
+            let dir = std::path::Path::new("/wal");
+            let (wal, _) =
+                Wal::open_inline(fs, dir, Options { segment_bytes: 4096, ..Options::default() }, identity).unwrap();
+            let entries = (0..5).map(|index| Entry { term: 1, index, payload: Bytes::from_static(&[0]) }).collect();
+            done(|reply| wal.append(entries, reply)).unwrap();
+            done(|reply| wal.save_vote(vote(1, 3, true), reply)).unwrap();
+            join_up(&wal, at, MemberId(1)).unwrap();
+            assert_eq!((wal.first_index()..wal.end_index(), wal.vote().unwrap()), (left, voted), "{at:?}");
+        }
     }
 }

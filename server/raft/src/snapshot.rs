@@ -3,6 +3,7 @@
 //! A file counts once it has its final name: it is written under another one, synced, renamed, and the directory is
 //! synced. The newest one is the base that the log continues from, so the log is purged only below it.
 
+use crate::machine::snapshot_membership;
 use ferretcd_types::LogPos;
 use std::fs::{self, File};
 use std::io;
@@ -78,6 +79,23 @@ impl SnapshotDir {
             true => SnapshotDir { dir: dir.to_owned(), suspect: Arc::default() }.newest(),
             false => Ok(None),
         }
+    }
+
+    /// The position of the newest snapshot file, of which every byte was read; none without a file.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be read: which, and why.
+    pub fn usable(&self) -> io::Result<Option<LogPos>> {
+        let Some((pos, file)) = self.newest()? else { return Ok(None) };
+        snapshot_membership(&file.path)?;
+        Ok(Some(pos))
+    }
+
+    /// Takes a file that cannot be used out of the way, for a person to look at. It takes the place of an earlier one.
+    pub(crate) fn set_aside(&self, file: &SnapshotFile) -> io::Result<PathBuf> {
+        let to = self.dir.join("damaged");
+        fs::rename(&file.path, &to)?;
+        Ok(to)
     }
 
     /// The newest finished snapshot and the position that it stands for.

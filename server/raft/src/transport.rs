@@ -3,5 +3,6 @@
 pub mod client;
 mod convert;
 pub mod dial;
+pub mod fetch;
 mod reach;
 pub mod server;

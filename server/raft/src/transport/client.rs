@@ -141,7 +141,7 @@ pub(crate) fn endpoint(url: String, read: Duration) -> Result<Endpoint, tonic::t
         .keep_alive_while_idle(true))
 }
 
-fn client(channel: Link) -> PeerClient<Link> {
+pub(crate) fn client(channel: Link) -> PeerClient<Link> {
     PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
@@ -820,7 +820,7 @@ fn into_streaming(e: RPCError<TypeConfig>) -> StreamingError<TypeConfig> {
 }
 
 /// Reads a snapshot file into the channel piece by piece; the channel's bound is the backpressure.
-async fn send_file(
+pub(crate) async fn send_file(
     head: pb::SnapshotHead,
     path: std::path::PathBuf,
     tx: &mpsc::Sender<pb::SnapshotPart>,

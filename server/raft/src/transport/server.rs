@@ -3,28 +3,28 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
-use crate::machine::{aside, snapshot_membership};
 use crate::observer::{PeerObserver, Transfer, Way};
-use crate::snapshot::SnapshotDir;
-use crate::transport::client::MESSAGE_BYTES_MAX;
+use crate::snapshot::{SnapshotDir, SnapshotFile};
+use crate::transport::client::{MESSAGE_BYTES_MAX, send_file};
 use crate::transport::convert;
+use crate::transport::fetch::receive;
 use crate::types::{SnapshotMeta, TypeConfig, log_id_from_pb, vote_from_pb, vote_to_pb};
 use bytes::Bytes;
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::peer_server::{Peer, PeerServer};
-use ferretcd_proto::peer::snapshot_part::Part;
-use ferretcd_types::{Error, LeaseId, MemberId};
+use ferretcd_types::{Error, LeaseId, LogPos, MemberId};
 use futures::{Stream, StreamExt};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::alias::SnapshotOf;
 use prost::Message;
-use std::fs::File;
 use std::future::Future;
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -87,6 +87,14 @@ impl Door {
     }
 }
 
+/// How long a member that is asked for a snapshot may take to write one, and how often it looks whether it is there. A store of
+/// its largest size takes as long on a slow disk; who asks has time, and asks again.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(300);
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(100);
+
+/// Megabytes of a snapshot that are read before the other member has taken those before.
+const SNAPSHOT_PARTS_AHEAD: usize = 4;
+
 /// The peer service of one member.
 pub struct PeerService {
     door: Door,
@@ -109,6 +117,28 @@ fn refusal(error: &Error) -> Status {
 
 fn stopped(e: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this member's raft has stopped: {e}"))
+}
+
+/// The newest snapshot, written now if it does not reach as far as it must.
+async fn far_enough(opened: &Opened, at_least: u64) -> Result<(LogPos, SnapshotFile), Status> {
+    let applied = opened.raft.metrics().borrow_watched().last_applied.as_ref().map_or(0, |id| id.index());
+    if applied < at_least {
+        return Err(Status::unavailable(format!("this member has applied up to {applied}, and not up to {at_least}")));
+    }
+    let mut asked = false;
+    let found = tokio::time::timeout(SNAPSHOT_PATIENCE, async {
+        loop {
+            let newest = opened.snapshots.newest().map_err(|e| Status::internal(e.to_string()))?;
+            if let Some(newest) = newest.filter(|(pos, _)| pos.index >= at_least) {
+                return Ok(newest);
+            }
+            if !std::mem::replace(&mut asked, true) {
+                opened.raft.trigger().snapshot().await.map_err(stopped)?;
+            }
+            tokio::time::sleep(SNAPSHOT_LOOK).await;
+        }
+    });
+    found.await.map_err(|_| Status::deadline_exceeded("a snapshot takes too long to write"))?
 }
 
 #[tonic::async_trait]
@@ -168,42 +198,11 @@ impl Peer for PeerService {
         let (opened, peer) = self.enter(request.metadata())?;
         let from = peer.from;
         let way = Transfer::begin(opened.observer.clone(), Way::From, from);
-        let mut parts = request.into_inner();
-        let Some(pb::SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
-            return Err(Status::invalid_argument("a snapshot must begin with its head"));
-        };
-        // Twice, for it goes into the store, too, beside what is there. The leader tells its people.
-        opened
-            .snapshots
-            .has_room(head.bytes.saturating_mul(2))
-            .map_err(|e| Status::resource_exhausted(e.to_string()))?;
         let number = self.received.fetch_add(1, Ordering::Relaxed);
-        let path = opened.snapshots.unfinished(&format!("received-{from}-{number}"));
-        let snapshot = SnapshotDir::received(path.clone(), head.bytes);
-        let failed = |e: std::io::Error| Status::internal(format!("cannot write {}: {e}", path.display()));
         let begun = Instant::now();
-        let to = path.clone();
-        let mut file = aside(move || File::create(to)).await.map_err(failed)?;
-        let mut received = 0u64;
-        while let Some(part) = parts.message().await? {
-            let Some(Part::Data(data)) = part.part else {
-                return Err(Status::invalid_argument("a snapshot has one head"));
-            };
-            received += data.len() as u64;
-            if received > head.bytes {
-                return Err(Status::invalid_argument("a snapshot is longer than its head says"));
-            }
-            file = aside(move || file.write_all(&data).map(|()| file)).await.map_err(failed)?;
-        }
-        if received != head.bytes {
-            return Err(Status::data_loss(format!("a snapshot of {} bytes ended after {received}", head.bytes)));
-        }
-        let written = Instant::now();
-        aside(move || file.sync_all()).await.map_err(failed)?;
-        opened.observer.snapshot_received(begun.elapsed(), written.elapsed());
-        // Before raft has it: a file that cannot be installed ends the member, and it is the sender's that is damaged.
-        let read = path.clone();
-        aside(move || snapshot_membership(&read)).await.map_err(|e| Status::data_loss(e.to_string()))?;
+        let (head, snapshot, synced) =
+            receive(request.into_inner(), &opened.snapshots, &format!("received-{from}-{number}")).await?;
+        opened.observer.snapshot_received(begun.elapsed(), synced);
         way.succeeded();
         let last_membership =
             entry::decode_stored(head.membership).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -211,6 +210,26 @@ impl Peer for PeerService {
         let snapshot = SnapshotOf::<TypeConfig, _> { meta, snapshot };
         let answer = opened.raft.install_full_snapshot(vote_from_pb(head.vote), snapshot).await.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotResponse { vote: Some(vote_to_pb(&answer.vote)) }))
+    }
+
+    type FetchSnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::SnapshotPart, Status>> + Send>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<pb::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let (opened, peer) = self.enter(request.metadata())?;
+        let (pos, file) = far_enough(opened, request.into_inner().at_least).await?;
+        tracing::warn!(to = %peer.from, index = pos.index, bytes = file.bytes, "a member asks for a snapshot: it cannot use its own");
+        let head = pb::SnapshotHead {
+            last: Some(pb::LogId { term: pos.term, index: pos.index }),
+            bytes: file.bytes,
+            ..Default::default()
+        };
+        let (tx, rx) = mpsc::channel(SNAPSHOT_PARTS_AHEAD);
+        // One that cannot be read to its end is shorter than its head says, which the other one sees.
+        tokio::spawn(async move { send_file(head, file.path, &tx).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx).map(Ok))))
     }
 
     async fn transfer_leader(
