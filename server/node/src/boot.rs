@@ -25,7 +25,7 @@ use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::State;
 use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store};
 use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
-use ferretcd_wal::{OsFs, Wal, segment};
+use ferretcd_wal::{OsFs, Wal, WalError, segment};
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +170,9 @@ pub(crate) struct Remembered {
     pub(crate) founder: bool,
     /// Its log was made: from then on a log that is not there is a lost one.
     pub(crate) logged: bool,
+    /// The history's epoch, as of the last start at which the store knew it, or since; unknown before. Who has lost the store knows
+    /// by it whose history is its own: IDs alone do not tell, if others were restored from a backup.
+    pub(crate) epoch: Epoch,
 }
 
 impl Remembered {
@@ -202,6 +205,7 @@ impl Remembered {
             member: MemberId(member),
             founder: field("founder") == Some(1),
             logged: field("logged") == Some(1),
+            epoch: field("epoch").map_or(Epoch::UNKNOWN, Epoch),
         });
         match me {
             Some(me) if me.lines() == lines => Ok(Some(me)),
@@ -214,9 +218,10 @@ impl Remembered {
     }
 
     fn lines(self) -> String {
-        let Remembered { cluster, member, founder, logged } = self;
+        let Remembered { cluster, member, founder, logged, epoch } = self;
         let (founder, logged) = (u8::from(founder), u8::from(logged));
-        format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n")
+        let epoch = if epoch == Epoch::UNKNOWN { String::new() } else { format!("epoch = {:x}\n", epoch.0) };
+        format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n{epoch}")
     }
 
     fn checksum(lines: &str) -> String {
@@ -337,7 +342,7 @@ impl Boot {
             return Err(BootError::Config("--initial-cluster gives two members the same peer URLs".to_owned()));
         }
         let cluster = static_cluster_id(founders.into_keys());
-        Ok(Remembered { cluster, member, founder: true, logged: false })
+        Ok(Remembered { cluster, member, founder: true, logged: false, epoch: Epoch::UNKNOWN })
     }
 
     fn threshold(&self, dir: &Path, known: Option<Remembered>, may_found: bool) -> Result<Threshold, BootError> {
@@ -478,7 +483,7 @@ impl Boot {
                 };
                 let (cluster, member) = (ClusterId(answer.cluster_id), MemberId(listed.id));
                 tracing::info!(%member, %cluster, via = url, "joining the cluster");
-                return Ok(Remembered { cluster, member, founder: false, logged: false });
+                return Ok(Remembered { cluster, member, founder: false, logged: false, epoch: Epoch::UNKNOWN });
             }
             if started.elapsed() > JOIN_TIMEOUT {
                 return Err(BootError::Unreachable(format!(
@@ -518,8 +523,10 @@ impl Boot {
             fetched = true;
         };
         let (wal, store, state, snapshots) = opened;
-        if !me.logged {
-            Remembered { logged: true, ..me }.store(dir)?;
+        let epoch = if state.epoch() == Epoch::UNKNOWN { me.epoch } else { state.epoch() };
+        let now = Remembered { logged: true, epoch, ..me };
+        if now != me {
+            now.store(dir)?;
         }
         let epoch = match (state.epoch(), start) {
             (Epoch::UNKNOWN, Start::Join(epoch)) => epoch,
@@ -534,12 +541,13 @@ impl Boot {
     async fn fetch(&self, me: Remembered, lack: Lack) -> Result<(), BootError> {
         let dir = self.config.data_dir.join("member");
         let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| unwritable(&dir.join("snap"), &e))?;
-        let identity = Identity::new(me.cluster, me.member, Epoch::UNKNOWN);
+        let identity = Identity::new(me.cluster, me.member, me.epoch);
         let started = Instant::now();
-        let mut reported = None;
-        if self.other_urls().is_empty() {
+        let mut reported = Instant::now();
+        if self.other_urls().is_empty() || me.epoch == Epoch::UNKNOWN {
             return Err(Unopened::Lacks(lack).into());
         }
+        tracing::warn!("{lack}: asking the other members for a snapshot");
         loop {
             let mut refusals = Vec::new();
             for (url, answer) in self.ask(ProbeRequest::default()).await {
@@ -547,7 +555,11 @@ impl Boot {
                     Ok(there) if there.cluster_id != me.cluster.0 || !there.formed => {
                         Err("it is in another cluster, or none".to_owned())
                     }
-                    Ok(there) if there.removed.contains(&me.member.0) => {
+                    Ok(there)
+                        if there.removed.contains(&me.member.0)
+                            && (me.epoch.agrees_with(Epoch(there.epoch))
+                                || there.replaced_epochs.contains(&me.epoch.0)) =>
+                    {
                         return Err(BootError::Identity(format!(
                             "{lack}; the member at {url} says that this one was removed"
                         )));
@@ -580,8 +592,8 @@ impl Boot {
                      or remove this member and add a new one"
                 )));
             }
-            if reported.is_none_or(|at: Instant| at.elapsed() > PROBE_REPORT) {
-                reported = Some(Instant::now());
+            if reported.elapsed() > PROBE_REPORT {
+                reported = Instant::now();
                 tracing::warn!("{lack}: waiting for a snapshot of another member ({refusals})");
             }
             tokio::time::sleep(PROBE_PAUSE).await;
@@ -678,6 +690,8 @@ impl Boot {
             group.found(self.founders()).await.map_err(raft)?;
         }
         workers::start(&node.inner, rounds, &tasks);
+        let intact = Remembered { logged: true, ..me };
+        tasks.spawn(remember_epoch(node.inner.clone(), self.config.data_dir.join("member"), intact));
         Ok(Member { node, tasks, store: opened.store, wal: opened.wal })
     }
 
@@ -763,6 +777,21 @@ pub(crate) struct Opening<'a> {
     pub(crate) damage: Damage,
 }
 
+/// Writes down the epoch of a member's first history, once it is known.
+async fn remember_epoch(inner: Arc<crate::node::Inner>, dir: PathBuf, me: Remembered) {
+    let mut applied = inner.applied.subscribe();
+    tokio::select! {
+        _ = applied.wait_for(|_| inner.state.epoch() != Epoch::UNKNOWN) => {}
+        () = inner.stop.cancelled() => return,
+    }
+    let now = Remembered { epoch: inner.state.epoch(), ..me };
+    if me.epoch == Epoch::UNKNOWN
+        && let Err(e) = ferretcd_raft::blocking(|| now.store(&dir))
+    {
+        tracing::warn!("cannot write down the history's epoch: {e}; the next start does it");
+    }
+}
+
 /// A store that cannot be used, and a snapshot file and a log that do not make a new one.
 #[derive(Debug)]
 pub(crate) struct Lack {
@@ -818,7 +847,10 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
     let options = ferretcd_wal::Options { sync, observer: metrics.clone(), ..ferretcd_wal::Options::default() };
     // Before the log, which is repaired as it is opened: one of a later version would be misread.
     Format::load(dir).map_err(unfit)?;
-    let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| storage(&e))?;
+    let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| match e {
+        WalError::Foreign { .. } | WalError::NewerFormat { .. } => BootError::Identity(chain(&e)),
+        e => storage(&e),
+    })?;
     let kind = config.engine;
     Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(unfit)?;
     make_private(&dir.join("snap"))?;
@@ -832,7 +864,14 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
         metrics: metrics.clone(),
     };
     let (store, state) = match opener.open() {
-        Ok((store, state)) if fits(&state, &wal, &snapshots) => (store, state),
+        Ok((store, state)) if fits(&state, &wal, &snapshots) => {
+            // One that was fetched, or installed just before a crash: raft takes it up, and the log must go on from it.
+            let newest = snapshots.newest().map_err(|e| storage(&e))?.map(|(pos, _)| pos);
+            if let Some(pos) = newest.filter(|pos| state.applied().is_none_or(|applied| applied.index < pos.index)) {
+                offline::join_up(&wal, pos, me.member).map_err(|e| storage(&e))?;
+            }
+            (store, state)
+        }
         Ok(_) if damage == Damage::Refuse => {
             return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())).into());
         }
@@ -931,10 +970,11 @@ fn rebuild(
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((pos, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
+        // Before there is a store that a start would take without a second look.
+        offline::join_up(wal, pos, opener.member).map_err(|e| failed(&e))?;
         let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
         state.install(&file).map_err(|e| failed(&e))?;
         state.flush().map_err(|e| failed(&e))?;
-        offline::join_up(wal, pos, opener.member).map_err(|e| failed(&e))?;
     }
     Ok((store, state))
 }
@@ -1038,7 +1078,17 @@ mod tests {
     fn an_identity_survives_a_restart_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), None);
-        let me = Remembered { cluster: ClusterId(7), member: MemberId(u64::MAX), founder: true, logged: false };
+        let me = Remembered {
+            cluster: ClusterId(7),
+            member: MemberId(u64::MAX),
+            founder: true,
+            logged: false,
+            epoch: Epoch::UNKNOWN,
+        };
+        me.store(dir.path()).unwrap();
+        let of_a_history = Remembered { epoch: Epoch(u64::MAX - 1), logged: true, ..me };
+        of_a_history.store(dir.path()).unwrap();
+        assert_eq!(Remembered::load(dir.path()).unwrap(), Some(of_a_history));
         me.store(dir.path()).unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), Some(me));
         let file = dir.path().join("identity");

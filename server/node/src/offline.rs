@@ -460,7 +460,13 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let dir = data.path().join("member");
         fs::create_dir_all(dir.join("snap")).unwrap();
-        let me = Remembered { cluster: ClusterId(0xc1), member: MemberId(7), founder: true, logged: true };
+        let me = Remembered {
+            cluster: ClusterId(0xc1),
+            member: MemberId(7),
+            founder: true,
+            logged: true,
+            epoch: Epoch::UNKNOWN,
+        };
         me.store(&dir).unwrap();
         Format::ensure(&dir, "sled", "ferretcd").unwrap();
         let options = Options { segment_bytes: 4096, cache_bytes: 0, ..Options::default() };

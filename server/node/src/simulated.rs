@@ -40,7 +40,7 @@ impl Boot {
     /// As [`Boot::run`], on parts.
     pub async fn run_on(self, parts: Parts) -> Result<Member, BootError> {
         let Parts { wal, store, state, snapshots, cluster, member, founder } = parts;
-        let me = Remembered { cluster, member, founder, logged: true };
+        let me = Remembered { cluster, member, founder, logged: true, epoch: ferretcd_types::Epoch::UNKNOWN };
         let identity = Arc::new(Identity::new(cluster, member, state.epoch()));
         let start = if founder { Start::Found } else { Start::Join(state.epoch()) };
         let opened = Opened { wal, store, state, snapshots, identity, metrics: Arc::new(Metrics::default()) };

@@ -107,7 +107,7 @@ async fn take_snapshots(inner: Arc<Inner>) {
         let (log, snapshot) = (inner.wal.bytes_behind(view.snapshot), inner.state.snapshot_bytes());
         if entries >= inner.config.snapshot_count && is_worth_a_snapshot(entries, log, snapshot) {
             // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
-            if let Err(e) = inner.group.has_room(snapshot) {
+            if let Err(e) = inner.group.has_room() {
                 tracing::warn!("no snapshot is written, so the log grows: {e}");
                 if !pause(&inner, NO_ROOM_PAUSE).await {
                     return;

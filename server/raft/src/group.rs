@@ -132,6 +132,7 @@ pub struct Group {
     raft: RawRaft,
     peers: Peers,
     snapshots: SnapshotDir,
+    state: Arc<State>,
     view: watch::Receiver<GroupView>,
 }
 
@@ -156,14 +157,22 @@ impl Group {
     pub async fn open(parts: GroupParts) -> Result<Self, GroupError> {
         let config = parts.timing.openraft().map_err(GroupError::Fatal)?;
         let member = parts.peers.identity().member;
-        let machine = Machine::new(parts.state, parts.effects, parts.snapshots.clone());
+        let machine = Machine::new(parts.state.clone(), parts.effects, parts.snapshots.clone());
         let network = Network { peers: parts.peers.clone() };
         let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
         let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
         tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), election, kept));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
-        Ok(Group { first_wait, election, raft, peers: parts.peers, snapshots: parts.snapshots, view })
+        Ok(Group {
+            first_wait,
+            election,
+            raft,
+            peers: parts.peers,
+            snapshots: parts.snapshots,
+            state: parts.state,
+            view,
+        })
     }
 
     /// Starts raft's tasks.
@@ -212,7 +221,9 @@ impl Group {
 
     /// The view of this moment: that of [`Group::view`] has numbers that may be some milliseconds old.
     pub fn look(&self) -> GroupView {
-        view_of(&self.raft.metrics().borrow_watched(), self.peers.identity().leader_silence(), self.election)
+        let (metrics, server) = (self.raft.metrics(), self.raft.server_metrics());
+        let silence = self.peers.identity().leader_silence();
+        view_of(&metrics.borrow_watched(), &server.borrow_watched(), silence, self.election)
     }
 
     /// Puts an encoded proposal in the log and waits until it is committed and applied here. Only on the leader.
@@ -305,12 +316,12 @@ impl Group {
         self.raft.trigger().snapshot().await.map_err(fatal)
     }
 
-    /// Whether a snapshot file of so many bytes fits where they are written.
+    /// Whether a snapshot file of the state as it is fits where they are written.
     ///
     /// # Errors
     /// See [`SnapshotDir::has_room`].
-    pub fn has_room(&self, bytes: u64) -> std::io::Result<()> {
-        self.snapshots.has_room(bytes)
+    pub fn has_room(&self) -> std::io::Result<()> {
+        self.snapshots.has_room(self.state.snapshot_bytes())
     }
 
     /// Whether this member's log holds a group.
@@ -356,7 +367,8 @@ const NUMBERS_EVERY: Duration = Duration::from_millis(10);
 async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
     let (mut metrics, mut server) = (raft.metrics(), raft.server_metrics());
     loop {
-        let view = view_of(&metrics.borrow_watched(), peers.identity().leader_silence(), election);
+        let view =
+            view_of(&metrics.borrow_watched(), &server.borrow_watched(), peers.identity().leader_silence(), election);
         let stopped = view.fatal.is_some();
         peers.lead_without_quorum(view.role == Role::Leader && view.leader.is_none());
         peers.may_purge(view.snapshot.saturating_sub(kept));
@@ -383,15 +395,21 @@ async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, elect
     }
 }
 
-fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, election: Duration) -> GroupView {
-    let role = match m.state {
+/// `server` is told before `m`, which has all of it and the numbers.
+fn view_of(
+    m: &openraft::RaftMetrics<TypeConfig>,
+    server: &openraft::metrics::RaftServerMetrics<TypeConfig>,
+    silence: Option<Duration>,
+    election: Duration,
+) -> GroupView {
+    let role = match server.state {
         ServerState::Leader => Role::Leader,
         ServerState::Candidate => Role::Candidate,
         ServerState::Follower => Role::Follower,
         _ => Role::Learner,
     };
     let quorum_acked = m.last_quorum_acked.as_ref().and_then(|at| Instant::now().checked_sub(at.elapsed()));
-    let alone = m.membership_config.voter_ids().count() == 1;
+    let alone = server.membership_config.voter_ids().count() == 1;
     let quorum_lost = role == Role::Leader && !alone && quorum_acked.is_none_or(|at| at.elapsed() > election);
     let leader_silent = role != Role::Leader && silence.is_none_or(|s| s > election * 2);
     let heard = m.heartbeat.as_ref();
@@ -405,13 +423,13 @@ fn view_of(m: &openraft::RaftMetrics<TypeConfig>, silence: Option<Duration>, ele
     GroupView {
         term: m.current_term,
         role,
-        leader: if quorum_lost || leader_silent { None } else { m.current_leader.map(MemberId) },
+        leader: if quorum_lost || leader_silent { None } else { server.current_leader.map(MemberId) },
         last_log_index: m.last_log_index.unwrap_or_default(),
         committed: m.local_committed.as_ref().map_or(0, |l| l.index()),
         applied: m.last_applied.as_ref().map_or(0, |l| l.index()),
         snapshot: m.snapshot.as_ref().map_or(0, |l| l.index()),
-        members: entry::members(m.membership_config.membership()).into(),
-        membership_index: m.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
+        members: entry::members(server.membership_config.membership()).into(),
+        membership_index: server.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
         flushed: m.replication.as_ref().and_then(|r| r.get(&m.id)).and_then(|l| l.as_ref()).map(|l| l.index()),
         progress: Arc::new(progress.collect()),
         quorum_acked,

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -182,7 +183,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
         let why = match blocking(|| self.newest()) {
             Ok(newest) => return Ok(newest),
-            Err(why) => why,
+            Err(why) if why.kind() == io::ErrorKind::InvalidData => why,
+            Err(why) => return Err(why),
         };
         // The state has all that the file had: a start makes sure that it is not behind what the log was purged of.
         let aside = blocking(|| match self.snapshots.newest()? {
@@ -196,8 +198,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
 /// The membership in a snapshot file, which is read to its end: its checksum must be right.
 pub(crate) fn snapshot_membership(path: &Path) -> io::Result<StoredMembership> {
-    let unusable = |why: &dyn std::fmt::Display| io::Error::other(format!("{}: {why}", path.display()));
-    let file = File::open(path).map_err(|e| unusable(&e))?;
+    let unusable =
+        |why: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
+    let file = File::open(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
     match ferretcd_state::snapshot_membership(&file).map_err(|e| unusable(&e))? {
         Some(blob) => entry::decode_stored(blob).map_err(|e| unusable(&e)),
         None => Ok(StoredMembership::default()),
@@ -212,7 +215,9 @@ pub(crate) fn write_snapshot(
     snapshots: &SnapshotDir,
 ) -> io::Result<(PathBuf, Duration)> {
     let pos = pinned.applied().unwrap_or_default();
-    let part = snapshots.unfinished(&format!("build-{}", pos.index));
+    // Two may be written at once: one in the background, and one in the place of a file that was damaged.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let part = snapshots.unfinished(&format!("build-{}-{}", pos.index, NUMBER.fetch_add(1, Ordering::Relaxed)));
     let mut file = io::BufWriter::with_capacity(1 << 20, File::create(&part)?);
     pinned.write(SnapshotKind::Raft, &mut |chunk: bytes::Bytes| file.write_all(&chunk)).map_err(io::Error::other)?;
     drop(pinned);

@@ -78,6 +78,11 @@ pub fn join_up(wal: &Wal, at: LogPos, member: MemberId) -> io::Result<()> {
         let vote = wal::Vote { term: at.term, node: member.0, committed: false };
         done(|reply| wal.save_vote(vote, reply))?;
     }
+    // openraft closes the hole only if the last entry's term is not above the snapshot's, which an entry that was never
+    // committed may be.
+    if at.index >= wal.end_index() {
+        done(|reply| wal.purge(wal::LogPos { term: at.term, index: at.index }, reply))?;
+    }
     Ok(())
 }
 
@@ -145,19 +150,25 @@ mod tests {
     fn a_log_joins_up_with_another_members_snapshot_and_loses_only_what_was_never_committed() {
         let identity = Identity { cluster_id: 1, member_id: 1 };
         let vote = |term, node, committed| wal::Vote { term, node, committed };
-        // The snapshot's last entry: which entries are left, and the vote.
-        for (at, left, voted) in [
-            (LogPos { term: 2, index: 3 }, 0..3, vote(2, 1, false)),
-            (LogPos { term: 1, index: 3 }, 0..5, vote(1, 3, true)),
-            (LogPos { term: 2, index: 9 }, 0..5, vote(2, 1, false)),
+        // The term of entries 3 and 4, the snapshot's last entry: which entries are left, and the vote.
+        for (tail, at, left, voted) in [
+            (2, LogPos { term: 2, index: 3 }, 0..5, vote(3, 3, true)),
+            (2, LogPos { term: 1, index: 9 }, 10..10, vote(3, 3, true)),
+            (1, LogPos { term: 2, index: 3 }, 4..4, vote(3, 3, true)),
+            (1, LogPos { term: 4, index: 9 }, 10..10, vote(4, 1, false)),
+            (3, LogPos { term: 2, index: 3 }, 4..4, vote(3, 3, true)),
+            (3, LogPos { term: 2, index: 4 }, 5..5, vote(3, 3, true)),
+            (3, LogPos { term: 1, index: 2 }, 0..5, vote(3, 3, true)),
         ] {
             let fs = Arc::new(ferretcd_wal::fs::mem::MemFs::new());
             let dir = std::path::Path::new("/wal");
             let (wal, _) =
                 Wal::open_inline(fs, dir, Options { segment_bytes: 4096, ..Options::default() }, identity).unwrap();
-            let entries = (0..5).map(|index| Entry { term: 1, index, payload: Bytes::from_static(&[0]) }).collect();
+            let term = |index| if index < 3 { 1 } else { tail };
+            let entries =
+                (0..5).map(|index| Entry { term: term(index), index, payload: Bytes::from_static(&[0]) }).collect();
             done(|reply| wal.append(entries, reply)).unwrap();
-            done(|reply| wal.save_vote(vote(1, 3, true), reply)).unwrap();
+            done(|reply| wal.save_vote(vote(3, 3, true), reply)).unwrap();
             join_up(&wal, at, MemberId(1)).unwrap();
             assert_eq!((wal.first_index()..wal.end_index(), wal.vote().unwrap()), (left, voted), "{at:?}");
         }

@@ -30,7 +30,7 @@ pub struct Load {
     acknowledged: Arc<AtomicU64>,
     history: Arc<Mutex<History>>,
     clients: Vec<JoinHandle<()>>,
-    watchers: Vec<JoinHandle<Watch>>,
+    watchers: Vec<JoinHandle<(Watch, usize)>>,
     /// Tells the watchers up to which revision they must see everything.
     finish: watch::Sender<i64>,
 }
@@ -100,11 +100,14 @@ impl Load {
         self.finish.send_replace(last);
         for watcher in self.watchers {
             let seen = tokio::time::timeout(PATIENCE, watcher).await;
-            history.watches.push(seen.expect("a watcher is told of everything").unwrap());
+            let (watch, live) = seen.expect("a watcher is told of everything").unwrap();
+            assert!(live > 0, "seed {}: {} was told of the past only", self.seed, watch.client);
+            history.watches.push(watch);
         }
         let (_sender, finished) = watch::channel(last);
         for member in cluster.members.iter().filter(|m| m.runs()) {
-            history.watches.push(watcher(vec![member.client.clone()], 0, finished.clone()).await);
+            let seen = tokio::time::timeout(PATIENCE, watcher(vec![member.client.clone()], 0, finished.clone())).await;
+            history.watches.push(seen.expect("a member tells of everything").0);
         }
         let answered = history.calls.iter().filter(|call| call.outcome != Outcome::Unknown).count();
         assert!(answered > least, "only {answered} of {} calls were answered", history.calls.len());
@@ -355,15 +358,15 @@ impl Client {
 const SECOND: u64 = 1_000_000_000;
 
 /// Everything that happens, as a watcher is told it who begins at one of these members and goes on at the next when that fails,
-/// until it has seen all up to the revision that it is told in the end.
-async fn watcher(members: Vec<String>, mut at: usize, mut finish: watch::Receiver<i64>) -> Watch {
-    let (mut seen, mut last) = (Vec::new(), 0);
+/// until it has seen all up to the revision that it is told in the end. With it, how many messages came after a watch's first.
+async fn watcher(members: Vec<String>, mut at: usize, mut finish: watch::Receiver<i64>) -> (Watch, usize) {
+    let (mut seen, mut last, mut live) = (Vec::new(), 0, 0);
     let first = at;
     loop {
         let until = *finish.borrow();
         if until > 0 && last >= until {
             let client = format!("a watcher from {} on", members[first % members.len()]);
-            return Watch { client, span: Span::all(), start: 1, seen, until };
+            return (Watch { client, span: Span::all(), start: 1, seen, until }, live);
         }
         let member = &members[at % members.len()];
         at += 1;
@@ -371,6 +374,7 @@ async fn watcher(members: Vec<String>, mut at: usize, mut finish: watch::Receive
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let before = seen.len();
         loop {
             let until = *finish.borrow_and_update();
             if until > 0 && last >= until {
@@ -391,6 +395,7 @@ async fn watcher(members: Vec<String>, mut at: usize, mut finish: watch::Receive
             let events: Vec<Event> = message.events.iter().map(event).collect();
             if let Some(event) = events.last() {
                 last = event.revision;
+                live += usize::from(seen.len() > before);
                 seen.push(Seen::Events(events));
             }
         }

@@ -5,6 +5,7 @@ use crate::machine::{aside, snapshot_membership};
 use crate::snapshot::{SnapshotDir, SnapshotFile};
 use crate::transport::client::client;
 use crate::transport::dial::Dialer;
+use crate::transport::server::SNAPSHOT_PATIENCE;
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::snapshot_part::Part;
 use ferretcd_types::{LogPos, MemberId};
@@ -12,6 +13,10 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tonic::{Request, Status, Streaming};
+
+/// How long the next part of a snapshot may take, a megabyte: a wire that is slower than 20 kB/s carries no group, and a sender whose
+/// disk hangs is not to be waited for.
+const PART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes a snapshot in, and reads all of it before anybody uses it: a file that cannot be installed ends a member, and it is the
 /// sender's that is damaged. With its head comes how long the last sync took.
@@ -31,7 +36,8 @@ pub(crate) async fn receive(
     let to = path.clone();
     let mut file = aside(move || File::create(to)).await.map_err(failed)?;
     let mut received = 0u64;
-    while let Some(part) = parts.message().await? {
+    let late = |_| Status::deadline_exceeded(format!("nothing more of a snapshot came within {PART_PATIENCE:?}"));
+    while let Some(part) = tokio::time::timeout(PART_PATIENCE, parts.message()).await.map_err(late)?? {
         let Some(Part::Data(data)) = part.part else {
             return Err(Status::invalid_argument("a snapshot has one head"));
         };
@@ -67,7 +73,9 @@ pub async fn fetch_snapshot(
     identity.sign(of, request.metadata_mut());
     let fetched = async {
         let channel = dialer.connect(url).await.map_err(Status::unavailable)?;
-        let parts = client(channel).fetch_snapshot(request).await?.into_inner();
+        let mut client = client(channel);
+        let answer = tokio::time::timeout(SNAPSHOT_PATIENCE, client.fetch_snapshot(request)).await;
+        let parts = answer.map_err(|_| Status::deadline_exceeded("it takes too long to write one"))??.into_inner();
         receive(parts, snapshots, "fetched").await
     };
     let (head, file, _) = fetched.await.map_err(|status| status.message().to_owned())?;
@@ -75,6 +83,10 @@ pub async fn fetch_snapshot(
     let pos = LogPos { term: last.term, index: last.index };
     if pos.index < at_least {
         return Err(format!("it sent a snapshot of entry {}, which is too old", pos.index));
+    }
+    // The damaged one may have the same name.
+    if let Ok(Some((_, damaged))) = snapshots.newest() {
+        snapshots.set_aside(&damaged).map_err(|e| e.to_string())?;
     }
     snapshots.finish(&file.path, pos).map_err(|e| e.to_string())?;
     Ok(pos)

@@ -3,6 +3,7 @@
 use crate::entry;
 use crate::group::{Group, RawRaft};
 use crate::identity::{Identity, PeerIdentity};
+use crate::machine::aside;
 use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::{SnapshotDir, SnapshotFile};
 use crate::transport::client::{MESSAGE_BYTES_MAX, send_file};
@@ -54,6 +55,7 @@ struct Opened {
     identity: Arc<Identity>,
     raft: RawRaft,
     snapshots: SnapshotDir,
+    room: Group,
     observer: Arc<dyn PeerObserver>,
 }
 
@@ -75,7 +77,7 @@ impl Door {
     pub fn open(&self, group: &Group) {
         let (identity, raft, snapshots) = group.for_door();
         let observer = group.peers().observer().clone();
-        let _ = self.opened.set(Opened { identity, raft, snapshots, observer });
+        let _ = self.opened.set(Opened { identity, raft, snapshots, room: group.clone(), observer });
     }
 
     /// The gRPC service.
@@ -87,10 +89,10 @@ impl Door {
     }
 }
 
-/// How long a member that is asked for a snapshot may take to write one, and how often it looks whether it is there. A store of
-/// its largest size takes as long on a slow disk; who asks has time, and asks again.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(300);
-const SNAPSHOT_LOOK: Duration = Duration::from_millis(100);
+/// How long a member that is asked for a snapshot may take to write one, and how often it looks whether it is there. Who asks has
+/// given up by then, and asks again: it is being written all the same.
+pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(60);
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(200);
 
 /// Megabytes of a snapshot that are read before the other member has taken those before.
 const SNAPSHOT_PARTS_AHEAD: usize = 4;
@@ -125,14 +127,21 @@ async fn far_enough(opened: &Opened, at_least: u64) -> Result<(LogPos, SnapshotF
     if applied < at_least {
         return Err(Status::unavailable(format!("this member has applied up to {applied}, and not up to {at_least}")));
     }
-    let mut asked = false;
     let found = tokio::time::timeout(SNAPSHOT_PATIENCE, async {
         loop {
             let newest = opened.snapshots.newest().map_err(|e| Status::internal(e.to_string()))?;
-            if let Some(newest) = newest.filter(|(pos, _)| pos.index >= at_least) {
-                return Ok(newest);
-            }
-            if !std::mem::replace(&mut asked, true) {
+            if let Some((pos, file)) = newest.filter(|(pos, _)| pos.index >= at_least) {
+                let snapshots = opened.snapshots.clone();
+                if aside(move || snapshots.usable()).await.is_ok() {
+                    return Ok((pos, file));
+                }
+                // Damaged here, too: it is read again where it is sent from, and written anew.
+                file.suspected();
+                opened.raft.get_snapshot().await.map_err(stopped)?;
+            } else {
+                // Where there is no room, a snapshot that is tried ends the member.
+                opened.room.has_room().map_err(|e| Status::resource_exhausted(e.to_string()))?;
+                // Nothing happens while one is written, which may be of a moment that was too early.
                 opened.raft.trigger().snapshot().await.map_err(stopped)?;
             }
             tokio::time::sleep(SNAPSHOT_LOOK).await;
