@@ -9,7 +9,7 @@ use bytes::Bytes;
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::ferretcd_v1::maintenance_client::MaintenanceClient as OwnMaintenanceClient;
 use ferretcd_proto::ferretcd_v1::{RestoreOptions, RestoreRequest, RestoreResponse, restore_request::Request};
-use ferretcd_proto::peer::{ProbeRequest, ProposeRequest, peer_client::PeerClient};
+use ferretcd_proto::peer::{ForwardRequest, ProbeRequest, peer_client::PeerClient};
 use ferretcd_types::{
     Caller, Command, Proposal, RequestId, RestoreBegin, RestoreChunk, RestoreCommit, RestoreRecord, RestoreTotals,
     Revision, codec,
@@ -214,7 +214,7 @@ async fn propose(cluster: &Cluster, command: Command) {
         let who = peer.probe(ProbeRequest::default()).await.map_err(|e| e.to_string())?.into_inner();
         let proposal =
             codec::encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command: command.clone() });
-        let mut request = tonic::Request::new(ProposeRequest { proposal });
+        let mut request = tonic::Request::new(futures::stream::iter([ForwardRequest { proposals: vec![proposal] }]));
         for (key, value) in [
             ("ferretcd-cluster-id", who.cluster_id),
             ("ferretcd-epoch", who.epoch),
@@ -223,7 +223,11 @@ async fn propose(cluster: &Cluster, command: Command) {
         ] {
             request.metadata_mut().insert(key, value.into());
         }
-        peer.propose(request).await.map(drop).map_err(|e| e.to_string())
+        let mut answers = peer.forward(request).await.map_err(|e| e.to_string())?.into_inner();
+        match answers.message().await.map_err(|e| e.to_string())? {
+            Some(answer) => answer.refusals.first().map_or(Ok(()), |refusal| Err(refusal.why.clone())),
+            None => Err("it was not answered".to_owned()),
+        }
     })
     .await;
 }

@@ -455,10 +455,14 @@ impl Requests {
 }
 
 impl PeerRequests for Requests {
-    fn propose(&self, proposal: Bytes) -> Answer<'_, Result<(), Error>> {
+    fn propose(&self, proposals: Vec<Bytes>) -> Answer<'_, Vec<Result<(), Error>>> {
         Box::pin(async move {
-            let group = &self.node()?.inner.group;
-            group.propose(&proposal).await.map(drop).map_err(from_group)
+            let group = match self.node() {
+                Ok(node) => &node.inner.group,
+                Err(e) => return vec![Err(e); proposals.len()],
+            };
+            let outcomes = group.propose_all(&proposals).await;
+            outcomes.into_iter().map(|outcome| outcome.map(drop).map_err(from_group)).collect()
         })
     }
 

@@ -238,13 +238,7 @@ impl Inner {
                     }
                 }
             } else {
-                let Some(node) = self.view().node(leader).cloned() else {
-                    if let Err(e) = self.pause(deadline).await {
-                        return e;
-                    }
-                    continue;
-                };
-                self.group.peers().propose(leader, &node, bytes.clone(), permit.clone()).await
+                self.group.peers().propose(leader, bytes.clone(), permit.clone()).await
             };
             match taken {
                 // In the log, or perhaps in it: the reply comes when it is applied.

@@ -5,9 +5,10 @@ use crate::entry;
 use crate::identity::Identity;
 use crate::log::Log;
 use crate::machine::{Effects, Machine};
+use crate::offer::{self, Offer};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::{Network, Peers};
-use crate::types::{Data, Membership, TypeConfig, log_pos};
+use crate::types::{Membership, TypeConfig, log_pos};
 use bytes::Bytes;
 use ferretcd_state::State;
 use ferretcd_types::{LogPos, MemberId, PeerNode};
@@ -19,7 +20,7 @@ use openraft::{ChangeMembers, Instant as _, Raft, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 pub(crate) type RawRaft = Raft<TypeConfig, Machine>;
@@ -134,6 +135,7 @@ pub struct Group {
     snapshots: SnapshotDir,
     state: Arc<State>,
     view: watch::Receiver<GroupView>,
+    offers: mpsc::Sender<Offer>,
 }
 
 /// What a group is started from.
@@ -163,6 +165,8 @@ impl Group {
         let (tx, view) = watch::channel(GroupView::default());
         let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
         tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), election, kept));
+        let (offers, offered) = mpsc::channel(offer::WAITING_MAX);
+        tokio::spawn(offer::hand_over(raft.clone(), offered));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
         Ok(Group {
             first_wait,
@@ -172,6 +176,7 @@ impl Group {
             snapshots: parts.snapshots,
             state: parts.state,
             view,
+            offers,
         })
     }
 
@@ -228,8 +233,28 @@ impl Group {
 
     /// Puts an encoded proposal in the log and waits until it is committed and applied here. Only on the leader.
     pub async fn propose(&self, proposal: &Bytes) -> Result<LogPos, GroupError> {
-        let written = self.raft.client_write(Data(entry::normal(proposal))).await.map_err(write_error)?;
-        Ok(log_pos(&written.log_id))
+        outcome(self.offer(proposal).await).await
+    }
+
+    /// As [`Group::propose`], for many: what became of each, once that is known of all.
+    pub async fn propose_all(&self, proposals: &[Bytes]) -> Vec<Result<LogPos, GroupError>> {
+        let mut answers = Vec::with_capacity(proposals.len());
+        for proposal in proposals {
+            answers.push(self.offer(proposal).await);
+        }
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(outcome(answer).await);
+        }
+        outcomes
+    }
+
+    /// Waits for a place in the queue.
+    async fn offer(&self, proposal: &Bytes) -> oneshot::Receiver<Result<LogPos, GroupError>> {
+        let (offer, answer) = Offer::new(proposal);
+        // Where nobody takes it, the answer's other end is gone.
+        let _ = self.offers.send(offer).await;
+        answer
     }
 
     /// The index that a read must have applied to be linearizable: a quorum has just confirmed this leader.
@@ -337,11 +362,15 @@ impl Group {
     }
 }
 
-fn fatal(e: impl std::fmt::Display) -> GroupError {
+async fn outcome(answer: oneshot::Receiver<Result<LogPos, GroupError>>) -> Result<LogPos, GroupError> {
+    answer.await.unwrap_or_else(|_| Err(fatal("nobody takes proposals any more")))
+}
+
+pub(crate) fn fatal(e: impl std::fmt::Display) -> GroupError {
     GroupError::Fatal(e.to_string())
 }
 
-fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupError {
+pub(crate) fn write_error(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupError {
     match e {
         RaftError::Fatal(e) => fatal(e),
         RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => {

@@ -10,6 +10,7 @@ pub mod identity;
 mod log;
 mod machine;
 mod observer;
+mod offer;
 pub mod offline;
 pub mod snapshot;
 #[cfg(test)]

@@ -4,5 +4,6 @@ pub mod client;
 mod convert;
 pub mod dial;
 pub mod fetch;
+pub mod forward;
 mod reach;
 pub mod server;

@@ -25,6 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+/// What the store may have to take in yet for a write not to wait: an eighth of what it queues.
+const PENDING_BYTES_FEW: usize = 8 << 20;
+
 /// The replicated state of one member. Share it in an `Arc`: one thread applies, any number read.
 ///
 /// Every call may block on the store, so async callers use a blocking thread for all that touches values.
@@ -257,6 +260,11 @@ impl State {
     /// Bytes that the store's files occupy.
     pub fn disk_bytes(&self) -> Result<u64, StateError> {
         self.inner.mvcc.store.size_on_disk().map_err(StateError::store("measure the store"))
+    }
+
+    /// Whether so many bytes are written without a wait for the store, which has taken in almost all that came before.
+    pub fn has_room_for(&self, bytes: usize) -> bool {
+        self.inner.mvcc.store.pending_bytes() + bytes < PENDING_BYTES_FEW
     }
 
     /// Rewrites the store's files without the space that deleted records left. Reads go on, writes wait when they become

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{JoinHandle, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -33,6 +33,9 @@ const READ_GAP: u64 = 4 << 10;
 
 /// And at most this much, unless one record is larger.
 const READ_BYTES: u64 = 1 << 20;
+/// How long a committed position waits for a request to be written with. Under load one follows within a millisecond, and a write
+/// of its own for each would cost more than it tells: what a restart does not know to be committed it learns from the group.
+const COMMITTED_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Told when a request is durable, or why it never will be. Called exactly once ([`Wal::append_covered`] apart): on
 /// the writer's thread, in the order of the requests, or at once on the caller's if the request is refused. It must not block.
@@ -172,6 +175,8 @@ pub(crate) struct Inside {
     tickets: u32,
     failure: Option<Failure>,
     closing: bool,
+    /// The writer's thread waits without an end in sight, even for a committed position.
+    asleep: bool,
 }
 
 impl Wal {
@@ -295,8 +300,8 @@ impl Wal {
         });
     }
 
-    /// Saves the committed position. It is written soon and durable with the next request that is, so that a restart
-    /// may find an older one.
+    /// Saves the committed position. It is written with the next request, or within [`COMMITTED_PATIENCE`] if none comes, and
+    /// durable with the next request that is, so that a restart may find an older one.
     ///
     /// # Errors
     /// The log has failed or is closed.
@@ -306,6 +311,9 @@ impl Wal {
             inside.usable()?;
             inside.memory.apply(&Record::Committed(committed)).map_err(invalid)?;
             inside.committed = Some(committed);
+            if !inside.asleep && matches!(self.inner.engine, Engine::Thread { .. }) {
+                return Ok(());
+            }
         }
         self.kick();
         Ok(())
@@ -623,15 +631,26 @@ impl Shared {
     /// The next batch, when there is one; None when the log is closed and all is written.
     pub fn wait_for_batch(&self) -> Option<Batch> {
         let mut inside = self.lock();
+        let mut until = Instant::now() + COMMITTED_PATIENCE;
         loop {
-            if let Some(batch) = inside.take_batch() {
+            let late = inside.closing || Instant::now() >= until;
+            if (late || !inside.queue.is_empty())
+                && let Some(batch) = inside.take_batch()
+            {
                 self.room.notify_all();
                 return Some(batch);
             }
             if inside.closing {
                 return None;
             }
-            self.wake.wait(&mut inside);
+            if late {
+                inside.asleep = true;
+                self.wake.wait(&mut inside);
+                inside.asleep = false;
+                until = Instant::now() + COMMITTED_PATIENCE;
+            } else {
+                self.wake.wait_until(&mut inside, until);
+            }
         }
     }
 
@@ -736,6 +755,7 @@ fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> R
         tickets: 0,
         failure: None,
         closing: false,
+        asleep: false,
     };
     let shared = Arc::new(Shared { inside: Mutex::new(inside), wake: Condvar::new(), room: Condvar::new() });
     let mut writer = Writer {

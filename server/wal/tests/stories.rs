@@ -85,6 +85,28 @@ fn a_new_log_is_empty() {
 }
 
 #[test]
+fn a_committed_position_that_no_request_follows_is_written_all_the_same() {
+    struct Writes(Mutex<mpsc::Sender<u64>>);
+    impl Observer for Writes {
+        fn fsync_duration(&self, _: Duration) {}
+        fn write_duration(&self, _: Duration) {}
+        fn written(&self, bytes: u64) {
+            let _ = self.0.lock().unwrap().send(bytes);
+        }
+    }
+    let (sender, written) = mpsc::channel();
+    let options = Options { observer: Arc::new(Writes(Mutex::new(sender))), ..small() };
+    let (wal, _) = Wal::open(Arc::new(MemFs::new()), dir(), options, IDENTITY).unwrap();
+    append(&wal, entries(1, 0..3, 10)).unwrap();
+    written.recv_timeout(Duration::from_secs(60)).unwrap();
+    // Once right behind the entries, and once when the writer has fallen asleep.
+    for index in [1, 2] {
+        wal.save_committed(pos(1, index)).unwrap();
+        written.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+}
+
+#[test]
 fn everything_is_there_after_a_restart() {
     let fs = MemFs::new();
     let (wal, _) = open(&fs);

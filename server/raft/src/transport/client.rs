@@ -6,6 +6,7 @@ use crate::observer::{PeerObserver, Transfer, Way};
 use crate::snapshot::SnapshotFile;
 use crate::transport::convert;
 use crate::transport::dial::{ASK_EVERY, Dialer, Link};
+use crate::transport::forward::{self, Offer};
 use crate::transport::reach::{Reach, Told};
 use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
@@ -62,7 +63,7 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
 
 /// How long one administrative call to the leader may take beyond the caller's own time-out handling.
-const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
+pub(crate) const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// How often a member that refuses this one at its door is mentioned in the log.
 const REFUSAL_REPORT: Duration = Duration::from_secs(10);
@@ -84,6 +85,8 @@ pub struct Peers {
     without_quorum: Arc<AtomicBool>,
     /// The last entry that the log would be purged of if it were on its way to nobody.
     purgeable: Arc<AtomicU64>,
+    /// Where proposals for each member are handed on. Who hands them on has none of these: it ends with the last of them.
+    ways: Arc<Mutex<HashMap<u64, mpsc::Sender<Offer>>>>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -195,6 +198,7 @@ impl Peers {
             reach: Arc::default(),
             without_quorum: Arc::default(),
             purgeable: Arc::default(),
+            ways: Arc::default(),
         }
     }
 
@@ -228,6 +232,7 @@ impl Peers {
         let book: HashMap<u64, PeerNode> = members.iter().map(|(id, node, _)| (id.0, node.clone())).collect();
         self.routes.write().retain(|id, _| book.contains_key(id));
         self.reach.retain(|id| book.contains_key(&id));
+        self.ways.lock().retain(|id, _| book.contains_key(id));
         *self.book.write() = book;
     }
 
@@ -250,6 +255,31 @@ impl Peers {
         let channel = route.channel.clone();
         routes.insert(id, route);
         Ok(channel)
+    }
+
+    /// The channel to a member that is known.
+    pub(super) fn channel_now(&self, id: MemberId) -> Option<Link> {
+        let node = self.book.read().get(&id.0).cloned()?;
+        self.channel(id.0, &node).ok()
+    }
+
+    /// Where proposals for a member are handed on; `begin` starts what does so.
+    pub(super) fn way_to(&self, id: MemberId, begin: impl FnOnce(Peers, mpsc::Receiver<Offer>)) -> mpsc::Sender<Offer> {
+        let mut ways = self.ways.lock();
+        let known = ways.entry(id.0).or_insert_with(|| {
+            let (way, offers) = forward::queue();
+            begin(Peers { ways: Arc::default(), ..self.clone() }, offers);
+            way
+        });
+        known.clone()
+    }
+
+    /// A call to the leader ended so.
+    pub(super) fn not_reached(&self, id: MemberId, status: &Status) {
+        if undelivered(status) {
+            self.turn(id.0);
+        }
+        self.unanswered(id.0, &describe(status));
     }
 
     /// The member was not reached: tries another of its URLs, if it has any.
@@ -289,7 +319,7 @@ impl Peers {
     }
 
     /// A call to the member was answered.
-    fn answered(&self, id: u64) {
+    pub(super) fn answered(&self, id: u64) {
         if let Some(time) = self.reach.answered(id, Instant::now()) {
             tracing::info!("peer-id" = %MemberId(id), "inactive-for" = ?time, "peer became active");
         }
@@ -310,7 +340,7 @@ impl Peers {
         due
     }
 
-    fn request<T>(&self, to: MemberId, message: T) -> Request<T> {
+    pub(super) fn request<T>(&self, to: MemberId, message: T) -> Request<T> {
         let mut request = Request::new(message);
         self.identity.sign(to, request.metadata_mut());
         request
@@ -329,8 +359,7 @@ impl Peers {
     {
         let channel = self.channel(leader.0, node).map_err(Error::internal)?;
         let request = self.request(leader, message);
-        // A task of its own, which ends within the time-out: a caller may go before the answer comes, as a proposal's does that
-        // is applied here first. Its stream would be reset, and the answer come to a stream that h2 has forgotten. After 1,024 of
+        // A task of its own, which ends within the time-out: a caller may go before the answer comes. Its stream would be reset, and the answer come to a stream that h2 has forgotten. After 1,024 of
         // those in its life h2 0.4.20 ends a connection (`max_local_error_reset_streams`), with all calls that are under way.
         let answer = tokio::spawn(tokio::time::timeout(LEADER_CALL_TIMEOUT, call(client(channel), request)));
         let Ok(answer) = answer.await else { return Err(Error::Stopped) };
@@ -355,24 +384,6 @@ impl Peers {
                 Err(if undelivered(&status) { Error::NotLeader } else { Error::TimeoutConnectionLost })
             }
         }
-    }
-
-    /// Has the leader put a proposal in the log. An error of kind [`Error::NotLeader`] means that it was not taken
-    /// up; any other may mean that it was. What is `held` is let go when the call ends, which may be after its caller has gone.
-    pub async fn propose(
-        &self,
-        leader: MemberId,
-        node: &PeerNode,
-        proposal: bytes::Bytes,
-        held: impl Send + 'static,
-    ) -> Result<(), Error> {
-        let message = pb::ProposeRequest { proposal };
-        let call = |mut c: PeerClient<Link>, r| async move {
-            let _held = held;
-            c.propose(r).await
-        };
-        self.leader_call(leader, node, message, call).await?;
-        Ok(())
     }
 
     /// Asks the leader for the index that a linearizable read must have applied.
@@ -588,7 +599,7 @@ impl PeerConnection {
 }
 
 /// Whether a failed call never reached the member's hands: nobody listens there, or its door refused the caller.
-fn undelivered(status: &Status) -> bool {
+pub(super) fn undelivered(status: &Status) -> bool {
     if matches!(status.code(), Code::FailedPrecondition | Code::Unauthenticated) {
         return true;
     }
@@ -602,7 +613,7 @@ fn undelivered(status: &Status) -> bool {
     false
 }
 
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     let cause = std::error::Error::source(status).map(source_text);
     cause.map_or_else(|| status.message().to_owned(), |cause| format!("{}: {cause}", status.message()))
 }
@@ -939,12 +950,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_to_the_leader_is_heard_to_its_end_though_nobody_waits_for_it() {
-        let (peers, read) = member(|| one(&pb::ProposeResponse {}), Duration::from_millis(10));
+        let (peers, read) = member(|| one(&pb::ReadIndexResponse::default()), Duration::from_millis(10));
         let node = node(&["http://127.0.0.1:1"]);
-        let call = peers.propose(MemberId(2), &node, bytes::Bytes::from_static(b"x"), ());
+        let call = peers.read_index(MemberId(2), &node);
         assert!(call.now_or_never().is_none());
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(read.load(Ordering::Relaxed), "the call was given up with its caller");
+    }
+
+    /// Two proposals for a member that says this after a while, in the order in which they were made.
+    async fn proposed(says: fn() -> Vec<Frame>) -> [Result<(), Error>; 2] {
+        let (peers, _) = member(says, Duration::from_millis(10));
+        peers.learn(&[(MemberId(2), node(&["http://127.0.0.1:1"]), false)]);
+        let propose = |text: &'static [u8]| peers.propose(MemberId(2), bytes::Bytes::from_static(text), Arc::new(()));
+        let (one, other) = tokio::join!(propose(b"one"), propose(b"other"));
+        [one, other]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn proposals_of_one_message_are_answered_one_by_one() {
+        assert_eq!(proposed(|| one(&pb::ForwardResponse::default())).await, [Ok(()), Ok(())]);
+        let both = proposed(|| {
+            let refusals = vec![pb::ForwardRefusal { at: 1, why: Error::NotLeader.to_string() }];
+            one(&pb::ForwardResponse { refusals })
+        });
+        assert_eq!(both.await, [Ok(()), Err(Error::NotLeader)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn proposals_that_a_stream_took_along_may_have_been_taken_up() {
+        assert_eq!(
+            proposed(|| vec![Err(Status::internal("cut"))]).await,
+            [const { Err(Error::TimeoutConnectionLost) }; 2]
+        );
+        let closed = || vec![Err(Status::failed_precondition("the door is closed"))];
+        assert_eq!(proposed(closed).await, [const { Err(Error::NotLeader) }; 2], "refused at the door: not taken up");
+        assert_eq!(proposed(Vec::new).await, [const { Err(Error::Timeout) }; 2], "never answered");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use crate::snapshot::{SnapshotDir, SnapshotFile};
 use crate::transport::client::{MESSAGE_BYTES_MAX, send_file};
 use crate::transport::convert;
 use crate::transport::fetch::receive;
+use crate::transport::forward::{MESSAGES_IN_FLIGHT_MAX, outcomes};
 use crate::types::{SnapshotMeta, TypeConfig, log_id_from_pb, vote_from_pb, vote_to_pb};
 use bytes::Bytes;
 use ferretcd_proto::peer as pb;
@@ -34,8 +35,8 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a follower may ask of this member, answered by the node above.
 pub trait PeerRequests: Send + Sync + 'static {
-    /// Puts an encoded proposal in the log, if this member leads.
-    fn propose(&self, proposal: Bytes) -> Answer<'_, Result<(), Error>>;
+    /// Puts encoded proposals in the log, if this member leads, and says how each went.
+    fn propose(&self, proposals: Vec<Bytes>) -> Answer<'_, Vec<Result<(), Error>>>;
     /// The index that a linearizable read must have applied, if this member leads.
     fn read_index(&self) -> Answer<'_, Result<u64, Error>>;
     /// Renews a lease, if this member leads.
@@ -255,10 +256,19 @@ impl Peer for PeerService {
         Ok(Response::new(pb::TransferResponse { refusal }))
     }
 
-    async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeResponse>, Status> {
+    type ForwardStream = Pin<Box<dyn Stream<Item = Result<pb::ForwardResponse, Status>> + Send>>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<pb::ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
         self.enter(request.metadata())?;
-        self.door.requests.propose(request.into_inner().proposal).await.map_err(|e| refusal(&e))?;
-        Ok(Response::new(pb::ProposeResponse {}))
+        let requests = self.door.requests.clone();
+        let answers = request.into_inner().map(move |message| {
+            let requests = requests.clone();
+            async move { Ok(outcomes(requests.propose(message?.proposals).await)) }
+        });
+        Ok(Response::new(Box::pin(answers.buffered(MESSAGES_IN_FLIGHT_MAX))))
     }
 
     async fn read_index(

@@ -1,0 +1,145 @@
+//! Proposals on their way from a follower to the leader: one stream, and those that wait at one moment in one message. A call for
+//! each would take both members longer than the rest of a small write.
+
+use crate::offer::{self, together};
+use crate::transport::client::{LEADER_CALL_TIMEOUT, Peers, client, undelivered};
+use bytes::Bytes;
+use ferretcd_proto::peer as pb;
+use ferretcd_types::{Error, MemberId};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+/// Messages that await their answers, at a megabyte at most: when a leader is slow, further proposals wait and become fewer and
+/// larger messages.
+pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 64;
+
+/// What is let go once a proposal is answered, or lost, or nobody waits for it.
+pub type Held = Arc<dyn Any + Send + Sync>;
+
+type Answer = oneshot::Sender<Result<(), Error>>;
+
+/// A proposal for the leader.
+pub(crate) struct Offer {
+    proposal: Bytes,
+    answer: Answer,
+    held: Held,
+}
+
+/// The proposals of one message.
+type Message = Vec<(Answer, Held)>;
+
+impl Peers {
+    /// Has the leader put a proposal in the log. An error of kind [`Error::NotLeader`] means that it was not taken
+    /// up; any other may mean that it was. What is `held` is let go when the outcome is known, which may be after the caller has gone.
+    pub async fn propose(&self, leader: MemberId, proposal: Bytes, held: Held) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        let way = self.way_to(leader, |peers, offers| drop(tokio::spawn(forward(peers, leader, offers))));
+        let outcome = async {
+            way.send(Offer { proposal, answer, held }).await.map_err(|_| Error::Stopped)?;
+            answered.await.unwrap_or(Err(Error::Stopped))
+        };
+        tokio::time::timeout(LEADER_CALL_TIMEOUT, outcome).await.unwrap_or(Err(Error::Timeout))
+    }
+}
+
+/// Sends what is offered to one member, over one stream after another, until nobody can offer anything any more.
+async fn forward(peers: Peers, leader: MemberId, mut offers: mpsc::Receiver<Offer>) {
+    while let Some(first) = offers.recv().await {
+        let mut pending = VecDeque::new();
+        let ended = one_stream(&peers, leader, first, &mut offers, &mut pending).await;
+        // One that was surely not taken up may be tried again, elsewhere by then.
+        let lost = match ended {
+            Ok(()) => Error::TimeoutConnectionLost,
+            Err(status) => {
+                tracing::debug!(%leader, %status, "the stream of proposals to the leader ended");
+                peers.not_reached(leader, &status);
+                if undelivered(&status) { Error::NotLeader } else { Error::TimeoutConnectionLost }
+            }
+        };
+        for (answer, _) in pending.into_iter().flatten() {
+            let _ = answer.send(Err(lost.clone()));
+        }
+    }
+}
+
+/// One stream, until it ends. What was not answered on it stays in `pending`.
+async fn one_stream(
+    peers: &Peers,
+    leader: MemberId,
+    first: Offer,
+    offers: &mut mpsc::Receiver<Offer>,
+    pending: &mut VecDeque<Message>,
+) -> Result<(), Status> {
+    // A place for each message that awaits its answer, so that to send one never waits.
+    let (tx, rx) = mpsc::channel(MESSAGES_IN_FLIGHT_MAX);
+    let mut first = Some(first);
+    let Some(channel) = peers.channel_now(leader) else {
+        // Removed just now, or not heard of yet.
+        if let Some(Offer { answer, .. }) = first {
+            let _ = answer.send(Err(Error::NotLeader));
+        }
+        return Ok(());
+    };
+    let request = peers.request(leader, ReceiverStream::new(rx));
+    let mut client = client(channel);
+    let opening = async move { client.forward(request).await.map(tonic::Response::into_inner) };
+    let mut answers = stream::once(opening.boxed()).try_flatten();
+    loop {
+        let offer = match first.take() {
+            Some(offer) => offer,
+            None => tokio::select! {
+                biased;
+                answer = answers.next() => {
+                    let Some(answer) = answer.transpose()? else { return Ok(()) };
+                    peers.answered(leader.0);
+                    settle(pending.pop_front().unwrap_or_default(), answer);
+                    continue;
+                }
+                offer = offers.recv(), if pending.len() < MESSAGES_IN_FLIGHT_MAX => match offer {
+                    Some(offer) => offer,
+                    None => return Ok(()),
+                },
+            },
+        };
+        let offers = together(offer, offers, |offer| offer.proposal.len()).await;
+        let wanted = offers.into_iter().filter(|offer| !offer.answer.is_closed());
+        let (proposals, message): (Vec<_>, Message) =
+            wanted.map(|Offer { proposal, answer, held }| (proposal, (answer, held))).unzip();
+        if proposals.is_empty() {
+            continue;
+        }
+        pending.push_back(message);
+        if tx.try_send(pb::ForwardRequest { proposals }).is_err() {
+            // The other side has ended the stream, and says why.
+            return answers.next().await.transpose().map(drop);
+        }
+    }
+}
+
+/// Tells those of one message how it went.
+fn settle(message: Message, answer: pb::ForwardResponse) {
+    let mut refused = answer.refusals.into_iter().peekable();
+    for (at, (answer, _)) in message.into_iter().enumerate() {
+        let refusal = refused.next_if(|refusal| refusal.at as usize == at);
+        let _ = answer.send(refusal.map_or(Ok(()), |refusal| Err(Error::from_text(&refusal.why))));
+    }
+}
+
+/// What the leader answers to one message.
+pub(crate) fn outcomes(outcomes: Vec<Result<(), Error>>) -> pb::ForwardResponse {
+    let refusal = |(at, outcome): (usize, Result<(), Error>)| {
+        // A message has far fewer than 2^32 proposals: each is a few bytes of it.
+        outcome.err().map(|e| pb::ForwardRefusal { at: at as u32, why: e.to_string() })
+    };
+    pb::ForwardResponse { refusals: outcomes.into_iter().enumerate().filter_map(refusal).collect() }
+}
+
+/// A queue of offers for one member.
+pub(crate) fn queue() -> (mpsc::Sender<Offer>, mpsc::Receiver<Offer>) {
+    mpsc::channel(offer::WAITING_MAX)
+}
