@@ -57,7 +57,7 @@ pub fn run(cache: &Cache, tools: &Tools, options: &Options) -> Result<ExitCode> 
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     ensure!(options.members.iter().all(|members| [1, 3].contains(members)), "--members takes 1, 3 or 1,3");
     tools.build_named(&["etcd".into()])?;
-    let programs = product::build(cache, &product::profile("release"))?;
+    let programs = product::build(cache, &product::profile("dist"))?;
     let program = |store| match store {
         Store::Etcd => tools.path(Bin::Etcd),
         Store::Ferretcd => Ok(programs.join("ferretcd")),
