@@ -32,18 +32,6 @@ fn damage(member: &Member, from: &[u8], to: &[u8]) {
     engine.flush().unwrap();
 }
 
-async fn started(flags: &[&str]) -> Cluster {
-    let mut cluster = Cluster::new(ABC);
-    for m in &mut cluster.members {
-        m.flags.extend(flags.iter().map(|f| (*f).to_owned()));
-        m.start();
-    }
-    for m in &cluster.members {
-        m.ready().await;
-    }
-    cluster
-}
-
 /// Stops a member and damages what it holds.
 async fn stopped_and_damaged(cluster: &mut Cluster, at: usize) -> u64 {
     let id = cluster.members[at].status().await.unwrap().header.unwrap().member_id;
@@ -86,7 +74,7 @@ async fn accused(member: &Member) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_value_raises_the_alarm_and_stops_writes_until_it_is_disarmed() {
-    let mut cluster = started(&["--corrupt-check-time=500ms"]).await;
+    let mut cluster = Cluster::start_with(ABC, &["--corrupt-check-time=500ms"]).await;
     cluster.members[0].put("victim", "honest").await.unwrap();
     let follower = (cluster.leader().await + 1) % 3;
     let id = damaged(&mut cluster, follower).await;
@@ -139,7 +127,8 @@ fn checks_of(cluster: &Cluster) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_written_for_long_is_compared_at_a_compaction_and_a_start() {
-    let mut cluster = started(&["--feature-gates=CompactHashCheck=true", "--compact-hash-check-time=300ms"]).await;
+    let mut cluster =
+        Cluster::start_with(ABC, &["--feature-gates=CompactHashCheck=true", "--compact-hash-check-time=300ms"]).await;
     cluster.members[0].put("victim", "honest").await.unwrap();
     let follower = (cluster.leader().await + 1) % 3;
     let others = [(follower + 1) % 3, (follower + 2) % 3];
@@ -170,11 +159,14 @@ async fn what_was_not_written_for_long_is_compared_at_a_compaction_and_a_start()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_hold_the_same_are_not_accused_while_they_write_compact_and_restart() {
-    let mut cluster = started(&[
-        "--corrupt-check-time=20ms",
-        "--compact-hash-check-time=20ms",
-        "--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true",
-    ])
+    let mut cluster = Cluster::start_with(
+        ABC,
+        &[
+            "--corrupt-check-time=20ms",
+            "--compact-hash-check-time=20ms",
+            "--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true",
+        ],
+    )
     .await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();

@@ -135,22 +135,9 @@ async fn every_acknowledged_put_survives_kill_9_of_the_leader_on_every_member() 
 /// With these flags they keep their leader, and it waits for its heir, though the machine is busy.
 const PATIENT: [&str; 2] = ["--heartbeat-interval=300", "--election-timeout=3000"];
 
-/// Three members with these flags beside their own.
-async fn started(flags: &[&str]) -> Cluster {
-    let mut cluster = Cluster::new(ABC);
-    for member in &mut cluster.members {
-        member.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        member.start();
-    }
-    for member in &cluster.members {
-        member.ready().await;
-    }
-    cluster
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_hands_leadership_over_and_exits_0() {
-    let mut cluster = started(&PATIENT).await;
+    let mut cluster = Cluster::start_with(ABC, &PATIENT).await;
     cluster.members[0].put("before", "x").await.unwrap();
     let leader = cluster.leader().await;
     assert_eq!(cluster.members[leader].terminate().await, Some(0));
@@ -163,7 +150,7 @@ async fn sigterm_hands_leadership_over_and_exits_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn move_leader_moves_it_and_refuses_what_etcd_refuses() {
-    let cluster = started(&PATIENT).await;
+    let cluster = Cluster::start_with(ABC, &PATIENT).await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
     let id = format!("{:x}", cluster.members[follower].status().await.unwrap().header.unwrap().member_id);
@@ -423,7 +410,7 @@ async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhil
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_was_away_longer_than_the_log_reaches_back_gets_a_snapshot() {
-    let mut cluster = started(&["--snapshot-count=50", "--snapshot-catchup-entries=5"]).await;
+    let mut cluster = Cluster::start_with(ABC, &["--snapshot-count=50", "--snapshot-catchup-entries=5"]).await;
     let away = (cluster.leader().await + 1) % 3;
     cluster.members[away].kill();
     let leader = cluster.leader().await;

@@ -374,8 +374,16 @@ impl Cluster {
 
     /// Started and ready.
     pub async fn start(names: &[&str]) -> Self {
+        Cluster::start_with(names, &[]).await
+    }
+
+    /// Started with these flags beside their own, and ready.
+    pub async fn start_with(names: &[&str], flags: &[&str]) -> Self {
         let mut cluster = Cluster::new(names);
-        cluster.members.iter_mut().for_each(Member::start);
+        for member in &mut cluster.members {
+            member.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            member.start();
+        }
         for member in &cluster.members {
             member.ready().await;
         }
