@@ -35,15 +35,25 @@ pub trait Engine: Send + Sync {
     /// Bytes that the engine's files occupy. Not the size of the live data: files need not shrink after deletes.
     fn size_on_disk(&self) -> Result<u64>;
 
-    /// Copies everything that is committed into fresh files beside the engine's own, durably, and returns an engine on
-    /// them to take this one's place: the way to give space back. `None` where there is nothing to give back. Readers
-    /// may go on meanwhile; commits must wait. After an error this engine goes on as if nothing had been tried.
-    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
+    /// An empty engine on files beside this one's own, to be filled with what this one holds and to take its place: the way to
+    /// give space back. Until [`Engine::finish`] a start takes its files for those of an interrupted rewrite, and deletes them.
+    /// `None` where there is no space to give back. After an error there is nothing left of it.
+    fn fresh(&self) -> Result<Option<Arc<dyn Engine>>> {
         Ok(None)
     }
 
-    /// Called on an engine that came from [`Engine::rewrite`] when nobody uses its predecessor any more: deletes the
-    /// predecessor's files.
+    /// Called on an engine that came from [`Engine::fresh`] when it holds everything, durably: from here on a start takes it.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called on an engine that came from [`Engine::fresh`] and is not needed after all: deletes its files. It is not used
+    /// afterwards.
+    fn discard(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called on an engine that has taken another's place, when nobody uses that one any more: deletes its files.
     fn settle(&self) -> Result<()> {
         Ok(())
     }

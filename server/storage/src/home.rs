@@ -1,12 +1,14 @@
 //! Where an engine's files are: in a directory of their own, which a rewrite replaces by one with the next number.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// What follows the last dot of a rewritten database's name while it is being written.
+/// What follows the name of a rewritten database in that of its mark, while it is being written. (Earlier builds wrote the database
+/// itself under that name.)
 const PART: &str = "part";
 
 /// Where the newest complete database of a place is: `base`, or `base.N` after the Nth rewrite. Deletes what
@@ -15,66 +17,86 @@ pub(crate) fn newest(base: &Path) -> Result<PathBuf> {
     let (newest, left) = look(base)?;
     for path in left {
         tracing::info!(path = %path.display(), "deleting what an interrupted rewrite of the store left");
-        fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
+        match path.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        }
+        .map_err(Error::io("delete", &path))?;
+        // A mark goes after what it marks.
+        sync(parent(&path))?;
     }
     Ok(newest)
 }
 
 /// Where the newest complete database of a place is, and what interrupted rewrites left beside it.
 pub(crate) fn look(base: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
-    let (mut newest, mut unfinished) = ((0, base.to_owned()), Vec::new());
+    let mut newest = (0, base.to_owned());
     let parent = parent(base);
     let entries = match fs::read_dir(parent) {
         Ok(entries) => entries,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok((newest.1, unfinished)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok((newest.1, Vec::new())),
         Err(err) => return Err(Error::io("list", parent)(err)),
     };
-    let mut complete = vec![newest.clone()];
+    let mut numbered = vec![newest.clone()];
+    let mut marks = BTreeMap::new();
     for entry in entries {
         let path = entry.map_err(Error::io("list", parent))?.path();
         match rewrite_number(base, &path) {
-            Some((number, true)) => complete.push((number, path)),
-            Some((_, false)) => unfinished.push(path),
+            Some((number, true)) => numbered.push((number, path)),
+            Some((number, false)) => drop(marks.insert(number, path)),
             None => {}
         }
     }
-    newest = complete.iter().max().cloned().unwrap_or(newest);
-    let older = complete.into_iter().filter(|(number, _)| *number < newest.0).map(|(_, path)| path);
-    let left = older.chain(unfinished).filter(|path| path.exists()).collect();
+    let complete = numbered.iter().filter(|(number, _)| !marks.contains_key(number));
+    newest = complete.max().cloned().unwrap_or(newest);
+    let others = numbered.into_iter().map(|(_, path)| path).filter(|path| *path != newest.1);
+    let left = others.chain(marks.into_values()).filter(|path| path.exists()).collect();
     Ok((newest.1, left))
 }
 
-/// Where the next rewrite of a database goes, and where it is written.
-pub(crate) fn next(path: &Path) -> (PathBuf, PathBuf) {
-    let number = path.extension().and_then(|number| number.to_str()?.parse::<u32>().ok());
-    let target = match number {
-        Some(number) => path.with_extension(number.wrapping_add(1).to_string()),
-        None => path.with_extension("1"),
-    };
-    let part = target.with_added_extension(PART);
-    (target, part)
+/// A place for the next rewrite of a database. While its mark lies beside it, it is unfinished.
+pub(crate) struct Next {
+    /// Where the new database is, from its first byte on: engines know their files by path.
+    pub path: PathBuf,
+    mark: PathBuf,
+    /// The database that it is to replace.
+    pub old: PathBuf,
 }
 
-/// Fills `part` by `copy`, gives it its final name and opens it by `open`. After an error neither is left.
-pub(crate) fn replace<E>(
-    target: &Path,
-    part: &Path,
-    copy: impl FnOnce() -> Result<()>,
-    open: impl FnOnce() -> Result<E>,
-) -> Result<E> {
-    let opened = copy().and_then(|()| {
-        // Closed while it is renamed, because engines know their files by path; complete from here on.
-        fs::rename(part, target).map_err(Error::io("rename", part))?;
-        sync(parent(target))?;
-        open()
-    });
-    if opened.is_err() {
-        for left in [part, target].iter().filter(|left| left.exists()) {
-            // What cannot be deleted now is looked at again at the next start.
-            let _ = fs::remove_dir_all(left);
+impl Next {
+    /// The place after `old`, marked as unfinished and empty.
+    pub fn begin(old: &Path) -> Result<Next> {
+        let number = old.extension().and_then(|number| number.to_str()?.parse::<u32>().ok());
+        let path = old.with_extension(number.map_or(1, |number| number.wrapping_add(1)).to_string());
+        let next = Next { mark: path.with_added_extension(PART), path, old: old.to_owned() };
+        if next.path.exists() {
+            return Err(Error::Engine(format!("{} is there already", next.path.display())));
         }
+        // Before there is anything that a start could take for a complete database.
+        File::create(&next.mark).map_err(Error::io("create", &next.mark))?;
+        sync(parent(&next.mark))?;
+        Ok(next)
     }
-    opened
+
+    /// It is complete and durable.
+    pub fn finish(&self) -> Result<()> {
+        fs::remove_file(&self.mark).map_err(Error::io("delete", &self.mark))?;
+        sync(parent(&self.mark))
+    }
+
+    /// Deletes the new database, and its mark after it.
+    pub fn discard(&self) -> Result<()> {
+        if self.path.exists() {
+            fs::remove_dir_all(&self.path).map_err(Error::io("delete", &self.path))?;
+            sync(parent(&self.path))?;
+        }
+        fs::remove_file(&self.mark).map_err(Error::io("delete", &self.mark))
+    }
+
+    /// Deletes the database that was replaced.
+    pub fn settle(&self) -> Result<()> {
+        fs::remove_dir_all(&self.old).map_err(Error::io("delete", &self.old))
+    }
 }
 
 /// Makes names durable: those in `path`, and that of `path` itself.
@@ -95,7 +117,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Which rewrite of `base` a path belongs to, and whether it is complete.
+/// Which rewrite of `base` a path belongs to, and whether it is the database (true) or the mark.
 fn rewrite_number(base: &Path, path: &Path) -> Option<(u32, bool)> {
     let name = path.file_name()?.to_str()?.strip_prefix(base.file_name()?.to_str()?)?.strip_prefix('.')?;
     match name.strip_suffix(PART).and_then(|name| name.strip_suffix('.')) {
@@ -114,12 +136,20 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         assert_eq!(newest(&at("none/engine")).unwrap(), at("none/engine"));
         assert_eq!(newest(&at("engine")).unwrap(), at("engine"));
-        for name in ["engine", "engine.9", "engine.10", "engine.11.part", "engine.damaged", "engine.x.part", "other.12"]
-        {
+        for name in [
+            "engine",
+            "engine.9",
+            "engine.10",
+            "engine.11",
+            "engine.11.part",
+            "engine.damaged",
+            "engine.x.part",
+            "other.12",
+        ] {
             fs::create_dir(at(name)).unwrap();
         }
         let (found, left) = look(&at("engine")).unwrap();
-        assert_eq!((found, left.len()), (at("engine.10"), 3));
+        assert_eq!((found, left.len()), (at("engine.10"), 4));
         assert!(left.iter().all(|path| path.exists()), "looking deletes nothing");
         assert_eq!(newest(&at("engine")).unwrap(), at("engine.10"));
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, StorageError, TableDefinition};
 
 use crate::engine::{Batch, Engine, Record, Write};
@@ -23,8 +22,8 @@ pub struct RedbEngine {
     path: PathBuf,
     /// As it was opened with, for the next one.
     cache_bytes: u64,
-    /// The directory of the engine that this one replaced.
-    predecessor: Mutex<Option<PathBuf>>,
+    /// Where it is, if it was made to replace another one in this process.
+    place: Option<home::Next>,
 }
 
 /// All records: redb would allow more tables, but a batch in one is one tree to write.
@@ -32,9 +31,6 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 
 /// The file's name in its directory.
 const FILE: &str = "redb";
-
-/// Records in one commit of a rewrite, of which one may have [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES).
-const REWRITE_BATCH: usize = 500;
 
 impl RedbEngine {
     /// Opens the database in `path`, creating it if absent. `cache_bytes` bounds redb's page cache.
@@ -46,7 +42,7 @@ impl RedbEngine {
         let mut builder = Database::builder();
         builder.set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX)).set_check_integrity_on_open(true);
         let db = builder.create(path.join(FILE)).map_err(|err| unopened(err, path))?;
-        let engine = RedbEngine { db, path: path.to_owned(), cache_bytes, predecessor: Mutex::default() };
+        let engine = RedbEngine { db, path: path.to_owned(), cache_bytes, place: None };
         // The first flush also persists what an earlier process wrote and never synced, before anybody relies on it.
         engine.write(&Batch::new(), Durability::Immediate)?;
         home::sync_names(path)?;
@@ -72,20 +68,6 @@ impl RedbEngine {
     fn records(&self) -> Result<redb::ReadOnlyTable<&'static [u8], &'static [u8]>> {
         let transaction = self.db.begin_read().map_err(|err| self.failed(err))?;
         transaction.open_table(RECORDS).map_err(|err| self.failed(err))
-    }
-
-    /// Writes all records to a new database and closes it.
-    fn copy_to(&self, path: &Path) -> Result<()> {
-        let copy = RedbEngine::open(path, self.cache_bytes)?;
-        let mut batch = Batch::new();
-        for entry in self.records()?.range::<&[u8]>(..).map_err(|err| self.failed(err))? {
-            let (key, value) = entry.map_err(|err| self.failed(err))?;
-            batch.put(Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value.value()));
-            if batch.len() == REWRITE_BATCH {
-                copy.write(&std::mem::take(&mut batch), Durability::None)?;
-            }
-        }
-        copy.write(&batch, Durability::Immediate)
     }
 
     fn failed(&self, err: impl Into<redb::Error>) -> Error {
@@ -128,19 +110,28 @@ impl Engine for RedbEngine {
         fs::metadata(&file).map(|metadata| metadata.len()).map_err(Error::io("look at", &file))
     }
 
-    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
-        let (target, part) = home::next(&self.path);
-        let open = || RedbEngine::open(&target, self.cache_bytes);
-        let engine = home::replace(&target, &part, || self.copy_to(&part), open)?;
-        *engine.predecessor.lock() = Some(self.path.clone());
-        Ok(Some(Arc::new(engine)))
+    fn fresh(&self) -> Result<Option<Arc<dyn Engine>>> {
+        let place = home::Next::begin(&self.path)?;
+        match RedbEngine::open(&place.path, self.cache_bytes) {
+            Ok(engine) => Ok(Some(Arc::new(RedbEngine { place: Some(place), ..engine }))),
+            Err(err) => {
+                // What cannot be deleted now is looked at again at the next start.
+                let _ = place.discard();
+                Err(err)
+            }
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), home::Next::finish)
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), home::Next::discard)
     }
 
     fn settle(&self) -> Result<()> {
-        match self.predecessor.lock().take() {
-            Some(path) => fs::remove_dir_all(&path).map_err(Error::io("delete", &path)),
-            None => Ok(()),
-        }
+        self.place.as_ref().map_or(Ok(()), home::Next::settle)
     }
 }
 
@@ -212,7 +203,7 @@ mod tests {
         }
         engine.flush().unwrap();
         let (records, before) = (engine.scan(b"", None, 999).unwrap(), engine.size_on_disk().unwrap());
-        let second = engine.rewrite().unwrap().unwrap();
+        let second = suite::rewritten(&engine);
         drop(engine);
         second.settle().unwrap();
         assert!(second.scan(b"", None, 999).unwrap() == records);
@@ -231,10 +222,30 @@ mod tests {
         let (dir, engine) = fresh();
         engine.commit(Batch::new().put("ka", "1")).unwrap();
         fs::create_dir_all(dir.path().join("db.1/taken")).unwrap();
-        assert!(engine.rewrite().is_err());
+        assert!(engine.fresh().is_err());
         engine.commit(Batch::new().put("kb", "2")).unwrap();
         assert_eq!(engine.scan(b"k", None, 9).unwrap().len(), 2);
         assert!(!dir.path().join("db.1.part").exists());
+    }
+
+    #[test]
+    fn a_rewrite_that_is_given_up_or_cut_off_leaves_nothing() {
+        let (dir, engine) = fresh();
+        let base = dir.path().join("db");
+        engine.commit(Batch::new().put("ka", "1")).unwrap();
+        for discard in [true, false] {
+            let copy = engine.fresh().unwrap().unwrap();
+            copy.commit(Batch::new().put("ka", "1")).unwrap();
+            copy.flush().unwrap();
+            // Before its end a start takes the old one.
+            assert_eq!(home::look(&base).unwrap().0, base);
+            if discard {
+                copy.discard().unwrap();
+            }
+            drop(copy);
+            assert_eq!(home::newest(&base).unwrap(), base);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the old one alone");
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! (`sync_range.rs`), the default segment size, no stored value above 4 KiB, and its files' directory entries synced.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -31,8 +30,8 @@ pub struct SledEngine {
     committer: Mutex<()>,
     /// As it was opened with, for the next one.
     cache_bytes: u64,
-    /// The directory of the engine that this one replaced.
-    predecessor: Mutex<Option<PathBuf>>,
+    /// Where it is, if it was made to replace another one in this process.
+    place: Option<home::Next>,
     /// Read: somebody assembles a value from its pieces. Write: a commit is replacing pieces.
     pieces: RwLock<()>,
 }
@@ -71,7 +70,7 @@ impl SledEngine {
             path: path.to_owned(),
             committer: Mutex::new(()),
             cache_bytes,
-            predecessor: Mutex::default(),
+            place: None,
             pieces: RwLock::new(()),
         };
         engine.prove_durability()?;
@@ -233,63 +232,29 @@ impl Engine for SledEngine {
         self.db.size_on_disk().map_err(|err| self.failed(err))
     }
 
-    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
-        let _one = self.committer.lock();
-        let (target, part) = home::next(&self.path);
-        let open = || SledEngine::open(&target, self.cache_bytes);
-        let engine = home::replace(&target, &part, || self.copy_to(&part), open)?;
-        *engine.predecessor.lock() = Some(self.path.clone());
-        Ok(Some(Arc::new(engine)))
+    fn fresh(&self) -> Result<Option<Arc<dyn Engine>>> {
+        let place = home::Next::begin(&self.path)?;
+        match SledEngine::open(&place.path, self.cache_bytes) {
+            Ok(engine) => Ok(Some(Arc::new(SledEngine { place: Some(place), ..engine }))),
+            Err(err) => {
+                // What cannot be deleted now is looked at again at the next start.
+                let _ = place.discard();
+                Err(err)
+            }
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), home::Next::finish)
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), home::Next::discard)
     }
 
     fn settle(&self) -> Result<()> {
-        match self.predecessor.lock().take() {
-            Some(path) => fs::remove_dir_all(&path).map_err(Error::io("delete", &path)),
-            None => Ok(()),
-        }
+        self.place.as_ref().map_or(Ok(()), home::Next::settle)
     }
-}
-
-/// Records in one batch of a rewrite: at most 4 KiB each, so a batch is small.
-const REWRITE_BATCH: usize = 500;
-
-impl SledEngine {
-    /// Writes all records, pieces included, to a new database and closes it.
-    fn copy_to(&self, path: &Path) -> Result<()> {
-        let config = sled::Config::new().path(path).cache_capacity(self.cache_bytes).flush_every_ms(Some(FLUSHER_MS));
-        let copy = open_when_unlocked(&config, path)?;
-        let failed = |err| translated(err, path);
-        let (mut batch, mut waiting) = (sled::Batch::default(), 0);
-        for entry in self.db.iter() {
-            let (key, stored) = entry.map_err(|err| self.failed(err))?;
-            batch.insert(key, stored);
-            waiting += 1;
-            if waiting == REWRITE_BATCH {
-                copy.apply_batch(std::mem::take(&mut batch)).map_err(failed)?;
-                waiting = 0;
-            }
-        }
-        copy.apply_batch(batch).map_err(failed)?;
-        copy.flush().map_err(failed)?;
-        drop(copy);
-        // sled's own threads may hold the files a moment longer; they must be through before the name changes.
-        drop(open_when_unlocked(&config, path)?);
-        wait_until_closed(path)?;
-        sync_files(path)
-    }
-}
-
-/// Waits a bounded time until nobody holds sled's file lock.
-fn wait_until_closed(path: &Path) -> Result<()> {
-    let file = path.join("db");
-    let held = File::open(&file).map_err(Error::io("open", &file))?;
-    for _ in 0..LOCK_TRIES {
-        if held.try_lock().is_ok() {
-            return Ok(());
-        }
-        thread::sleep(LOCK_PAUSE);
-    }
-    Err(Error::Engine(format!("the database in {} is not given free", path.display())))
 }
 
 /// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
@@ -356,6 +321,7 @@ fn pieces_of(length: usize) -> u32 {
 mod tests {
     use super::*;
     use crate::{keyspace, suite};
+    use std::fs;
 
     const CACHE: u64 = 16 << 20;
 
@@ -442,7 +408,7 @@ mod tests {
         engine.commit(Batch::new().put("ka", "small")).unwrap();
         engine.flush().unwrap();
         let (records, before) = (engine.scan(b"", None, 999).unwrap(), bytes_below(dir.path()));
-        let second = engine.rewrite().unwrap().unwrap();
+        let second = suite::rewritten(&engine);
         assert_eq!(engine.get(b"ka").unwrap().unwrap(), "small", "the old one is still there");
         drop(engine);
         second.settle().unwrap();
@@ -451,7 +417,7 @@ mod tests {
         assert!(after < before / 2, "{before} bytes before, {after} after");
         // And once more, from the copy; then a restart finds the last one.
         second.commit(Batch::new().put("kb", "later")).unwrap();
-        let third = second.rewrite().unwrap().unwrap();
+        let third = suite::rewritten(&*second);
         drop(second);
         third.settle().unwrap();
         drop(third);
@@ -468,7 +434,7 @@ mod tests {
         engine.commit(Batch::new().put("ka", "1")).unwrap();
         // Something in the way of the final name.
         fs::create_dir_all(dir.path().join("db.1/taken")).unwrap();
-        assert!(engine.rewrite().is_err());
+        assert!(engine.fresh().is_err());
         engine.commit(Batch::new().put("kb", "2")).unwrap();
         assert_eq!(engine.scan(b"k", None, 9).unwrap().len(), 2);
         assert!(!dir.path().join("db.1.part").exists());
@@ -483,6 +449,26 @@ mod tests {
             engine.commit(Batch::new().put("ka", vec![n])).unwrap();
             engine.flush().unwrap();
             assert!(sync_range::refused() > before, "flush {n} made no fsync");
+        }
+    }
+
+    #[test]
+    fn a_rewrite_that_is_given_up_or_cut_off_leaves_nothing() {
+        let (dir, engine) = fresh();
+        let base = dir.path().join("db");
+        engine.commit(Batch::new().put("ka", "1")).unwrap();
+        for discard in [true, false] {
+            let copy = engine.fresh().unwrap().unwrap();
+            copy.commit(Batch::new().put("ka", "1")).unwrap();
+            copy.flush().unwrap();
+            // Before its end a start takes the old one.
+            assert_eq!(home::look(&base).unwrap().0, base);
+            if discard {
+                copy.discard().unwrap();
+            }
+            drop(copy);
+            assert_eq!(home::newest(&base).unwrap(), base);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the old one alone");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What every engine must do, as one story that each engine's tests run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -17,6 +18,17 @@ pub(crate) fn run(engine: &dyn Engine) {
     values_of_every_size_come_back(engine);
     large_values_leave_nothing_behind(engine);
     random_batches_match_a_map(engine);
+}
+
+/// What takes the engine's place after a rewrite, with nothing written meanwhile.
+pub(crate) fn rewritten(engine: &dyn Engine) -> Arc<dyn Engine> {
+    let fresh = engine.fresh().unwrap().unwrap();
+    for record in contents(engine) {
+        fresh.commit(Batch::new().put(record.0, record.1)).unwrap();
+    }
+    fresh.flush().unwrap();
+    fresh.finish().unwrap();
+    fresh
 }
 
 /// `length` bytes that differ from position to position and from seed to seed.

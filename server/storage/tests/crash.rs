@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferretcd_power_cut::{Disk, Lose, Random};
@@ -13,6 +14,8 @@ use ferretcd_storage::{Batch, Engine, EngineKind, Options, Store, keyspace};
 
 /// Names the engine and the database for the child process, which is this test run again.
 const CHILD: &str = "FERRETCD_STORAGE_CRASH_TEST";
+/// Set for a child that rewrites its engine again and again while it writes.
+const REWRITES: &str = "FERRETCD_STORAGE_CRASH_TEST_REWRITES";
 const CACHE: u64 = 8 << 20;
 const ENGINES: [EngineKind; 2] = [EngineKind::Sled, EngineKind::Redb];
 
@@ -32,7 +35,7 @@ fn a_killed_writer_loses_nothing_flushed_and_leaves_no_batch_in_part() {
         let path = dir.path().join("db");
         let mut last = 0;
         for round in 0..6 {
-            let flushed = write_and_kill(kind, &path, None, 3 * round + 1);
+            let flushed = write_and_kill(kind, &path, None, 3 * round + 1, false);
             assert!(flushed > last, "round {round} wrote nothing");
             last = check(kind, &path, flushed).unwrap();
         }
@@ -52,10 +55,10 @@ fn the_disk_sees_all_that_the_engines_write() {
     for kind in ENGINES {
         let (_dir, disk) = disk();
         let path = disk.root().join("db");
-        write_and_kill(kind, &path, Some(&disk), 10);
+        write_and_kill(kind, &path, Some(&disk), 10, false);
         disk.saw_everything().unwrap();
         // Killed and not cut: the next process goes on where the notes of the first end.
-        write_and_kill(kind, &path, Some(&disk), 10);
+        write_and_kill(kind, &path, Some(&disk), 10, false);
         disk.saw_everything().unwrap();
         // And one byte that the library did not see is noticed.
         let file = path.join(if kind == EngineKind::Sled { "db" } else { "redb" });
@@ -68,16 +71,16 @@ fn the_disk_sees_all_that_the_engines_write() {
 
 /// One life under each model after the other on one disk, each ended by a cut; sometimes by a kill before that, after
 /// which the next life must not trust what only the page cache has.
-fn cuts(kind: EngineKind, disk: &Disk, seed: u64, lives: u64) -> Result<(), String> {
+fn cuts(kind: EngineKind, disk: &Disk, seed: u64, lives: u64, rewrites: bool) -> Result<(), String> {
     let mut random = Random(seed);
     let path = disk.root().join("db");
     let mut last = 0;
     for life in 0..lives {
         let lose = Lose::ALL[((life + seed) % 3) as usize];
         if random.below(3) == 0 {
-            last = last.max(write_and_kill(kind, &path, Some(disk), random.below(4)));
+            last = last.max(write_and_kill(kind, &path, Some(disk), random.below(4), rewrites));
         }
-        let flushed = last.max(write_and_kill(kind, &path, Some(disk), 1 + random.below(8)));
+        let flushed = last.max(write_and_kill(kind, &path, Some(disk), 1 + random.below(8), rewrites));
         disk.cut(lose, random.next());
         last =
             check(kind, &path, flushed).map_err(|why| format!("{kind}, seed {seed}, life {life}, {lose:?}: {why}"))?;
@@ -91,7 +94,19 @@ fn a_power_cut_takes_nothing_that_was_flushed() {
     for seed in 0..rounds {
         for kind in ENGINES {
             let (_dir, disk) = disk();
-            cuts(kind, &disk, seed, 6).unwrap();
+            cuts(kind, &disk, seed, 6, false).unwrap();
+        }
+    }
+}
+
+/// Before, at and after each step of a rewrite there is one complete engine, and a start finds it.
+#[test]
+fn a_power_cut_while_an_engine_is_rewritten_takes_nothing_that_was_flushed() {
+    let rounds = std::env::var("FERRETCD_POWER_CUTS").map_or(1, |n| n.parse().unwrap());
+    for seed in 0..rounds {
+        for kind in ENGINES {
+            let (_dir, disk) = disk();
+            cuts(kind, &disk, seed, 6, true).unwrap();
         }
     }
 }
@@ -112,7 +127,7 @@ fn without_its_syncs_an_engine_loses_what_it_flushed() {
         let lost = (0..10).find_map(|seed| {
             let (_dir, mut disk) = disk();
             disk.ignore_syncs(pattern);
-            cuts(kind, &disk, seed, 3).err()
+            cuts(kind, &disk, seed, 3, false).err()
         });
         println!("{kind} without {rule}: {lost:?}");
         assert!(lost.is_some(), "{kind} lost nothing without {rule}");
@@ -120,9 +135,12 @@ fn without_its_syncs_an_engine_loses_what_it_flushed() {
 }
 
 /// Runs a writer until it has reported so many flushes, and kills it. The last position that it called durable.
-fn write_and_kill(kind: EngineKind, path: &Path, disk: Option<&Disk>, reports: u64) -> u64 {
+fn write_and_kill(kind: EngineKind, path: &Path, disk: Option<&Disk>, reports: u64, rewrites: bool) -> u64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "writer", "--nocapture"]).env(CHILD, format!("{kind}={}", path.display()));
+    if rewrites {
+        command.env(REWRITES, "yes");
+    }
     if let Some(disk) = disk {
         disk.attach(&mut command);
     }
@@ -158,10 +176,14 @@ fn applied(engine: &dyn Engine) -> Result<u64, String> {
 }
 
 fn write_until_killed(kind: EngineKind, path: &Path) {
-    let engine = kind.open(path, CACHE).unwrap();
+    let engine = kind.open(&EngineKind::newest(path).unwrap(), CACHE).unwrap();
     let first = applied(&*engine).unwrap() + 1;
     let options = Options { commit_interval: Duration::from_millis(1), max_ops_per_commit: 20, ..Options::default() };
-    let store = Store::open(engine, options).unwrap();
+    let store = Arc::new(Store::open(engine, options).unwrap());
+    if std::env::var_os(REWRITES).is_some() {
+        let store = store.clone();
+        std::thread::spawn(move || while store.rewrite().unwrap() {});
+    }
     // Bounded, should the parent die first; printing to its closed pipe ends the child even sooner.
     for n in first..first + 100_000 {
         store.write(batch(n), n).unwrap();
@@ -173,7 +195,8 @@ fn write_until_killed(kind: EngineKind, path: &Path) {
 
 /// The last batch that is there, if nothing is wrong.
 fn check(kind: EngineKind, path: &Path, flushed: u64) -> Result<u64, String> {
-    let engine = kind.open(path, CACHE).map_err(|e| format!("it cannot be opened: {e}"))?;
+    let path = EngineKind::newest(path).map_err(|e| e.to_string())?;
+    let engine = kind.open(&path, CACHE).map_err(|e| format!("it cannot be opened: {e}"))?;
     let last = applied(&*engine)?;
     if last < flushed {
         return Err(format!("{flushed} was flushed, {last} is left"));

@@ -10,8 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ferretcd_storage::{Batch, Engine, Error, MemoryEngine, Observer, Options, Record, Result, Store, keyspace};
+use ferretcd_storage::{
+    Batch, Engine, EngineKind, Error, MemoryEngine, Observer, Options, Record, Result, Store, keyspace,
+};
 use parking_lot::{Condvar, Mutex};
+
+/// Which of two engines committed, in order.
+type Order = Arc<Mutex<Vec<&'static str>>>;
 
 /// A memory engine under the test's control.
 #[derive(Default)]
@@ -27,9 +32,13 @@ struct Rig {
     flushes: AtomicUsize,
     /// What the next commit or flush does instead of its work.
     fault: Mutex<Option<Fault>>,
-    /// What a rewrite gives; without one it fails.
+    /// What takes its place at a rewrite; without one that fails.
     next: Mutex<Option<Arc<Rig>>>,
+    finished: AtomicUsize,
+    discarded: AtomicUsize,
     settled: AtomicUsize,
+    /// Commits of two of them, in order.
+    order: Option<(&'static str, Order)>,
 }
 
 #[derive(Clone, Copy)]
@@ -78,6 +87,9 @@ impl Engine for Rig {
             Some(Fault::Panic) => panic!("an assertion of the engine"),
             _ => {}
         }
+        if let Some((name, order)) = &self.order {
+            order.lock().push(*name);
+        }
         self.commits.lock().push(batch.writes().iter().map(|write| write.key.clone()).collect());
         self.inner.commit(batch)
     }
@@ -94,15 +106,21 @@ impl Engine for Rig {
         self.inner.size_on_disk()
     }
 
-    fn rewrite(&self) -> Result<Option<Arc<dyn Engine>>> {
+    fn fresh(&self) -> Result<Option<Arc<dyn Engine>>> {
         let next = self.next.lock().take().ok_or_else(|| Error::Engine("no room".into()))?;
-        let mut all = Batch::new();
-        for (key, value) in self.inner.scan(b"", None, usize::MAX)? {
-            all.put(key, value);
-        }
-        next.inner.commit(&all)?;
-        next.inner.flush()?;
         Ok(Some(next))
+    }
+
+    fn finish(&self) -> Result<()> {
+        let durable = self.inner.durable_copy().scan(b"", None, usize::MAX)?;
+        assert!(durable == self.inner.scan(b"", None, usize::MAX)?, "it is called complete before it is durable");
+        self.finished.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.discarded.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn settle(&self) -> Result<()> {
@@ -518,8 +536,6 @@ fn scan_of(model: &Model, start: &Bytes, end: Option<&Bytes>, limit: usize) -> V
     inside.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// Random writes, reads, scans, barriers, flushes and power cuts against a plain map. After a power cut the engine must
-/// hold exactly the batches up to the position in it, and that position must be at least the flushed one.
 #[test]
 fn a_rewrite_takes_all_that_was_written_and_the_rest_goes_to_the_new_engine() {
     let (old, new) = (Arc::new(Rig::default()), Arc::new(Rig::default()));
@@ -540,6 +556,168 @@ fn a_rewrite_takes_all_that_was_written_and_the_rest_goes_to_the_new_engine() {
     assert!(matches!(store.rewrite(), Err(Error::Closed)));
 }
 
+/// An engine with so many records, 1 to a key, and the copy of it.
+fn two_rigs(records: u32) -> (Arc<Rig>, Arc<Rig>, Order) {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let new = Arc::new(Rig { order: Some(("copy", order.clone())), held: Mutex::new(true), ..Rig::default() });
+    let old = Rig { order: Some(("store", order.clone())), ..Rig::default() };
+    let mut all = Batch::new();
+    for n in 0..records {
+        all.put(keyspace::lease(n.into()), "1");
+    }
+    old.inner.commit(&all).unwrap();
+    *old.next.lock() = Some(new.clone());
+    (Arc::new(old), new, order)
+}
+
+#[test]
+fn pieces_of_a_rewrite_and_commits_take_turns_and_what_was_copied_already_is_written_twice() {
+    let (old, new, order) = two_rigs(4500);
+    let store = Store::open(old.clone(), Options { max_ops_per_commit: 1, ..patient() }).unwrap();
+    thread::scope(|scope| {
+        let rewritten = scope.spawn(|| store.rewrite());
+        wait_until(|| new.begun.load(Ordering::SeqCst) == 1);
+        // In the first piece, in one to come, behind the last, and never there.
+        let lease = keyspace::lease;
+        let changes = [(3, Some("2")), (4400, Some("2")), (9000, Some("2")), (4, None), (4401, None), (9001, None)];
+        for (position, (n, value)) in (1..).zip(changes) {
+            let mut batch = Batch::new();
+            match value {
+                Some(value) => batch.put(lease(n), value),
+                None => batch.delete(lease(n)),
+            };
+            store.write(batch, position).unwrap();
+        }
+        new.release();
+        assert!(rewritten.join().unwrap().unwrap());
+    });
+    assert_eq!(store.flush().unwrap(), 6);
+    let mut wanted = Model::new();
+    (0..4500).for_each(|n| drop(wanted.insert(keyspace::lease(n), Bytes::from("1"))));
+    for n in [3, 4400, 9000] {
+        wanted.insert(keyspace::lease(n), Bytes::from("2"));
+    }
+    wanted.remove(&keyspace::lease(4));
+    wanted.remove(&keyspace::lease(4401));
+    let held: Model = new.inner.durable_copy().scan(b"", None, usize::MAX).unwrap().into_iter().collect();
+    assert!(held == wanted);
+    assert_eq!((new.finished.load(Ordering::SeqCst), new.settled.load(Ordering::SeqCst)), (1, 1));
+    // Writers wait for one piece each, not for all five; what lies below it goes to the copy at once.
+    let order = order.lock();
+    assert_eq!(order[..6], ["copy", "store", "copy", "copy", "store", "copy"], "{order:?}");
+}
+
+#[test]
+fn a_rewrite_ends_though_more_is_written_than_it_copies_at_once() {
+    let (old, new, _) = two_rigs(4500);
+    new.release();
+    let store = Store::open(old, Options { max_pending_bytes: 1 << 20, ..Options::default() }).unwrap();
+    let ended = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Each of these is more than a piece, and behind all that was copied.
+            let mut next = 10_000;
+            while ended.load(Ordering::SeqCst) == 0 {
+                let mut batch = Batch::new();
+                for n in next..next + 3000 {
+                    batch.put(keyspace::lease(n), "2");
+                }
+                next += 3000;
+                store.write(batch, next as u64).unwrap();
+            }
+        });
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let rewriting = &store;
+        scope.spawn(move || sender.send(rewriting.rewrite()));
+        let rewritten = receiver.recv_timeout(Duration::from_secs(60));
+        ended.store(1, Ordering::SeqCst);
+        assert!(rewritten.expect("it goes on for ever").unwrap());
+    });
+    let (all, copied) = (store.scan(b"", None, usize::MAX).unwrap(), store.flush().unwrap());
+    assert!(copied > 10_000);
+    assert!(new.inner.durable_copy().scan(b"", None, usize::MAX).unwrap() == all);
+}
+
+#[test]
+fn a_copy_that_fails_ends_the_rewrite_and_nothing_else() {
+    let (old, new, _) = two_rigs(4500);
+    *new.fault.lock() = Some(Fault::Commit);
+    new.release();
+    let store = Store::open(old.clone(), patient()).unwrap();
+    assert!(matches!(store.rewrite(), Err(Error::Engine(_))));
+    wait_until(|| new.discarded.load(Ordering::SeqCst) == 1);
+    store.write(put("ka", "1"), 1).unwrap();
+    assert_eq!(store.flush().unwrap(), 1);
+    assert_eq!(old.inner.get(b"ka").unwrap().unwrap(), "1");
+}
+
+#[test]
+fn a_store_that_is_closed_gives_a_rewrite_up() {
+    let (old, new, _) = two_rigs(4500);
+    let store = Store::open(old, patient()).unwrap();
+    thread::scope(|scope| {
+        let rewritten = scope.spawn(|| store.rewrite());
+        wait_until(|| new.begun.load(Ordering::SeqCst) == 1);
+        let closed = scope.spawn(|| store.close());
+        wait_until(|| matches!(store.write(put("ka", "1"), 1), Err(Error::Closed)));
+        new.release();
+        closed.join().unwrap().unwrap();
+        // Whether there was time for the rest of it is up to the machine.
+        match rewritten.join().unwrap() {
+            Ok(finished) => assert!(finished),
+            Err(err) => assert!(matches!(err, Error::Closed), "{err}"),
+        }
+    });
+    let (finished, discarded) = (new.finished.load(Ordering::SeqCst), new.discarded.load(Ordering::SeqCst));
+    assert_eq!(finished + discarded, 1);
+}
+
+/// Both engines on disk, with a queue that holds far less than is written meanwhile.
+#[test]
+fn writes_go_on_while_a_store_on_disk_is_rewritten() {
+    /// A loaded machine's disk may stand still for seconds; the copy as a whole takes some.
+    const LONGEST: Duration = Duration::from_secs(20);
+    const QUEUE: usize = 64 << 10;
+    for kind in [EngineKind::Sled, EngineKind::Redb] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = kind.open(&dir.path().join("engine"), 16 << 20).unwrap();
+        let store = Store::open(engine, Options { max_pending_bytes: QUEUE, ..Options::default() }).unwrap();
+        let value = |n: i64| Bytes::from(vec![n as u8; 4000]);
+        let write = |n: i64| {
+            let mut batch = Batch::new();
+            batch.put(keyspace::lease(n % 4000), value(n));
+            store.write(batch, n as u64).unwrap();
+        };
+        (0..4000).for_each(write);
+        let ended = AtomicUsize::new(0);
+        let (written, longest) = thread::scope(|scope| {
+            let busy = scope.spawn(|| {
+                let (mut n, mut longest) = (4000, Duration::ZERO);
+                while ended.load(Ordering::SeqCst) == 0 {
+                    let begun = Instant::now();
+                    write(n);
+                    longest = longest.max(begun.elapsed());
+                    n += 1;
+                }
+                (n - 4000, longest)
+            });
+            let rewritten = store.rewrite();
+            ended.store(1, Ordering::SeqCst);
+            assert!(rewritten.unwrap());
+            busy.join().unwrap()
+        });
+        assert!(written as usize * 4000 > 2 * QUEUE, "{kind}: {written} writes while it was copied");
+        assert!(longest < LONGEST, "{kind}: one of {written} writes took {longest:?}");
+        store.flush().unwrap();
+        for n in written..written + 4000 {
+            assert!(store.get(&keyspace::lease(n % 4000)).unwrap().unwrap() == value(n), "{kind}: {n}");
+        }
+        store.close().unwrap();
+    }
+}
+
+/// Random writes, reads, scans, barriers, flushes and power cuts against a plain map. After a power cut the engine must
+/// hold exactly the batches up to the position in it, and that position must be at least the flushed one.
 #[test]
 fn the_store_is_a_map_and_a_power_cut_leaves_a_prefix_of_its_batches() {
     for seed in 0..40 {
