@@ -242,7 +242,7 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     // A process runs on it.
     for verb in [&["defrag", "--data-dir"][..], &["inspect"]] {
         let refused = ours(&[verb, &[text(&dir)]].concat()).unwrap_err();
-        assert!(refused.contains("is locked: another process has this log open"), "{verb:?}: {refused}");
+        assert!(refused.contains("is locked: another process runs on this data directory"), "{verb:?}: {refused}");
     }
     assert_eq!(cluster.members[0].terminate().await, Some(0));
     // What an interrupted rewrite left is for the next start to delete.

@@ -108,11 +108,20 @@ async fn a_damaged_store_is_set_aside_and_rebuilt_from_the_log() {
     m.ready().await;
     assert_eq!(m.everything().await.len(), 50);
     assert_eq!(m.terminate().await, Some(0));
-    std::fs::write(engine.join("conf"), b"not a configuration").unwrap();
-    m.start();
-    m.ready().await;
-    assert_eq!(m.everything().await.len(), 50);
-    assert!(m.log().contains("setting it aside and rebuilding it"), "{}", m.log());
+    for conf in ["not a configuration", "nor is this a configuration"] {
+        std::fs::write(engine.join("conf"), conf).unwrap();
+        m.start();
+        m.ready().await;
+        assert_eq!(m.everything().await.len(), 50);
+        assert!(m.log().contains("setting it aside and rebuilding it"), "{}", m.log());
+        assert_eq!(m.terminate().await, Some(0));
+    }
+    // Both are there for people to look at.
+    let conf = |aside: &str| std::fs::read_to_string(m.dir.join("member").join(aside).join("conf")).unwrap();
+    assert_eq!(
+        (conf("engine.damaged.1"), conf("engine.damaged")),
+        ("not a configuration".into(), "nor is this a configuration".into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,9 +222,32 @@ async fn two_processes_on_one_data_directory_are_refused() {
     let cluster = Cluster::start(&["solo"]).await;
     let mut second = Member::new("solo", cluster.tmp.path());
     second.dir = cluster.members[0].dir.clone();
-    let output = second.command(&[]).output().unwrap();
+    let elsewhere = format!("--wal-dir={}", cluster.tmp.path().join("elsewhere").display());
+    for flags in [&[][..], &[elsewhere.as_str()]] {
+        let output = second.command(flags).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = "member/LOCK is locked: another process runs on this data directory";
+        assert!(!output.status.success() && text.contains(told), "{text}");
+    }
+    assert!(!cluster.tmp.path().join("elsewhere").exists());
+    cluster.members[0].put("still", "there").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_with_one_log_directory_are_refused() {
+    let mut cluster = Cluster::new(&["solo"]);
+    let flag = format!("--wal-dir={}", cluster.tmp.path().join("log").display());
+    cluster.members[0].flags.push(flag.clone());
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
+    let second = Member::new("other", cluster.tmp.path());
+    let output = second.command(&[&flag]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && text.contains("LOCK"), "{text}");
+    assert!(
+        !output.status.success() && text.contains("log/LOCK is locked: another process has this log open"),
+        "{text}"
+    );
+    cluster.members[0].put("still", "there").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

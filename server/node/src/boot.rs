@@ -6,15 +6,17 @@
 //! And it takes a place in a cluster only when it has never run there ([`crate::admission`]).
 
 use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, write_durably};
+use crate::aside::set_aside;
 use crate::auth::SimpleTokens;
 use crate::difference::difference;
 use crate::lease::LeaseClock;
+use crate::maintenance::free_bytes;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
 use crate::offline::{Force, stand_alone};
 use crate::watch::Hub;
 use crate::workers;
-use ferretcd_proto::peer::{ProbeMember, ProbeRequest};
+use ferretcd_proto::peer::{ProbeMember, ProbeRequest, ProbeResponse};
 use ferretcd_raft::offline;
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_raft::transport::client::probe;
@@ -22,10 +24,11 @@ use ferretcd_raft::transport::dial::Dialer;
 use ferretcd_raft::transport::fetch::fetch_snapshot;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
-use ferretcd_state::State;
+use ferretcd_state::{State, StateError};
 use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store};
-use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode};
-use ferretcd_wal::{OsFs, Wal, WalError, segment};
+use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode, codec};
+use ferretcd_wal::fs::Lock;
+use ferretcd_wal::{Fs as _, OsFs, Wal, WalError, segment};
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +139,7 @@ pub struct Member {
     tasks: TaskTracker,
     store: Arc<Store>,
     wal: Wal,
+    _claim: Option<Box<dyn Lock>>,
 }
 
 /// A member's ID as etcd computes it at static bootstrap: SHA-1 over its sorted peer URLs and the token.
@@ -253,6 +257,7 @@ impl Boot {
         let dir = self.config.data_dir.join("member");
         make_private(&self.config.data_dir)?;
         make_private(&dir)?;
+        let claim = claim(&dir)?;
         let known = Remembered::load(&dir)?;
         let intent = self.config.intent;
         let may_found = match (intent, self.config.state) {
@@ -279,7 +284,7 @@ impl Boot {
                 (me, self.admission(me, Some(started + JOIN_TIMEOUT)).await?)
             }
         };
-        let opened = self.open(&dir, me, start).await?;
+        let opened = Opened { claim: Some(claim), ..self.open(&dir, me, start).await? };
         self.bring_up(opened, me, start).await
     }
 
@@ -390,6 +395,7 @@ impl Boot {
         let mut reported = None;
         loop {
             let answers = self.ask(request).await;
+            fits_cluster(&answers)?;
             let missing = match judge(&asker, &answers) {
                 Verdict::Found => return Ok(Start::Found),
                 Verdict::Join(epoch) => return Ok(Start::Join(epoch)),
@@ -456,6 +462,7 @@ impl Boot {
         let mut last = "no other member is named in --initial-cluster".to_owned();
         loop {
             let answers = self.ask(ProbeRequest::default()).await;
+            fits_cluster(&answers)?;
             let removed: BTreeSet<u64> =
                 answers.iter().flat_map(|(_, a)| a.iter().flat_map(|a| &a.removed)).copied().collect();
             for (url, answer) in answers {
@@ -533,7 +540,7 @@ impl Boot {
             (known, _) => known,
         };
         let identity = Identity::new(me.cluster, me.member, epoch);
-        Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics })
+        Ok(Opened { wal, store, state, snapshots, identity: Arc::new(identity), metrics, claim: None })
     }
 
     /// Fetches what this member lacks from another: a snapshot, which with its own log is all that it had. The log and the vote
@@ -692,7 +699,7 @@ impl Boot {
         workers::start(&node.inner, rounds, &tasks);
         let intact = Remembered { logged: true, ..me };
         tasks.spawn(remember_epoch(node.inner.clone(), self.config.data_dir.join("member"), intact));
-        Ok(Member { node, tasks, store: opened.store, wal: opened.wal })
+        Ok(Member { node, tasks, store: opened.store, wal: opened.wal, _claim: opened.claim })
     }
 
     /// Whether an empty log is to be founded: only under the identity that the flags compute.
@@ -705,6 +712,18 @@ impl Boot {
         };
         let founder = self.founder()?;
         Ok(founding && (founder.cluster, founder.member) == (me.cluster, me.member))
+    }
+}
+
+/// Refuses to join a cluster that has come to what a later release brought.
+fn fits_cluster(answers: &Answers) -> Result<(), BootError> {
+    let formed = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).filter(|answer| answer.formed);
+    match formed.max_by_key(|answer| answer.cluster_log_format) {
+        Some(ProbeResponse { cluster_version, cluster_log_format, .. }) if *cluster_log_format > codec::LOG_FORMAT => {
+            let (cluster_version, log_format) = (cluster_version.clone(), *cluster_log_format);
+            Err(BootError::Identity(StateError::Older { cluster_version, log_format }.to_string()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -726,6 +745,21 @@ pub(crate) struct Opened {
     pub(crate) snapshots: SnapshotDir,
     pub(crate) identity: Arc<Identity>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Keeps other processes off the data directory; none if there is no directory.
+    pub(crate) claim: Option<Box<dyn Lock>>,
+}
+
+/// Keeps every other process off this folder of a data directory while the guard lives, wherever either has its log (which has
+/// a lock of its own, for two data directories with one log).
+pub(crate) fn claim(dir: &Path) -> Result<Box<dyn Lock>, BootError> {
+    let path = dir.join("LOCK");
+    OsFs.lock(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => BootError::Storage(format!(
+            "{} is locked: another process runs on this data directory; stop it, or choose another --data-dir",
+            path.display()
+        )),
+        _ => unwritable(&path, &e),
+    })
 }
 
 pub(crate) fn unwritable(path: &Path, e: &std::io::Error) -> BootError {
@@ -875,6 +909,7 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
         Ok(_) if damage == Damage::Refuse => {
             return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())).into());
         }
+        Err(Unusable::Older(why)) => return Err(BootError::Identity(why).into()),
         Err(why) if damage == Damage::Refuse => {
             return Err(
                 BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())).into()
@@ -885,7 +920,7 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
             drop(store);
             rebuild(&opener, "it does not fit the log", &snapshots, &wal)?
         }
-        Err(why) => rebuild(&opener, &why, &snapshots, &wal)?,
+        Err(why) => rebuild(&opener, &why.to_string(), &snapshots, &wal)?,
     };
     Ok((wal, store, state, snapshots))
 }
@@ -912,7 +947,28 @@ pub(crate) fn open_engine(
     member: MemberId,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Store>, Arc<State>), String> {
-    Opener { kind, dir: dir.to_owned(), options: Options::default(), member, metrics: metrics.clone() }.open()
+    let opener = Opener { kind, dir: dir.to_owned(), options: Options::default(), member, metrics: metrics.clone() };
+    opener.open().map_err(|why| why.to_string())
+}
+
+/// Why an engine is not taken as the store. The text says it.
+#[derive(Debug)]
+enum Unusable {
+    /// It cannot be read.
+    Damaged(String),
+    /// It is sound, and this server is older than the cluster that it belongs to.
+    Older(String),
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Unusable::Damaged(why) | Unusable::Older(why)) = self;
+        f.write_str(why)
+    }
+}
+
+fn damaged(e: &dyn std::error::Error) -> Unusable {
+    Unusable::Damaged(chain(e))
 }
 
 /// What the engine is opened with.
@@ -926,18 +982,22 @@ struct Opener {
 }
 
 impl Opener {
-    fn open(&self) -> Result<(Arc<Store>, Arc<State>), String> {
+    fn open(&self) -> Result<(Arc<Store>, Arc<State>), Unusable> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
-        let opened = thread.spawn(move || this.open_here()).map_err(|e| chain(&e))?;
-        opened.join().map_err(|_| "it panicked while it was opened".to_owned())?
+        let opened = thread.spawn(move || this.open_here()).map_err(|e| damaged(&e))?;
+        opened.join().map_err(|_| Unusable::Damaged("it panicked while it was opened".to_owned()))?
     }
 
-    fn open_here(&self) -> Result<(Arc<Store>, Arc<State>), String> {
-        let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| chain(&e))?;
-        let store = Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| chain(&e))?;
+    fn open_here(&self) -> Result<(Arc<Store>, Arc<State>), Unusable> {
+        let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| damaged(&e))?;
+        let store =
+            Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| damaged(&e))?;
         let store = Arc::new(store);
-        let state = State::open(store.clone(), self.member).map_err(|e| chain(&e))?;
+        let state = State::open(store.clone(), self.member).map_err(|e| match e {
+            StateError::Older { .. } => Unusable::Older(chain(&e)),
+            e => damaged(&e),
+        })?;
         Ok((store, Arc::new(state)))
     }
 }
@@ -955,18 +1015,16 @@ fn rebuild(
         wal.close().map_err(|e| BootError::Storage(chain(&e)))?;
         return Err(Unopened::Lacks(lack));
     }
-    let aside = dir.with_extension("damaged");
     tracing::error!(
-        store = %dir.display(), aside = %aside.display(),
+        store = %dir.display(),
         "the store cannot be used ({why}): setting it aside and rebuilding it from the last snapshot and the log"
     );
     let failed = |e: &dyn std::error::Error| {
         BootError::Storage(format!("cannot rebuild the store {}: {}; replace this member", dir.display(), chain(e)))
     };
-    let _ = fs::remove_dir_all(&aside);
-    if dir.exists() {
-        fs::rename(dir, &aside).map_err(|e| failed(&e))?;
-    }
+    let (aside, deleted) = set_aside(dir, |path| free_bytes(path).ok()).map_err(|e| failed(&e))?;
+    let deleted = deleted.map_or("nothing".to_owned(), |path| path.display().to_string());
+    tracing::warn!(aside = %aside.display(), deleted, "the store was set aside; delete it when nobody wants to look at it");
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
     if let Some((pos, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {

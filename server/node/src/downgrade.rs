@@ -1,18 +1,32 @@
-//! The cluster's version and the way back to an earlier one: etcd's rules of which step is allowed, and the leader's loop
-//! that takes it.
+//! What the cluster runs at: its version and log format, the way back to an earlier version by etcd's rules, and the leader's
+//! loop that takes the steps.
+//!
+//! Up it goes when every member has said that it is so far, by an entry that names them; from there on an older server refuses
+//! to run in this cluster. The log format never goes down again: the log and the snapshots hold what it allowed.
 //!
 //! A downgrade lowers the promise that the cluster makes (its version, and with it the layout of snapshot files) so that
 //! members of the release before could take over. Cancelling it raises the version again.
 
 use crate::node::{Inner, Node};
 use crate::workers::{self, CLUSTER_VERSION};
+use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::Role;
-use ferretcd_types::{Command, Error, SetClusterVersion, SetDowngrade};
+use ferretcd_raft::transport::client::probe;
+use ferretcd_types::{Command, Error, MemberId, SetClusterVersion, SetDowngrade, codec};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How often the leader looks whether the cluster version is still right (etcd's monitorVersionInterval).
 const LOOK_EVERY: Duration = Duration::from_secs(4);
+
+/// The same while the log format is behind the leader's own: new kinds of entries wait for it.
+const LOOK_WHILE_BEHIND: Duration = Duration::from_secs(1);
+
+/// How long a member may take to say what it is.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// Of members that do not tell their version.
+const FIRST_VERSION: &str = "3.7.0";
 
 /// Major and minor: all that a cluster's version keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,18 +125,69 @@ impl Inner {
     }
 }
 
-/// Keeps the cluster's version right, on the leader. All members of a cluster are of this release (it is the first), so
-/// this server's version stands for theirs.
+/// What a member has said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    id: MemberId,
+    version: Version,
+    log_format: u32,
+}
+
+/// The entry that brings the cluster up to what all members are capable of; none if it is there.
+fn raise(cluster: Version, log_format: u32, told: &[Told]) -> Option<SetClusterVersion> {
+    let version = told.iter().map(|member| member.version).min()?;
+    let format = told.iter().map(|member| member.log_format).min()?;
+    let version = decide(cluster, version, None);
+    let format = Some(format).filter(|format| *format > log_format && *format >= codec::LOG_FORMAT_RAISED_SINCE);
+    (version.is_some() || format.is_some()).then(|| SetClusterVersion {
+        version: version.unwrap_or(cluster).to_string(),
+        log_format: format.unwrap_or(0),
+        told_by: told.iter().map(|member| member.id).collect(),
+    })
+}
+
+/// What the cluster is to run at next, asked of the members if it may have to go up.
+async fn next_step(inner: &Inner, own: Told, cluster: Version) -> Option<SetClusterVersion> {
+    if let Some(downgrade) = inner.state.downgrade() {
+        let next = decide(cluster, own.version, Version::parse(&downgrade))?;
+        return Some(SetClusterVersion { version: next.to_string(), ..SetClusterVersion::default() });
+    }
+    let log_format = inner.state.log_format();
+    raise(cluster, log_format, &[own])?;
+    raise(cluster, log_format, &ask_members(inner, own).await?)
+}
+
+/// What every member says of itself, learners too; none if one of them does not say it now.
+async fn ask_members(inner: &Inner, own: Told) -> Option<Vec<Told>> {
+    let dialer = inner.group.peers().dialer();
+    let asked = inner.members().into_iter().map(|member| async move {
+        if member.id == own.id {
+            return Some(own);
+        }
+        let url = member.peer_urls.first()?;
+        let answer = probe(dialer, url, ProbeRequest::default(), ANSWER_TIME).await.ok()?;
+        let version = Some(answer.server_version.as_str()).filter(|version| !version.is_empty());
+        let version = Version::parse(version.unwrap_or(FIRST_VERSION))?;
+        (answer.member_id == member.id.0).then_some(Told { id: member.id, version, log_format: answer.log_format })
+    });
+    futures::future::join_all(asked).await.into_iter().collect()
+}
+
+/// Keeps right what the cluster runs at, on the leader.
 pub(crate) async fn decide_cluster_version(inner: Arc<Inner>) {
-    let Some(servers) = Version::parse(CLUSTER_VERSION) else { return };
-    while workers::pause(&inner, LOOK_EVERY).await {
-        let (Ok(cluster), true) = (inner.version(), inner.view().role == Role::Leader) else { continue };
-        let downgrade = inner.state.downgrade().and_then(|target| Version::parse(&target));
-        let Some(next) = decide(cluster, servers, downgrade) else { continue };
-        let set = SetClusterVersion { version: next.to_string() };
-        match inner.propose(Command::SetClusterVersion(set)).await {
-            Ok(_) => tracing::info!(from = %cluster, to = %next, "the cluster version changed"),
-            Err(e) => tracing::warn!(to = %next, "cannot change the cluster version: {e}; trying again"),
+    let Some(version) = Version::parse(CLUSTER_VERSION) else { return };
+    let own = Told { id: inner.identity.member, version, log_format: codec::LOG_FORMAT };
+    let pause = || if inner.state.log_format() < own.log_format { LOOK_WHILE_BEHIND } else { LOOK_EVERY };
+    while workers::pause(&inner, pause()).await {
+        let (Ok(cluster), view) = (inner.version(), inner.view()) else { continue };
+        if view.role != Role::Leader {
+            continue;
+        }
+        let Some(next) = next_step(&inner, own, cluster).await else { continue };
+        let (to, log_format) = (next.version.clone(), next.log_format);
+        match inner.propose_here(view.term, Command::SetClusterVersion(next)).await {
+            Ok(_) => tracing::info!(from = %cluster, to, log_format, "what the cluster runs at changed"),
+            Err(e) => tracing::warn!(to, log_format, "cannot change what the cluster runs at: {e}; trying again"),
         }
     }
 }
@@ -181,5 +246,26 @@ mod tests {
         assert_eq!(decide(V36, V37, Some(V36)), None);
         assert_eq!(decide(V36, V37, None), Some(V37));
         assert_eq!(decide(V37, V37, Some(V35)), None, "two steps are never taken");
+    }
+
+    #[test]
+    fn the_cluster_goes_up_to_what_its_oldest_member_is() {
+        let told = |id, version, log_format| Told { id: MemberId(id), version, log_format };
+        let raised = |cluster, format, told: &[Told]| {
+            raise(cluster, format, told).map(|set| {
+                assert_eq!(set.told_by.len(), told.len());
+                (set.version, set.log_format)
+            })
+        };
+        let to = |version: &str, format| Some((version.to_owned(), format));
+        let v38 = Version { minor: 8, ..V37 };
+        assert_eq!(raised(V37, 1, &[told(1, V37, 3), told(2, V37, 3)]), to("3.7.0", 3));
+        assert_eq!(raised(V37, 3, &[told(1, V37, 3), told(2, V37, 4)]), None);
+        assert_eq!(raised(V37, 3, &[told(1, v38, 5), told(2, V37, 4)]), to("3.7.0", 4));
+        assert_eq!(raised(V37, 4, &[told(1, v38, 5), told(2, v38, 5)]), to("3.8.0", 5));
+        assert_eq!(raised(V36, 3, &[told(1, V37, 3)]), to("3.7.0", 0), "a downgrade was cancelled");
+        // These would pass over the entry, and the first release does not tell.
+        assert_eq!(raised(V37, 1, &[told(1, V37, 3), told(2, V37, 2)]), None);
+        assert_eq!(raised(V37, 1, &[told(1, V37, 3), told(2, V37, 0)]), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Below this floor nothing reads a clock; above it nothing knows raft.
 
 mod admission;
+mod aside;
 pub mod auth;
 pub mod boot;
 pub mod cluster;

@@ -386,7 +386,8 @@ impl Drop for RestoreSpool {
     }
 }
 
-fn free_bytes(path: &Path) -> Result<u64, Error> {
+/// Bytes that files beside `path` may still take.
+pub(crate) fn free_bytes(path: &Path) -> Result<u64, Error> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(dir)
         .map_err(|e| Error::Internal(format!("cannot ask for the free space of {}: {e}", dir.display())))?;

@@ -9,6 +9,7 @@ use crate::propose::PROPOSALS_MAX;
 use crate::read::{READS_WAITING_MAX, RoundWaiter};
 use crate::waiters::Waiters;
 use crate::watch::{Hub, WatchStream};
+use crate::workers::CLUSTER_VERSION;
 use crate::{Check, Status, ids};
 use bytes::Bytes;
 use ferretcd_proto::peer as pb;
@@ -21,7 +22,7 @@ use ferretcd_types::{
 };
 use ferretcd_wal::Wal;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -118,8 +119,6 @@ pub(crate) struct Inner {
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) request_ids: ids::RequestIds,
     pub(crate) proposals: Arc<Semaphore>,
-    /// What other members have said that they can decode of a log.
-    pub(crate) log_formats: Mutex<BTreeMap<MemberId, u32>>,
     pub(crate) restores: Arc<Semaphore>,
     pub(crate) snapshots: Arc<Semaphore>,
     /// Held while the store is rewritten.
@@ -253,7 +252,6 @@ impl Node {
             applied: shared.applied.clone(),
             request_ids: ids::RequestIds::new(shared.identity.member),
             proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
-            log_formats: Mutex::default(),
             restores: Arc::new(Semaphore::new(1)),
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
             defragmenting: tokio::sync::Mutex::default(),
@@ -564,6 +562,9 @@ impl Requests {
             arrival: pb::ProbeArrival::Unsaid.into(),
             replaced_epochs: inner.state.replaced_epochs().into_iter().map(|epoch| epoch.0).collect(),
             log_format: codec::LOG_FORMAT,
+            server_version: CLUSTER_VERSION.to_owned(),
+            cluster_version: inner.state.cluster_version().unwrap_or_default(),
+            cluster_log_format: inner.state.log_format(),
         })
     }
 }

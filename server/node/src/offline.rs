@@ -2,7 +2,7 @@
 //! space back; and what `--force-new-cluster` does before raft starts.
 
 use crate::boot::{
-    Boot, BootConfig, BootError, Damage, Opening, Remembered, chain, make_private, open_engine, open_storage,
+    Boot, BootConfig, BootError, Damage, Opening, Remembered, chain, claim, make_private, open_engine, open_storage,
     unwritable,
 };
 use crate::metrics::{Metrics, operation};
@@ -14,6 +14,7 @@ use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_state::{Adoption, State, StateError};
 use ferretcd_storage::{EngineKind, Format, Store};
 use ferretcd_types::{ClusterId, Epoch, LogPos, Member, MemberId, PeerNode};
+use ferretcd_wal::fs::Lock;
 use ferretcd_wal::{Listing, OsFs, Wal, record::Record};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -168,6 +169,7 @@ struct Files {
     store: Arc<Store>,
     state: Arc<State>,
     snapshots: SnapshotDir,
+    _claim: Box<dyn Lock>,
 }
 
 impl Files {
@@ -179,9 +181,10 @@ impl Files {
 }
 
 fn open(config: &BootConfig, dir: &Path, me: Remembered, damage: Damage) -> Result<Files, BootError> {
+    let claim = claim(dir)?;
     let opening = Opening { config, dir, me, damage };
     let (wal, store, state, snapshots) = open_storage(&opening, &Arc::new(Metrics::default()))?;
-    Ok(Files { wal, store, state, snapshots })
+    Ok(Files { wal, store, state, snapshots, _claim: claim })
 }
 
 /// The member whose data directory this is.
@@ -270,6 +273,8 @@ pub fn inspect(
     let me = member_of(&dir)?;
     let wal_dir = wal_dir.map_or_else(|| dir.join("wal"), Path::to_owned);
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
+    // A look makes no lock file.
+    let _claim = dir.join("LOCK").exists().then(|| claim(&dir)).transpose()?;
     let _lock = ferretcd_wal::lock(&OsFs, &wal_dir).map_err(|e| BootError::Storage(chain(&e)))?;
     let log = ferretcd_wal::list(&OsFs, &wal_dir, identity, |segment, offset, record| {
         visit(segment, offset, in_words(record));

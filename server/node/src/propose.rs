@@ -3,9 +3,7 @@
 use crate::metrics::Inflight;
 use crate::node::{Inner, Node};
 use bytes::Bytes;
-use ferretcd_proto::peer::ProbeRequest;
 use ferretcd_raft::GroupError;
-use ferretcd_raft::transport::client::probe;
 use ferretcd_state::Permits;
 use ferretcd_types::{
     Alarm, AlarmKind, Caller, Client, Command, Error, LeaseGrant, LeaseGrantReply, LeaseId, MemberId, Proposal,
@@ -25,9 +23,6 @@ const APPLY_GAP_MAX: u64 = 5000;
 
 /// How long to wait before a leader is asked again after it said that it is none.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long a member may take to say what it decodes; it is asked once in this process's life.
-const FORMAT_ANSWER: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Puts a verb in the log and waits until this member has applied it.
@@ -146,10 +141,11 @@ impl Inner {
                 return Err(Error::TooManyRequests);
             }
         }
-        if command.log_format() > 1 && !self.all_decode(command.log_format()).await {
+        let (needed, reached) = (command.log_format(), self.state.log_format());
+        if needed > reached {
             return Err(Error::Internal(format!(
-                "not all members can decode a log entry of the kind {}: start all of them with this release first, and \
-                 see that they can be reached",
+                "a log entry of the kind {} needs log format {needed}, and the cluster is at {reached}: start all members \
+                 with this release, and see that they can be reached",
                 crate::metrics::operation(&command)
             )));
         }
@@ -172,32 +168,6 @@ impl Inner {
             self.metrics.proposals_failed.inc();
         }
         outcome
-    }
-
-    /// Whether every member, learners too, has said that it decodes this format of the log: one that does not would stop
-    /// at such an entry. Those that have not said it yet are asked.
-    async fn all_decode(&self, format: u32) -> bool {
-        let me = self.identity.member;
-        let members = self.members();
-        let unknown: Vec<_> = {
-            let known = self.log_formats.lock();
-            let decodes = |id: &MemberId| *id == me || known.get(id).is_some_and(|f| *f >= format);
-            members.into_iter().filter(|m| !decodes(&m.id)).collect()
-        };
-        let dialer = self.group.peers().dialer();
-        let asked = unknown.into_iter().map(|m| async move {
-            let url = m.peer_urls.first()?;
-            let answer = probe(dialer, url, ProbeRequest::default(), FORMAT_ANSWER).await.ok()?;
-            (answer.member_id == m.id.0).then_some((m.id, answer.log_format))
-        });
-        let mut all = true;
-        for answer in futures::future::join_all(asked).await {
-            match answer {
-                Some((id, told)) if told >= format => drop(self.log_formats.lock().insert(id, told)),
-                _ => all = false,
-            }
-        }
-        all
     }
 
     /// Hands the proposal to the leader, again while nobody took it up. Returns only when there is no hope of a reply

@@ -43,7 +43,8 @@ impl Boot {
         let me = Remembered { cluster, member, founder, logged: true, epoch: ferretcd_types::Epoch::UNKNOWN };
         let identity = Arc::new(Identity::new(cluster, member, state.epoch()));
         let start = if founder { Start::Found } else { Start::Join(state.epoch()) };
-        let opened = Opened { wal, store, state, snapshots, identity, metrics: Arc::new(Metrics::default()) };
+        let metrics = Arc::new(Metrics::default());
+        let opened = Opened { wal, store, state, snapshots, identity, metrics, claim: None };
         self.bring_up(opened, me, start).await
     }
 }

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-/// The version that a new cluster starts at: etcd's API level that this server speaks.
+/// The version that a new cluster starts at: etcd's API level that this server speaks. With it goes up
+/// [`LOG_FORMAT`](ferretcd_types::codec::LOG_FORMAT), by which an older server is kept out.
 pub const CLUSTER_VERSION: &str = "3.7.0";
 
 /// A snapshot is written when the log since the last one is at least this part of it, however many entries: it costs five times

@@ -166,6 +166,10 @@ async fn a_new_kind_of_entry_waits_until_every_member_can_decode_it() {
     assert_eq!(noted(&member.node), 0);
     stranger.log_format.store(ferretcd_types::codec::LOG_FORMAT, Ordering::SeqCst);
     eventually("what is left is noted", async || noted(&member.node) > 0).await;
+    // The cluster has gone up for good: one that goes back to its first release is not asked again, it must not start.
+    stranger.log_format.store(0, Ordering::SeqCst);
+    let before = noted(&member.node);
+    eventually("more is noted", async || noted(&member.node) > before).await;
     served.abort();
     member.stop().await;
 }

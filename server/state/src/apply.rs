@@ -12,7 +12,7 @@ use crate::member::Members;
 use crate::mvcc::space::Space;
 use crate::mvcc::view::View;
 use crate::restore::staging::{Chunk, Staging};
-use crate::rooms::{self, Rooms, encode_u64};
+use crate::rooms::{self, Rooms, encode_u64, known_log_format};
 use crate::state::{Applier, Inner, State};
 use crate::{StateError, alarm, lease, op, permit, txn};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use ferretcd_types::{
     Alarm, AuthChange, Authenticate, Authenticated, Caller, Command, Compact, DeleteRange, Epoch, Error, EventKind,
     Genesis, KeyRange, LeaseCheckpoint, LeaseGrant, LeaseGrantReply, LeaseId, LeaseRevoke, LogPos, MemberAttributes,
     MemberId, PeerNode, Proposal, Put, Reply, RestoreAbort, RestoreBegin, RestoreChunk, RestoreCommit, RestoreReply,
-    RestoreTotals, Revised, SetAlarm, Txn,
+    RestoreTotals, Revised, SetAlarm, SetClusterVersion, Txn,
 };
 use std::sync::Arc;
 
@@ -99,7 +99,8 @@ struct Turn<'a> {
 /// A change of a room.
 enum Edit {
     Genesis(Epoch, String),
-    ClusterVersion(String),
+    /// The version, and the log format if it rises.
+    ClusterVersion(String, Option<u32>),
     Downgrade(Option<String>),
     Members(Members),
     Membership(Bytes),
@@ -189,7 +190,7 @@ impl<'a> Turn<'a> {
             Command::RestoreAbort(abort) => self.restore_abort(staging.as_ref(), abort),
             Command::Auth(change) => self.auth(&rooms, change),
             Command::Authenticate(authenticate) => self.authenticate(&rooms, position, authenticate),
-            Command::SetClusterVersion(set) => self.set_cluster_version(&set.version),
+            Command::SetClusterVersion(set) => self.set_cluster_version(&rooms, set),
             Command::SetDowngrade(set) => self.set_downgrade(set.target.as_deref()),
         }
     }
@@ -274,9 +275,21 @@ impl<'a> Turn<'a> {
         self.revised()
     }
 
-    fn set_cluster_version(&mut self, version: &str) -> Decided {
+    fn set_cluster_version(&mut self, rooms: &Rooms, set: &SetClusterVersion) -> Decided {
+        let SetClusterVersion { version, log_format, told_by } = set;
+        let is_raise = *log_format > 0 || !told_by.is_empty();
+        let not_asked = rooms.members.all().into_iter().find(|member| !told_by.contains(&member.id));
+        if let Some(member) = not_asked.filter(|_| is_raise) {
+            let id = member.id;
+            return Err(Error::internal(format!("member {id} came meanwhile, and may be older than {version}")).into());
+        }
+        let raised = Some(*log_format).filter(|format| *format > rooms.log_format);
+        if let Some(format) = raised {
+            known_log_format(Some(version), format)?;
+            self.batch.put(keyspace::META_LOG_FORMAT, format.to_be_bytes().to_vec());
+        }
         self.batch.put(keyspace::META_CLUSTER_VERSION, version.to_owned());
-        self.edits.push(Edit::ClusterVersion(version.to_owned()));
+        self.edits.push(Edit::ClusterVersion(version.to_owned(), raised));
         self.revised()
     }
 
@@ -477,7 +490,10 @@ impl Inner {
     fn edit(&self, rooms: &mut Rooms, edit: Edit) {
         match edit {
             Edit::Genesis(epoch, version) => (rooms.epoch, rooms.cluster_version) = (epoch, Some(version)),
-            Edit::ClusterVersion(version) => rooms.cluster_version = Some(version),
+            Edit::ClusterVersion(version, raised) => {
+                rooms.cluster_version = Some(version);
+                rooms.log_format = raised.unwrap_or(rooms.log_format);
+            }
             Edit::Downgrade(target) => rooms.downgrade = target,
             Edit::Members(members) => rooms.members = members,
             Edit::Membership(blob) => rooms.membership = Some(blob),

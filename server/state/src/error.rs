@@ -33,6 +33,19 @@ pub enum StateError {
     /// A snapshot from a peer cannot be installed; the state is as it was before.
     #[error("the raft snapshot was refused, nothing was changed: {0}")]
     Snapshot(String),
+    /// The cluster has come to what a later release brought, so this one must not take part: it would sooner or later meet what
+    /// it cannot decode.
+    #[error(
+        "this server (ferretcd {}, log format {}) is older than its cluster (version {cluster_version}, log format \
+         {log_format}): start it with the release that the other members run",
+        env!("CARGO_PKG_VERSION"), ferretcd_types::codec::LOG_FORMAT
+    )]
+    Older {
+        /// The cluster's version.
+        cluster_version: String,
+        /// The cluster's log format.
+        log_format: u32,
+    },
     /// The system refused a thread.
     #[error("cannot start the state's background thread: {0}")]
     Thread(String),

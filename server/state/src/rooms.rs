@@ -7,7 +7,7 @@ use crate::lease::Leases;
 use crate::member::Members;
 use bytes::Bytes;
 use ferretcd_storage::{Batch, keyspace};
-use ferretcd_types::{Epoch, LogPos};
+use ferretcd_types::{Epoch, LogPos, codec};
 
 /// Everything except the key space and an unfinished restore.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,8 @@ pub(crate) struct Rooms {
     /// Epochs of the histories that this one replaced by force.
     pub replaced: Vec<Epoch>,
     pub cluster_version: Option<String>,
+    /// What the log may hold; 0 or 1: what the first release knew.
+    pub log_format: u32,
     /// The version that a downgrade goes to, while one is under way.
     pub downgrade: Option<String>,
     pub members: Members,
@@ -68,6 +70,9 @@ impl Rooms {
             keyspace::META_CLUSTER_VERSION => {
                 self.cluster_version = Some(String::from_utf8_lossy(&value).into_owned());
             }
+            keyspace::META_LOG_FORMAT => {
+                self.log_format = decode_log_format(self.cluster_version.as_deref(), &value)?;
+            }
             keyspace::META_DOWNGRADE => self.downgrade = Some(String::from_utf8_lossy(&value).into_owned()),
             keyspace::META_AUTH => self.auth.load_state(value)?,
             _ => {}
@@ -85,7 +90,7 @@ impl Rooms {
 
     /// Adds the records that etcd's snapshot file has no place for, or only one that says less.
     pub fn save_private(&self, batch: &mut Batch) {
-        let Rooms { applied, membership, epoch, replaced, cluster_version, downgrade, members, .. } = self;
+        let Rooms { applied, membership, epoch, replaced, cluster_version, log_format, downgrade, members, .. } = self;
         if let Some(applied) = applied {
             save_applied(batch, *applied);
         }
@@ -101,6 +106,9 @@ impl Rooms {
         }
         if let Some(version) = cluster_version {
             batch.put(keyspace::META_CLUSTER_VERSION, version.clone());
+        }
+        if *log_format > 0 {
+            batch.put(keyspace::META_LOG_FORMAT, log_format.to_be_bytes().to_vec());
         }
         if let Some(target) = downgrade {
             batch.put(keyspace::META_DOWNGRADE, target.clone());
@@ -131,6 +139,21 @@ pub(crate) fn encode_u64(v: u64) -> Bytes {
 
 pub(crate) fn decode_u64(what: &str, value: &[u8]) -> Result<u64, StateError> {
     value.try_into().map(u64::from_be_bytes).map_err(|_| damaged(what, value))
+}
+
+/// The log format in a record, if this server knows it.
+pub(crate) fn decode_log_format(cluster_version: Option<&str>, value: &[u8]) -> Result<u32, StateError> {
+    let format = value.try_into().map(u32::from_be_bytes).map_err(|_| damaged("the log format", value))?;
+    known_log_format(cluster_version, format)
+}
+
+/// `format`, unless it is newer than this server.
+pub(crate) fn known_log_format(cluster_version: Option<&str>, format: u32) -> Result<u32, StateError> {
+    if format <= codec::LOG_FORMAT {
+        return Ok(format);
+    }
+    let cluster_version = cluster_version.unwrap_or("not known").to_owned();
+    Err(StateError::Older { cluster_version, log_format: format })
 }
 
 fn damaged(what: &str, value: &[u8]) -> StateError {

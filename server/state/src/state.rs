@@ -9,7 +9,7 @@ use crate::mvcc::history::EventBatch;
 use crate::mvcc::space::Space;
 use crate::mvcc::{Mvcc, record};
 use crate::restore::staging::{RestoreProgress, Staging};
-use crate::rooms::{KEYSPACES, Rooms, decode_u64};
+use crate::rooms::{KEYSPACES, Rooms, decode_log_format, decode_u64};
 use crate::worker::{self, CompactionObserver, Work};
 use crate::{StateError, txn};
 use bytes::Bytes;
@@ -92,6 +92,7 @@ impl State {
     }
 
     fn load(store: Arc<Store>, member: MemberId) -> Result<Arc<Inner>, StateError> {
+        check_log_format(&store)?;
         let mut facts = Facts::default();
         let mut rooms = Rooms::default();
         for space in KEYSPACES {
@@ -169,6 +170,11 @@ impl State {
     /// The cluster version, `3.7.0` form; None before the first entry.
     pub fn cluster_version(&self) -> Option<String> {
         self.inner.rooms.read().cluster_version.clone()
+    }
+
+    /// What the log may hold, as [`Command::log_format`](ferretcd_types::Command::log_format) counts.
+    pub fn log_format(&self) -> u32 {
+        self.inner.rooms.read().log_format.max(1)
     }
 
     /// The version that a downgrade goes to, while one is under way.
@@ -466,4 +472,11 @@ fn generations(store: &Store) -> Result<Vec<u32>, StateError> {
         found.push(generation);
         start = keyspace::generation_range(generation).1;
     }
+}
+/// Before any record is looked at whose form a later release may have changed.
+fn check_log_format(store: &Store) -> Result<(), StateError> {
+    let read = |key| store.get(key).map_err(StateError::store("read the cluster's log format"));
+    let Some(format) = read(keyspace::META_LOG_FORMAT)? else { return Ok(()) };
+    let version = read(keyspace::META_CLUSTER_VERSION)?.map(|version| String::from_utf8_lossy(&version).into_owned());
+    decode_log_format(version.as_deref(), &format).map(drop)
 }

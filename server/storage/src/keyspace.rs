@@ -50,6 +50,8 @@ pub const META_AUTH: &[u8] = b"mauth";
 pub const META_CLUSTER_ID: &[u8] = b"mcluster-id";
 /// The cluster's agreed version.
 pub const META_CLUSTER_VERSION: &[u8] = b"mcluster-version";
+/// The newest log format that the cluster's log may hold; absent: the first. A server that knows only earlier ones must not go on.
+pub const META_LOG_FORMAT: &[u8] = b"mlog-format";
 /// The downgrade that is under way.
 pub const META_DOWNGRADE: &[u8] = b"mdowngrade";
 /// The restore that is under way: its generation and progress.

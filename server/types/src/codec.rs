@@ -15,9 +15,14 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// What this release can decode of a log, as members tell each other: every new kind of command makes it one more (see
-/// [`Command::log_format`]), and is proposed only when all members have said that they are so far.
-pub const LOG_FORMAT: u32 = 2;
+/// What this release can decode of a log, as members tell each other. Every new kind of command (see [`Command::log_format`]), of
+/// entry or of stored record makes it one more, and so does a new cluster version. It is written only once the cluster
+/// itself has come so far: by an entry ([`SetClusterVersion::log_format`]) that follows when all members have said that they
+/// are. From then on a member of an earlier one does not run in this cluster.
+pub const LOG_FORMAT: u32 = 3;
+
+/// The first format whose members know that a cluster has one: earlier ones would pass over the entry that raises it.
+pub const LOG_FORMAT_RAISED_SINCE: u32 = 3;
 
 /// Deepest nesting of transactions that is decoded. etcd has no number of its own, its operation budget (128) bounds
 /// the depth; the same bound keeps hostile bytes from exhausting the stack.
@@ -191,6 +196,8 @@ fn encode_command(command: &Command) -> (u32, Bytes) {
         }
         Command::SetClusterVersion(c) => {
             w.str(1, &c.version);
+            w.uint(2, u64::from(c.log_format));
+            c.told_by.iter().for_each(|id| w.uint(3, id.0));
             kind::SET_CLUSTER_VERSION
         }
         Command::SetDowngrade(c) => {
@@ -315,7 +322,26 @@ fn decode_command(kind: u32, bytes: Bytes) -> Result<Command, DecodeError> {
             })?;
             Command::RestoreCommit(c)
         }
-        kind::SET_CLUSTER_VERSION | kind::SET_DOWNGRADE => {
+        kind::SET_CLUSTER_VERSION => {
+            let mut c = SetClusterVersion::default();
+            fields(&mut |n, v| {
+                match n {
+                    1 => c.version = v.string(WHAT)?,
+                    2 => {
+                        c.log_format = u32::try_from(v.uint(WHAT)?)
+                            .map_err(|_| DecodeError { what: WHAT, why: "a log format is out of range" })?;
+                    }
+                    3 => match v.uint(WHAT)? {
+                        0 => return Err(DecodeError { what: WHAT, why: "a member has no ID" }),
+                        id => c.told_by.push(MemberId(id)),
+                    },
+                    _ => {}
+                }
+                Ok(())
+            })?;
+            Command::SetClusterVersion(c)
+        }
+        kind::SET_DOWNGRADE => {
             let mut version = String::new();
             fields(&mut |n, v| {
                 if n == 1 {
@@ -323,10 +349,7 @@ fn decode_command(kind: u32, bytes: Bytes) -> Result<Command, DecodeError> {
                 }
                 Ok(())
             })?;
-            match kind {
-                kind::SET_CLUSTER_VERSION => Command::SetClusterVersion(SetClusterVersion { version }),
-                _ => Command::SetDowngrade(SetDowngrade { target: Some(version).filter(|v| !v.is_empty()) }),
-            }
+            Command::SetDowngrade(SetDowngrade { target: Some(version).filter(|v| !v.is_empty()) })
         }
         kind::RESTORE_ABORT => Command::RestoreAbort(RestoreAbort { id: one_uint(1)? }),
         kind::AUTH => Command::Auth(auth::decode_change(bytes)?),
@@ -784,7 +807,12 @@ mod tests {
             Command::RestoreChunk(RestoreChunk { id: 4, sequence: 1, records: "x".into() }),
             Command::RestoreCommit(RestoreCommit { id: 4, totals, revision_bump: 10 }),
             Command::RestoreAbort(RestoreAbort { id: 4 }),
-            Command::SetClusterVersion(SetClusterVersion { version: "3.6.0".into() }),
+            Command::SetClusterVersion(SetClusterVersion { version: "3.6.0".into(), ..SetClusterVersion::default() }),
+            Command::SetClusterVersion(SetClusterVersion {
+                version: "3.7.0".into(),
+                log_format: 3,
+                told_by: vec![MemberId(1), MemberId(u64::MAX)],
+            }),
             Command::SetDowngrade(SetDowngrade { target: Some("3.6.0".into()) }),
             Command::SetDowngrade(SetDowngrade { target: None }),
             Command::Authenticate(Authenticate { user: "u".into(), token: "t".into() }),
@@ -832,7 +860,8 @@ mod tests {
     #[test]
     fn no_command_is_newer_than_the_format_that_members_tell() {
         let newest = all_commands().iter().map(Command::log_format).max();
-        assert_eq!(newest, Some(LOG_FORMAT));
+        assert_eq!(newest, Some(2), "format 3 has no kind of its own, but a new field of an old one");
+        assert!(newest <= Some(LOG_FORMAT));
     }
 
     #[test]

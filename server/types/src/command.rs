@@ -228,11 +228,16 @@ pub struct SetAlarm {
     pub raised: bool,
 }
 
-/// Sets the version that the cluster runs at: the leader's, once it has decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Sets what the cluster runs at: the leader's, once it has decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetClusterVersion {
     /// The version, `3.7.0` form.
     pub version: String,
+    /// What the log may hold from here on (see [`codec::LOG_FORMAT`](crate::codec::LOG_FORMAT)); 0: as before.
+    pub log_format: u32,
+    /// Who has said that it is of this version and decodes this format. If it names any, there must be no other member when
+    /// this is applied: one that was added meanwhile has not been asked.
+    pub told_by: Vec<MemberId>,
 }
 
 /// Begins or ends a downgrade.
@@ -363,8 +368,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// The first [`codec::LOG_FORMAT`](crate::codec::LOG_FORMAT) that has this kind: a member of an earlier one stops at
-    /// an entry with it.
+    /// The first [`codec::LOG_FORMAT`](crate::codec::LOG_FORMAT) that has this kind: it is proposed only in a cluster that has come
+    /// so far, since a member of an earlier one stops at an entry with it.
     pub fn log_format(&self) -> u32 {
         match self {
             Command::LeaseCheckpoint(_) => 2,

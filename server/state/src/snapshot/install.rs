@@ -284,7 +284,7 @@ impl Inner {
 }
 
 /// The single records that this crate writes.
-const OWN_META: [&[u8]; 11] = [
+const OWN_META: [&[u8]; 12] = [
     keyspace::META_APPLIED,
     keyspace::META_MEMBERSHIP,
     keyspace::META_EPOCH,
@@ -294,6 +294,41 @@ const OWN_META: [&[u8]; 11] = [
     keyspace::META_COMPACT_FINISHED,
     keyspace::META_AUTH,
     keyspace::META_CLUSTER_VERSION,
+    keyspace::META_LOG_FORMAT,
     keyspace::META_DOWNGRADE,
     keyspace::META_RESTORE,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::SnapshotKind;
+    use ferretcd_storage::{MemoryEngine, Options};
+    use ferretcd_types::MemberId;
+    use ferretcd_types::codec::LOG_FORMAT;
+
+    #[test]
+    fn a_snapshot_of_a_cluster_that_is_newer_than_this_server_is_refused_with_both_versions() {
+        let state = || {
+            let store = Store::open(Arc::new(MemoryEngine::new()), Options::default()).unwrap();
+            State::open(store, MemberId(1)).unwrap()
+        };
+        let (newer, older) = (state(), state());
+        newer.apply_blank(LogPos { term: 1, index: 1 }).unwrap();
+        {
+            let mut rooms = newer.inner.rooms.write();
+            (rooms.log_format, rooms.cluster_version) = (LOG_FORMAT + 1, Some("3.8.0".to_owned()));
+        }
+        let mut file = Vec::new();
+        let mut sink = |chunk: Bytes| {
+            file.extend_from_slice(&chunk);
+            Ok(())
+        };
+        newer.pin().write(SnapshotKind::Raft, &mut sink).unwrap();
+        let refused = older.install(&&file[..]).unwrap_err().to_string();
+        for part in [format!("log format {LOG_FORMAT})"), format!("(version 3.8.0, log format {})", LOG_FORMAT + 1)] {
+            assert!(refused.contains(&part), "{refused}");
+        }
+        assert_eq!(older.applied(), None);
+    }
+}

@@ -1,11 +1,15 @@
 //! Members, alarms, genesis, and the order in which a command is admitted.
 
 use crate::member::{Entry, Member, put};
-use ferretcd_state::{Effect, SnapshotKind};
+use ferretcd_state::{Effect, SnapshotKind, State, StateError};
+use ferretcd_storage::{Batch, Engine as _, Options, Store, keyspace};
+use ferretcd_types::codec::LOG_FORMAT;
 use ferretcd_types::{
-    Alarm, AlarmKind, Compact, DeleteRange, Epoch, Error, Genesis, KeyRange, LeaseGrant, LeaseId, LeaseRevoke,
-    MemberAttributes, MemberId, PeerNode, RestoreBegin, SetAlarm, SetClusterVersion, SetDowngrade, Txn, TxnOp,
+    Alarm, AlarmKind, Caller, Compact, DeleteRange, Epoch, Error, Genesis, KeyRange, LeaseGrant, LeaseId, LeaseRevoke,
+    LogPos, MemberAttributes, MemberId, PeerNode, Proposal, RequestId, RestoreBegin, SetAlarm, SetClusterVersion,
+    SetDowngrade, Txn, TxnOp,
 };
+use std::sync::Arc;
 
 fn set(kind: AlarmKind, raised: bool) -> SetAlarm {
     SetAlarm { alarm: Alarm { member: MemberId(1), kind }, raised }
@@ -87,7 +91,7 @@ fn versions_and_a_downgrade_survive_a_restart_and_travel_in_snapshots() {
     let mut member = Member::new();
     member.ask(Genesis { epoch: Epoch(7), cluster_version: "3.7.0".into() }).unwrap();
     member.ask(SetDowngrade { target: Some("3.6.0".into()) }).unwrap();
-    member.ask(SetClusterVersion { version: "3.6.0".into() }).unwrap();
+    member.ask(SetClusterVersion { version: "3.6.0".into(), ..SetClusterVersion::default() }).unwrap();
     let again = member.after_flush_and_power_cut();
     let other = Member::new();
     other.install(&member.snapshot(SnapshotKind::Raft)).unwrap();
@@ -97,6 +101,62 @@ fn versions_and_a_downgrade_survive_a_restart_and_travel_in_snapshots() {
     }
     member.ask(SetDowngrade { target: None }).unwrap();
     assert_eq!(member.after_flush_and_power_cut().state.downgrade(), None);
+}
+
+#[test]
+fn the_log_format_rises_once_every_member_is_known_to_decode_it_and_never_falls() {
+    let mut member = Member::new();
+    let node = |n: u64| (MemberId(n), PeerNode { peer_urls: vec![format!("http://m{n}:2380")] }, n == 2);
+    member.enter(Entry::Membership("one".into(), vec![node(1), node(2)]));
+    member.ask(Genesis { epoch: Epoch(7), cluster_version: "3.7.0".into() }).unwrap();
+    let raise = |log_format, told_by: &[u64]| SetClusterVersion {
+        version: "3.7.0".into(),
+        log_format,
+        told_by: told_by.iter().copied().map(MemberId).collect(),
+    };
+    assert_eq!(member.state.log_format(), 1);
+    // The second was added after the leader had asked.
+    for told_by in [&[1][..], &[]] {
+        assert!(member.ask(raise(LOG_FORMAT, told_by)).unwrap_err().to_string().contains("came meanwhile"));
+    }
+    assert_eq!(member.state.log_format(), 1);
+    // One that was removed since does not count.
+    member.ask(raise(LOG_FORMAT, &[1, 2, 3])).unwrap();
+    member.ask(raise(LOG_FORMAT - 1, &[1, 2])).unwrap();
+    member.ask(SetClusterVersion { version: "3.6.0".into(), ..SetClusterVersion::default() }).unwrap();
+    let again = member.after_flush_and_power_cut();
+    let other = Member::new();
+    other.install(&member.snapshot(SnapshotKind::Raft)).unwrap();
+    for state in [&member.state, &again.state, &other.state] {
+        assert_eq!(state.log_format(), LOG_FORMAT);
+    }
+}
+
+#[test]
+fn an_older_server_stops_at_the_entry_that_raises_the_log_format_above_it_and_does_not_open_what_came_after() {
+    let mut member = Member::new();
+    let node = PeerNode { peer_urls: vec!["http://m:2380".into()] };
+    member.enter(Entry::Membership("one".into(), vec![(MemberId(1), node, false)]));
+    member.put("k", "v");
+    let raise = SetClusterVersion { version: "3.8.0".into(), log_format: LOG_FORMAT + 1, told_by: vec![MemberId(1)] };
+    let proposal = Proposal { id: RequestId(1), caller: Caller::Member, command: raise.into() };
+    let before = member.state.applied();
+    let next = LogPos { term: 1, index: 3 };
+    let stopped = member.state.apply(next, &proposal).unwrap_err().to_string();
+    assert!(stopped.contains("version 3.8.0"), "{stopped}");
+    assert_eq!((member.state.applied(), member.state.log_format()), (before, 1));
+
+    member.state.flush().unwrap();
+    let mut batch = Batch::new();
+    batch.put(keyspace::META_CLUSTER_VERSION, "3.8.0");
+    batch.put(keyspace::META_LOG_FORMAT, (LOG_FORMAT + 1).to_be_bytes().to_vec());
+    // In a form that this release does not know; the version is to be blamed for it.
+    batch.put(keyspace::META_AUTH, "new");
+    let engine = member.engine.durable_copy();
+    engine.commit(&batch).unwrap();
+    let store = Store::open(Arc::new(engine), Options::default()).unwrap();
+    let refused = State::open(store, MemberId(1)).map(drop).unwrap_err();
+    assert!(matches!(refused, StateError::Older { .. }), "{refused}");
 }
 
 #[test]
