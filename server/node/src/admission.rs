@@ -318,6 +318,21 @@ mod tests {
     }
 
     #[test]
+    fn the_first_release_s_arrivals_are_read_and_still_written_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, others) = ("8f2b51aa00c0ffee\n", "7 = 1\n8152a7efcb8517d = ffffffffffffffff\n");
+        fs::write(dir.path().join("arrival"), own).unwrap();
+        assert_eq!(own_arrival(dir.path()).unwrap(), 0x8f2b_51aa_00c0_ffee);
+        let mut heard = Arrivals::load(dir.path()).unwrap();
+        assert!(heard.heard(MemberId(0x0815_2a7e_fcb8_517d), u64::MAX).unwrap());
+        assert!(heard.heard(MemberId(7), 1).unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join("arrivals")).unwrap(), others);
+        let mut read = Arrivals::load(dir.path()).unwrap();
+        assert!(read.heard(MemberId(0x0815_2a7e_fcb8_517d), u64::MAX).unwrap());
+        assert!(!read.heard(MemberId(7), 2).unwrap());
+    }
+
+    #[test]
     fn the_first_arrival_is_remembered_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let mut arrivals = Arrivals::load(dir.path()).unwrap();

@@ -1133,6 +1133,29 @@ mod tests {
     }
 
     #[test]
+    fn the_first_releases_identities_are_read_and_still_written_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("identity");
+        let me = Remembered {
+            cluster: ClusterId(0xcdf8_1819_4e3a_8c32),
+            member: MemberId(0x8e9e_05c5_2164_694d),
+            founder: true,
+            logged: true,
+            epoch: Epoch(0xe90c),
+        };
+        let fields = "cluster = cdf818194e3a8c32\nmember = 8e9e05c52164694d\nfounder = 1\nlogged = 1\n";
+        let golden = format!("{fields}epoch = e90c\nchecksum = 3656a22b\n");
+        me.store(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), golden);
+        let early = Remembered { epoch: Epoch::UNKNOWN, ..me };
+        // Before there was an epoch in it, and before there was a checksum.
+        for (text, read) in [(golden.as_str(), me), (fields, early)] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(Remembered::load(dir.path()).unwrap(), Some(read), "{text}");
+        }
+    }
+
+    #[test]
     fn an_identity_survives_a_restart_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Remembered::load(dir.path()).unwrap(), None);

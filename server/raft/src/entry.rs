@@ -189,6 +189,45 @@ mod tests {
         assert_eq!(learners, [3]);
     }
 
+    /// A line per payload, as the first release wrote it to its log and sent it to others. One that has changed gets a line of its own,
+    /// and the old one stays.
+    #[test]
+    fn entries_of_old_logs_are_understood_and_still_written_so() {
+        let pos = LogPos { term: 300, index: 70_000 };
+        let node = |u: &str| PeerNode { peer_urls: vec![u.to_owned(), format!("{u}0")] };
+        let nodes =
+            BTreeMap::from([(1, node("http://a:1")), (300, node("http://b:1")), (u64::MAX, PeerNode::default())]);
+        let voters = vec![BTreeSet::from([1, u64::MAX]), BTreeSet::from([1])];
+        let joint = Membership::new(voters, nodes).unwrap();
+        let put = Put { key: "k".into(), value: "v".into(), ..Put::default() };
+        let put = Proposal { id: RequestId(77), caller: Caller::Member, command: Command::Put(put) };
+        let entry = |payload| Entry { log_id: log_id(pos), payload };
+        let entries = [
+            entry(EntryPayload::Blank),
+            entry(EntryPayload::Normal(Data(normal(&encode_proposal(&put))))),
+            entry(EntryPayload::Membership(membership())),
+            entry(EntryPayload::Membership(joint.clone())),
+        ];
+        let stored = StoredMembership::new(Some(log_id(pos)), joint);
+        let now = entries.iter().map(encode).chain([encode_stored(&stored)]);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let now: Vec<String> = now.map(|bytes| hex(&bytes)).collect();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/entries.txt");
+        if std::env::var_os("FERRETCD_WRITE_GOLDEN").is_some() {
+            std::fs::write(&path, now.join("\n") + "\n").unwrap();
+        }
+        let golden = std::fs::read_to_string(path).unwrap();
+        assert_eq!(now, golden.lines().collect::<Vec<_>>(), "an entry is written in another way");
+        let bytes = |line: &str| -> Bytes {
+            (0..line.len()).step_by(2).map(|at| u8::from_str_radix(&line[at..at + 2], 16).unwrap()).collect()
+        };
+        let mut read: Vec<Bytes> = golden.lines().map(bytes).collect();
+        assert_eq!(decode_stored(read.pop().unwrap()).unwrap(), stored);
+        for (bytes, entry) in read.into_iter().zip(entries) {
+            assert_eq!(decode(pos, bytes).unwrap(), entry);
+        }
+    }
+
     /// What a log record holds behind a checksum that is right, and what another member sends.
     #[test]
     fn fuzz_log_entry() {

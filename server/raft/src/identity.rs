@@ -108,6 +108,19 @@ impl Identity {
 mod tests {
     use super::*;
 
+    /// What every call of a release carries, for a member of another one.
+    #[test]
+    fn the_proof_of_the_first_release_is_still_made_so() {
+        let mut metadata = MetadataMap::new();
+        Identity::new(ClusterId(u64::MAX), MemberId(2), Epoch(3)).sign(MemberId(4), &mut metadata);
+        let mut sent: Vec<String> =
+            metadata.into_headers().iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
+        sent.sort_unstable();
+        let golden =
+            ["ferretcd-cluster-id: 18446744073709551615", "ferretcd-epoch: 3", "ferretcd-from: 2", "ferretcd-to: 4"];
+        assert_eq!(sent, golden);
+    }
+
     fn identity(cluster: u64, member: u64, epoch: u64) -> Identity {
         Identity::new(ClusterId(cluster), MemberId(member), Epoch(epoch))
     }

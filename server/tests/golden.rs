@@ -1,0 +1,154 @@
+//! Data directories of earlier releases, as a process left them: today's starts on them, and holds what they held. See
+//! `golden/README.md`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use ferretcd_proto::etcdserverpb as pb;
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::{Cluster, Member, eventually};
+
+/// The member's name and peer URL are in its files.
+const NAME: &str = "golden";
+
+fn folder(engine: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/first-release").join(engine)
+}
+
+/// The files below `from`, by their paths in it.
+fn files(from: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![from.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for file in fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(path.strip_prefix(from).unwrap().to_owned()),
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Copies a data directory without the zeros that its files end in; `lengths` has what they were with them.
+fn pack(from: &Path, to: &Path) {
+    let mut lengths = String::new();
+    for name in files(from) {
+        let file = name.to_str().unwrap();
+        // Segments in store, locks, and what is given away at a start.
+        if file.ends_with(".spare") || file.ends_with("LOCK") {
+            continue;
+        }
+        let bytes = fs::read(from.join(&name)).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
+        fs::write(to.join(&name), &bytes[..used]).unwrap();
+        lengths += &format!("{file} {}\n", bytes.len());
+    }
+    fs::write(to.join("lengths"), lengths).unwrap();
+}
+
+fn unpack(from: &Path, to: &Path) {
+    for line in fs::read_to_string(from.join("lengths")).unwrap().lines() {
+        let (name, length) = line.rsplit_once(' ').unwrap();
+        fs::create_dir_all(to.join(name).parent().unwrap()).unwrap();
+        fs::copy(from.join(name), to.join(name)).unwrap();
+        let file = fs::File::options().write(true).open(to.join(name)).unwrap();
+        file.set_len(length.parse().unwrap()).unwrap();
+    }
+}
+
+fn solo(engine: &str) -> Cluster {
+    let mut cluster = Cluster::new(&[NAME]);
+    cluster.members[0].flags.push(format!("--storage-engine={engine}"));
+    // For a small log and a snapshot file.
+    cluster.members[0].flags.push("--snapshot-count=10".to_owned());
+    cluster
+}
+
+/// A bit of everything that a data directory holds.
+async fn live(m: &Member) {
+    m.put("gone", "1").await.unwrap();
+    m.put("kept", "1").await.unwrap();
+    m.etcdctl(&["del", "gone"]).unwrap();
+    m.put("kept", "2").await.unwrap();
+    // In pieces, in one of the engines.
+    m.put("long", &"x".repeat(10_000)).await.unwrap();
+    m.etcdctl(&["compaction", "4"]).unwrap();
+    let granted = m.etcdctl(&["lease", "grant", "1000000000"]).unwrap();
+    let lease = granted.split_whitespace().nth(1).unwrap();
+    m.etcdctl(&["put", "leased", "x", "--lease", lease]).unwrap();
+    m.etcdctl(&["role", "add", "reader"]).unwrap();
+    m.etcdctl(&["role", "grant-permission", "reader", "read", "k", "l"]).unwrap();
+    m.etcdctl(&["user", "add", "ann:secret"]).unwrap();
+    m.etcdctl(&["user", "grant-role", "ann", "reader"]).unwrap();
+}
+
+async fn is_as_it_was(m: &Member) {
+    let mut held = m.everything().await;
+    held.retain(|(key, ..)| key != "later");
+    let expected = [("kept", "2", 5), ("leased", "x", 7), ("long", "x".repeat(10_000).leak(), 6)];
+    assert_eq!(held, expected.map(|(key, value, revision)| (key.to_owned(), value.to_owned(), revision)));
+    let kept = m.etcdctl(&["get", "kept", "--rev=4"]).unwrap();
+    assert_eq!(kept, "kept\n1\n");
+    assert!(m.etcdctl(&["get", "kept", "--rev=3"]).unwrap_err().contains("required revision has been compacted"));
+    assert_eq!(m.etcdctl(&["lease", "list"]).unwrap().lines().count(), 2, "a heading and the lease");
+    assert!(m.etcdctl(&["user", "get", "ann"]).unwrap().contains("Roles: reader"));
+    assert!(m.etcdctl(&["role", "get", "reader"]).unwrap().contains("[k, l)"));
+}
+
+async fn snapshot_file(m: &Member) {
+    let snap = m.dir.join("member/snap");
+    eventually("there is a snapshot file", async || {
+        let _ = m.put("later", "x").await;
+        let files = fs::read_dir(&snap).map_err(|e| e.to_string())?;
+        let is_there = files.flatten().any(|file| file.path().extension().is_some_and(|suffix| suffix == "snap"));
+        is_there.then_some(()).ok_or_else(|| "none".to_owned())
+    })
+    .await;
+}
+
+async fn opens(engine: &str) {
+    if std::env::var_os("FERRETCD_WRITE_GOLDEN").is_some() {
+        let mut cluster = solo(engine);
+        let m = &mut cluster.members[0];
+        m.start();
+        m.ready().await;
+        live(m).await;
+        snapshot_file(m).await;
+        assert_eq!(m.terminate().await, Some(0));
+        pack(&m.dir, &folder(engine));
+    }
+    let mut cluster = solo(engine);
+    let m = &mut cluster.members[0];
+    unpack(&folder(engine), &m.dir);
+    m.start();
+    m.ready().await;
+    is_as_it_was(m).await;
+    assert!(!m.log().contains("setting it aside"), "{}", m.log());
+    assert_eq!(m.terminate().await, Some(0));
+    // The snapshot file and the log alone.
+    fs::remove_dir_all(m.dir.join("member/engine")).unwrap();
+    m.start();
+    m.ready().await;
+    is_as_it_was(m).await;
+    let list = pb::MemberListRequest { linearizable: false };
+    let mut members = pb::cluster_client::ClusterClient::new(m.channel().await);
+    let members = members.member_list(list).await.unwrap().into_inner().members;
+    assert_eq!((members.len(), members[0].name.as_str()), (1, NAME));
+    assert_eq!(m.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_the_first_release_with_sled_is_opened() {
+    opens("sled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_the_first_release_with_redb_is_opened() {
+    opens("redb").await;
+}
