@@ -1076,7 +1076,8 @@ impl Member {
 
     async fn hand_leadership_over(&self) {
         let inner = &self.node.inner;
-        let view = inner.view();
+        // Of this moment, as Status tells it: the usual view may still name this member.
+        let view = inner.group.look();
         // A leader whose quorum is silent has nobody to hand over to, and would wait for that.
         if view.role != ferretcd_raft::Role::Leader || view.leader != Some(inner.identity.member) {
             return;
