@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -524,7 +525,11 @@ impl Boot {
             match tokio::task::spawn_blocking(open).await.map_err(|e| BootError::Storage(e.to_string()))? {
                 Ok(opened) => break opened,
                 // Once: what comes is checked, and joins up.
-                Err(Unopened::Lacks(lack)) if !fetched => self.fetch(me, lack).await?,
+                Err(Unopened::Lacks(lack)) if !fetched => {
+                    let snap = self.config.data_dir.join("member").join("snap");
+                    let snapshots = SnapshotDir::open(&snap).map_err(|e| unwritable(&snap, &e))?;
+                    self.fetch(me, lack, &snapshots).await?;
+                }
                 Err(unopened) => return Err(unopened.into()),
             }
             fetched = true;
@@ -545,9 +550,7 @@ impl Boot {
 
     /// Fetches what this member lacks from another: a snapshot, which with its own log is all that it had. The log and the vote
     /// stay, so that nothing is lost that it has promised to keep.
-    async fn fetch(&self, me: Remembered, lack: Lack) -> Result<(), BootError> {
-        let dir = self.config.data_dir.join("member");
-        let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| unwritable(&dir.join("snap"), &e))?;
+    pub(crate) async fn fetch(&self, me: Remembered, lack: Lack, snapshots: &SnapshotDir) -> Result<(), BootError> {
         let identity = Identity::new(me.cluster, me.member, me.epoch);
         let started = Instant::now();
         let mut reported = Instant::now();
@@ -576,7 +579,7 @@ impl Boot {
                 };
                 let got = match from {
                     Ok(of) => {
-                        fetch_snapshot(&self.config.dialer, &identity, (of, &url), lack.at_least, &snapshots).await
+                        fetch_snapshot(&self.config.dialer, &identity, (of, &url), lack.at_least, snapshots).await
                     }
                     Err(why) => Err(why),
                 };
@@ -899,11 +902,7 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
     };
     let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => {
-            // One that was fetched, or installed just before a crash: raft takes it up, and the log must go on from it.
-            let newest = snapshots.newest().map_err(|e| storage(&e))?.map(|(pos, _)| pos);
-            if let Some(pos) = newest.filter(|pos| state.applied().is_none_or(|applied| applied.index < pos.index)) {
-                offline::join_up(&wal, pos, me.member).map_err(|e| storage(&e))?;
-            }
+            take_up(&state, &snapshots, &wal, me.member).map_err(|e| storage(&e))?;
             (store, state)
         }
         Ok(_) if damage == Damage::Refuse => {
@@ -1011,7 +1010,7 @@ fn rebuild(
 ) -> Result<(Arc<Store>, Arc<State>), Unopened> {
     let dir = &opener.dir;
     // Before anything is touched. The log must be free for the next attempt.
-    if let Some(lack) = lack(opener, why, snapshots, wal) {
+    if let Some(lack) = lack(&opener.dir, why, snapshots, wal) {
         wal.close().map_err(|e| BootError::Storage(chain(&e)))?;
         return Err(Unopened::Lacks(lack));
     }
@@ -1027,19 +1026,32 @@ fn rebuild(
     tracing::warn!(aside = %aside.display(), deleted, "the store was set aside; delete it when nobody wants to look at it");
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
-    if let Some((pos, snapshot)) = snapshots.newest().map_err(|e| failed(&e))? {
-        // Before there is a store that a start would take without a second look.
-        offline::join_up(wal, pos, opener.member).map_err(|e| failed(&e))?;
-        let file = File::open(&snapshot.path).map_err(|e| failed(&e))?;
-        state.install(&file).map_err(|e| failed(&e))?;
-        state.flush().map_err(|e| failed(&e))?;
-    }
+    fill(&state, snapshots, wal, opener.member).map_err(|e| failed(&e))?;
     Ok((store, state))
 }
 
+/// Fills an empty state from the last snapshot file, if there is one.
+pub(crate) fn fill(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: MemberId) -> io::Result<()> {
+    let Some((pos, snapshot)) = snapshots.newest()? else { return Ok(()) };
+    // Before there is a store that a start would take without a second look.
+    offline::join_up(wal, pos, member)?;
+    state.install(&File::open(&snapshot.path)?).map_err(io::Error::other)?;
+    state.flush().map(drop).map_err(io::Error::other)
+}
+
+/// Lets the log go on from a snapshot file that raft takes up because the state is behind it: one that was fetched, or installed
+/// just before a crash.
+pub(crate) fn take_up(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: MemberId) -> io::Result<()> {
+    let newest = snapshots.newest()?.map(|(pos, _)| pos);
+    match newest.filter(|pos| state.applied().is_none_or(|applied| applied.index < pos.index)) {
+        Some(pos) => offline::join_up(wal, pos, member),
+        None => Ok(()),
+    }
+}
+
 /// What the last snapshot file and the log lack to make a store.
-fn lack(opener: &Opener, why: &str, snapshots: &SnapshotDir, wal: &Wal) -> Option<Lack> {
-    let (store, purged) = (opener.dir.display(), wal.purged().map_or(0, |pos| pos.index));
+pub(crate) fn lack(store: &Path, why: &str, snapshots: &SnapshotDir, wal: &Wal) -> Option<Lack> {
+    let (store, purged) = (store.display(), wal.purged().map_or(0, |pos| pos.index));
     match snapshots.usable() {
         Ok(found) => {
             let reaches = found.map_or(0, |pos| pos.index);

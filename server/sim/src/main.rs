@@ -10,9 +10,11 @@
 mod chance;
 mod clients;
 mod entropy;
+mod files;
 mod nemesis;
 mod net;
 mod trace;
+mod wall;
 mod world;
 
 use chance::Chance;
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
     }
     // After the log, which draws by chance too: a run with it does the same as one without.
     entropy::seed(seed);
+    if std::env::var_os("FERRETCD_STEADY_CLOCK").is_none() {
+        wall::jump();
+    }
     // A thread of its own, whose hash maps are not older than the seed.
     let run = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

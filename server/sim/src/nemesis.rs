@@ -1,12 +1,15 @@
-//! What goes wrong, and what people do meanwhile: crashes, cuts, slow disks and lines, damage, snapshots, compactions,
-//! moved leaders and other members.
+//! What goes wrong, and what people do meanwhile: crashes, cuts, disks and lines that are slow or fail, damage, snapshots,
+//! compactions, moved leaders, other members and other addresses.
 
 use crate::chance::Chance;
-use crate::net::{host_of, url_of};
-use crate::world::{Crash, NOT_NOW, World};
+use crate::files;
+use crate::net::{FIRST_PORT, host_of, url_of};
+use crate::world::{Crash, NOT_NOW, REMOVED, World};
 use ferretcd_raft::Role;
 use ferretcd_types::MemberId;
-use ferretcd_wal::fs::mem::PowerLoss;
+use ferretcd_wal::fs::mem::{Call, PowerLoss};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ pub async fn trouble(world: Arc<World>, until: u64) {
         tokio::time::sleep(chance.millis(50, 900)).await;
         let running = world.running();
         let at = chance.pick(&running);
-        match (chance.below(26), at) {
+        match (chance.below(36), at) {
             (0..3, Some(at)) => {
                 world.crash(at, some_crash(&chance));
                 come_back(&world, at, chance.millis(50, 2500));
@@ -82,6 +85,40 @@ pub async fn trouble(world: Arc<World>, until: u64) {
                 let (damaged, chance) = (world.clone(), chance.fork());
                 tokio::spawn(async move { damage(damaged, chance, at).await });
             }
+            (26..28, Some(at)) => {
+                let calls = [Call::Sync, Call::Sync, Call::Write, Call::Create, Call::Rename, Call::SyncDir];
+                let call = chance.pick(&calls).unwrap_or(Call::Sync);
+                let kind = if chance.one_in(2) { ErrorKind::StorageFull } else { ErrorKind::Other };
+                let skip = chance.below(if call == Call::Sync || call == Call::Write { 20 } else { 3 });
+                world.trace.note(format_args!("h{at} will fail a {call:?} after {skip}: {kind}"));
+                world.fail_call(at, call, skip, kind);
+            }
+            (28, Some(at)) => {
+                let skip = chance.below(3);
+                world.trace.note(format_args!("h{at} will fail to sync a snapshot after {skip}"));
+                let folder = world.fail_snapshot(at, skip);
+                if let Some(folder) = folder.filter(|_| chance.one_in(2)) {
+                    let (world, loss) = (world.clone(), some_crash(&chance));
+                    tokio::spawn(async move { crash_with(world, at, folder, loss).await });
+                }
+            }
+            (29..31, Some(at)) => world.damage_snapshot(at, &chance),
+            (31, Some(at)) => {
+                world.crash(at, some_crash(&chance));
+                if chance.one_in(2) {
+                    world.damage_snapshot(at, &chance);
+                }
+                world.lose_store(at);
+                come_back(&world, at, chance.millis(50, 2500));
+            }
+            (32, Some(at)) => {
+                world.trace.note(format_args!("h{at} will fail to flush its store"));
+                world.fail_store(at);
+            }
+            (33..35, Some(at)) => {
+                let (world, chance) = (world.clone(), chance.fork());
+                tokio::spawn(async move { vote_and_lose_power(world, chance, at).await });
+            }
             _ => {
                 for at in world.stopped() {
                     come_back(&world, at, chance.millis(1, 200));
@@ -100,6 +137,49 @@ fn some_crash(chance: &Chance) -> Crash {
     }
 }
 
+/// All others reach only this host, whose disk is slow; as soon as it is in a new term, it loses its power and comes back: the
+/// others must not both have its vote.
+async fn vote_and_lose_power(world: Arc<World>, chance: Chance, at: usize) {
+    const LOOKS: usize = 4000;
+    let Some(group) = world.group(at) else { return };
+    let view = group.view();
+    let term = view.borrow().term;
+    let others: Vec<usize> = world.running().into_iter().filter(|other| *other != at).collect();
+    world.trace.note(format_args!("h{at} is between all others, in term {term}"));
+    for (n, one) in others.iter().enumerate() {
+        world.net.cut(&[*one], &others[n + 1..], false);
+    }
+    world.slow_disk(at, Duration::from_millis(400));
+    // Who leads keeps this one in its term.
+    if let Some(leader) = leader(&world).filter(|leader| *leader != at) {
+        world.net.cut(&[leader], &[at], false);
+    }
+    for _ in 0..LOOKS {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if view.borrow().term > term {
+            world.crash(at, Crash::Power(PowerLoss::All));
+            world.slow_disk(at, Duration::from_millis(2));
+            come_back(&world, at, chance.millis(1, 30));
+            break;
+        }
+    }
+    tokio::time::sleep(chance.millis(500, 3000)).await;
+    world.trace.note(format_args!("the lines are mended"));
+    world.net.heal();
+}
+
+/// A sync of a snapshot fails because the power goes.
+async fn crash_with(world: Arc<World>, at: usize, folder: PathBuf, crash: Crash) {
+    const LOOKS: usize = 1000;
+    for _ in 0..LOOKS {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if files::failed(&folder) {
+            world.crash(at, crash);
+            return;
+        }
+    }
+}
+
 fn come_back(world: &Arc<World>, at: usize, after: Duration) {
     let world = world.clone();
     tokio::spawn(async move {
@@ -114,7 +194,10 @@ pub async fn start(world: &Arc<World>, at: usize) {
         && let Err(why) = world.start(at).await
         && why != NOT_NOW
     {
-        world.fault(format!("it does not start: {why}"));
+        match why.contains(REMOVED) {
+            true => world.retire(at),
+            false => world.fault(format!("it does not start: {why}")),
+        }
     }
 }
 
@@ -158,10 +241,23 @@ async fn move_leader(world: &Arc<World>, chance: &Chance) {
     });
 }
 
-/// Adds a learner, starts it, and gives it its vote; or removes a member.
+/// Adds a learner, starts it, and gives it its vote; adds a voter; removes a member; or moves one to another address.
 async fn change_members(world: Arc<World>, chance: Chance, at: usize) {
     let Some((node, _, gone)) = world.node(at) else { return };
     let work = async {
+        if chance.one_in(4) {
+            let Ok(members) = node.member_list(false).await else { return };
+            let Some(member) = chance.pick(&members) else { return };
+            let Some(slot) = member.peer_urls.first().map(|url| host_of(url)) else { return };
+            let Some(port) = world.another_port(slot) else { return };
+            let moved = node.member_update(member.id, vec![url_of(slot, port)]).await.map(|members| members.len());
+            world.trace.note(format_args!("h{slot} moves to {port}: {moved:?}"));
+            if moved.is_ok() {
+                tokio::time::sleep(chance.millis(1, 1000)).await;
+                world.net.listen_from(slot, port);
+            }
+            return;
+        }
         if chance.one_in(2) {
             let Ok(members) = node.member_list(false).await else { return };
             let voters = members.iter().filter(|member| !member.is_learner).count();
@@ -182,10 +278,14 @@ async fn change_members(world: Arc<World>, chance: Chance, at: usize) {
         if let Some(host) = world.hosts.lock().get_mut(&slot) {
             host.removed = true;
         }
-        let added = node.member_add(vec![url_of(slot)], true).await;
+        let is_learner = !chance.one_in(3);
+        let added = node.member_add(vec![url_of(slot, FIRST_PORT)], is_learner).await;
         world.trace.note(format_args!("h{slot} is added: {:?}", added.as_ref().map(|(member, _)| member.id)));
         let Ok((member, _)) = added else { return };
         settle(&world, slot, member.id).await;
+        if !is_learner {
+            return;
+        }
         for _ in 0..20 {
             tokio::time::sleep(chance.millis(100, 600)).await;
             let promoted = node.member_promote(member.id).await;
@@ -230,16 +330,24 @@ async fn damage(world: Arc<World>, chance: Chance, at: usize) {
 /// All is mended, and everybody comes back. Gives the revision at which all agree.
 pub async fn converge(world: &Arc<World>) -> Result<i64, String> {
     const PATIENCE: Duration = Duration::from_secs(120);
-    world.net.heal();
+    // Somebody may have heard only of the first address of another.
+    world.hosts.lock().keys().for_each(|at| world.net.listen_from(*at, FIRST_PORT));
+    let mut moved = false;
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
         world.net.heal();
         for at in world.stopped() {
             world.slow_disk(at, Duration::from_millis(2));
-            start(world, at).await;
+            // One may need another that comes after it.
+            come_back(world, at, Duration::ZERO);
         }
         let missing = match agreed(world).await {
-            Ok(revision) => return Ok(revision),
+            Ok(revision) if moved => return Ok(revision),
+            Ok(_) => {
+                moved = true;
+                world.only_as_listed();
+                "some were moved".to_owned()
+            }
             Err(missing) => missing,
         };
         if tokio::time::Instant::now() > until {

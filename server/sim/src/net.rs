@@ -32,6 +32,9 @@ const CUT_LOOK: Duration = Duration::from_millis(50);
 /// Messages of a call that come a second time: a stream of entries goes on for as long as both live.
 const SAID_MAX: usize = 50;
 
+/// Where every host is reached at first.
+pub const FIRST_PORT: u64 = 1;
+
 /// The network of one run.
 pub struct Net {
     inside: Mutex<Inside>,
@@ -44,6 +47,8 @@ pub struct Net {
 struct Inside {
     /// Who listens, in which life.
     up: BTreeMap<Host, (u64, PeerServer<PeerService>)>,
+    /// The first and the last port of a host; the first of all alone where there is nothing.
+    ports: BTreeMap<Host, (u64, u64)>,
     /// Ways that nothing passes, from and to.
     cut: BTreeSet<(Host, Host)>,
     /// Further microseconds to and from a host.
@@ -63,7 +68,7 @@ impl Net {
     pub fn wires(self: &Arc<Self>, from: Host, life: u64) -> Arc<Wires> {
         let net = self.clone();
         Arc::new(move |url: &str| {
-            let (net, to) = (net.clone(), host_of(url));
+            let (net, to) = (net.clone(), (host_of(url), port_of(url)));
             Wire::new(tower::service_fn(move |request| {
                 let net = net.clone();
                 async move { net.call(from, life, to, request).await }
@@ -79,6 +84,31 @@ impl Net {
     pub fn down(&self, host: Host) {
         self.inside.lock().up.remove(&host);
         self.changed.notify_waiters();
+    }
+
+    /// A host is reached at this address, too.
+    pub fn listen(&self, host: Host, port: u64) {
+        let mut inside = self.inside.lock();
+        let ports = inside.ports.entry(host).or_insert((FIRST_PORT, FIRST_PORT));
+        ports.1 = ports.1.max(port);
+    }
+
+    /// A host is not reached any more at its addresses before this one, or is again from this one on.
+    pub fn listen_from(&self, host: Host, port: u64) {
+        self.inside.lock().ports.entry(host).or_insert((FIRST_PORT, FIRST_PORT)).0 = port;
+        self.changed.notify_waiters();
+    }
+
+    /// A host is reached at this address alone.
+    pub fn listen_only(&self, host: Host, port: u64) {
+        self.inside.lock().ports.insert(host, (port, port));
+        self.changed.notify_waiters();
+    }
+
+    fn listens(&self, (host, port): (Host, u64)) -> bool {
+        let inside = self.inside.lock();
+        let (first, last) = inside.ports.get(&host).copied().unwrap_or((FIRST_PORT, FIRST_PORT));
+        (first..=last).contains(&port)
     }
 
     /// Nothing passes from the ones to the others; and back, unless `one_way`.
@@ -144,16 +174,17 @@ impl Net {
         self: Arc<Self>,
         from: Host,
         life: u64,
-        to: Host,
+        address: (Host, u64),
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StdError> {
+        let (to, _) = address;
         let broken = || StdError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
         self.pass(from, to).await;
         if !self.lives(from, life) {
             return std::future::pending().await;
         }
         let listens = self.inside.lock().up.get(&to).cloned();
-        let Some((to_life, mut service)) = listens else {
+        let Some((to_life, mut service)) = listens.filter(|_| self.listens(address)) else {
             self.pass(to, from).await;
             let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
             return Err(Box::new(tonic::ConnectError(refused.into())));
@@ -164,8 +195,8 @@ impl Net {
         if lost_there {
             return Err(broken());
         }
-        let there = Pipe { net: self.clone(), from, from_life: life, to, to_life };
-        let back = Pipe { net: self.clone(), from: to, from_life: to_life, to: from, to_life: life };
+        let there = Pipe { net: self.clone(), from, from_life: life, to, to_life, address };
+        let back = Pipe { net: self.clone(), from: to, from_life: to_life, to: from, to_life: life, address };
         let (parts, body) = request.into_parts();
         let mut passing = Passing::new(body, there);
         let repeated = self.inside.lock().repeated;
@@ -224,8 +255,12 @@ pub fn host_of(url: &str) -> Host {
     url.trim_start_matches("http://h").split(':').next().and_then(|host| host.parse().ok()).unwrap_or(Host::MAX)
 }
 
-pub fn url_of(host: Host) -> String {
-    format!("http://h{host}:1")
+pub fn port_of(url: &str) -> u64 {
+    url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0)
+}
+
+pub fn url_of(host: Host, port: u64) -> String {
+    format!("http://h{host}:{port}")
 }
 
 /// One direction of a call.
@@ -235,11 +270,14 @@ struct Pipe {
     from_life: u64,
     to: Host,
     to_life: u64,
+    /// Where the one that was called listens.
+    address: (Host, u64),
 }
 
 impl Pipe {
     fn is_broken(&self) -> bool {
-        !self.net.lives(self.from, self.from_life) || !self.net.lives(self.to, self.to_life)
+        let Pipe { net, from, from_life, to, to_life, address } = self;
+        !net.lives(*from, *from_life) || !net.lives(*to, *to_life) || !net.listens(*address)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The hosts: members on disks in memory that come, crash and come back; and what is held against them all the time.
 
 use crate::chance::Chance;
-use crate::net::{Net, url_of};
+use crate::files;
+use crate::net::{FIRST_PORT, Net, host_of, port_of, url_of};
 use crate::trace::Trace;
 use ferretcd_history::History;
 use ferretcd_node::simulated::Parts;
@@ -12,10 +13,11 @@ use ferretcd_raft::{Group, GroupView, Role, Timing};
 use ferretcd_state::{Pace, State};
 use ferretcd_storage::{EngineKind, MemoryEngine, Store};
 use ferretcd_types::{ClusterId, Limits, MemberId};
-use ferretcd_wal::fs::mem::{MemFs, PowerLoss};
+use ferretcd_wal::fs::mem::{Call, MemFs, PowerLoss};
 use ferretcd_wal::{Identity, Options, Wal};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,8 +31,13 @@ const SEGMENT_BYTES: u64 = 16 << 10;
 /// Small, so that followers are read for from the disk.
 const CACHE_BYTES: usize = 4 << 10;
 
+/// Within this time a member ends whose log could not be written.
+const LAST_BREATH: Duration = Duration::from_secs(5);
+
 /// Why a host is not started that runs, or is removed.
 pub const NOT_NOW: &str = "it runs or is removed";
+/// What a member says that finds no place any more.
+pub const REMOVED: &str = "was removed";
 
 /// Everything of one run.
 pub struct World {
@@ -41,9 +48,12 @@ pub struct World {
     pub history: Mutex<History>,
     /// How far a follower may be behind before it needs a snapshot.
     pub catch_up: u64,
+    /// After how many entries a member writes a snapshot by itself.
+    snapshot_count: u64,
     founders: BTreeMap<String, Vec<String>>,
     cluster: ClusterId,
-    tmp: tempfile::TempDir,
+    tmp: PathBuf,
+    _tmp: tempfile::TempDir,
     lives: AtomicU64,
     checks: Mutex<Checks>,
 }
@@ -60,6 +70,12 @@ pub struct Host {
     starting: bool,
     /// It has ended because it was removed.
     pub removed: bool,
+    /// Its store cannot be used at the next start.
+    lost: bool,
+    /// A bit of a snapshot file has changed, and no start has found them sound since.
+    rotten: bool,
+    /// Where the others reach it, as it was told last.
+    port: u64,
     /// Writes and syncs take up to this long.
     disk_micros: Arc<AtomicU64>,
 }
@@ -84,6 +100,10 @@ struct Checks {
     terms: BTreeMap<u64, u64>,
     /// Hash at a revision and a compaction.
     hashes: BTreeMap<(i64, i64), u32>,
+    /// The host of each member that there ever was.
+    ids: BTreeMap<MemberId, usize>,
+    /// The least entry at which somebody knew a member as removed.
+    removed: BTreeMap<MemberId, u64>,
     found: Vec<String>,
 }
 
@@ -100,13 +120,16 @@ impl World {
     pub fn new(chance: Chance, founders: usize, told: bool) -> Arc<Self> {
         let trace = Arc::new(Trace::new(told));
         let names: BTreeMap<String, Vec<String>> =
-            (0..founders).map(|at| (format!("m{at}"), vec![url_of(at)])).collect();
-        let id = |at: usize| ferretcd_node::boot::static_member_id(&[url_of(at)], "sim");
+            (0..founders).map(|at| (format!("m{at}"), vec![url_of(at, FIRST_PORT)])).collect();
+        let id = |at: usize| ferretcd_node::boot::static_member_id(&[url_of(at, FIRST_PORT)], "sim");
         let cluster = ferretcd_node::boot::static_cluster_id((0..founders).map(id));
-        let tmp = tempfile::tempdir().expect("a folder for snapshot files");
+        let folder = tempfile::tempdir().expect("a folder for snapshot files");
+        let tmp = folder.path().canonicalize().expect("the folder's name");
+        let by_itself = chance.one_in(2);
         let world = World {
             net: Net::new(chance.fork(), trace.clone()),
-            catch_up: 10 + chance.below(60),
+            catch_up: if by_itself { chance.below(20) } else { 10 + chance.below(60) },
+            snapshot_count: if by_itself { 5 + chance.below(40) } else { u64::MAX },
             chance,
             trace,
             hosts: Mutex::default(),
@@ -114,6 +137,7 @@ impl World {
             founders: names,
             cluster,
             tmp,
+            _tmp: folder,
             lives: AtomicU64::new(0),
             checks: Mutex::default(),
         };
@@ -129,10 +153,13 @@ impl World {
             founder,
             disk: MemFs::new(),
             engine: Arc::new(MemoryEngine::new()),
-            snapshots: self.tmp.path().join(format!("{at}-0")),
+            snapshots: self.tmp.join(format!("{at}-0")),
             up: None,
             starting: false,
             removed: false,
+            lost: false,
+            rotten: false,
+            port: FIRST_PORT,
             disk_micros: Arc::new(AtomicU64::new(1500)),
         };
         self.hosts.lock().insert(at, host);
@@ -183,6 +210,59 @@ impl World {
         if let Some(host) = self.hosts.lock().get(&at) {
             host.disk.crash_at(host.disk.calls() + count);
         }
+    }
+
+    /// The `skip`-th next call of this kind fails on this disk, and the others go on.
+    pub fn fail_call(&self, at: usize, call: Call, skip: u64, kind: ErrorKind) {
+        if let Some(host) = self.hosts.lock().get(&at) {
+            host.disk.fail(call, skip, kind);
+        }
+    }
+
+    /// The next flush of this store fails.
+    pub fn fail_store(&self, at: usize) {
+        if let Some(host) = self.hosts.lock().get(&at) {
+            host.engine.fail_flush();
+        }
+    }
+
+    /// After so many syncs of snapshot files and their folder, one fails. Gives the folder.
+    pub fn fail_snapshot(&self, at: usize, skip: u64) -> Option<PathBuf> {
+        let folder = self.hosts.lock().get(&at)?.snapshots.clone();
+        files::fail(&folder, skip);
+        Some(folder)
+    }
+
+    /// Flips a bit in the newest snapshot file of a host, whether it runs or not: that must do no harm.
+    pub fn damage_snapshot(&self, at: usize, chance: &Chance) {
+        let mut hosts = self.hosts.lock();
+        let Some(host) = hosts.get_mut(&at).filter(|host| !host.starting) else { return };
+        if let Some(name) = files::flip(&host.snapshots, ".snap", chance) {
+            self.trace.note(format_args!("h{at} {name} is damaged"));
+            host.rotten = true;
+        }
+    }
+
+    /// The store of a stopped host can't be used when it starts. One at a time: two of three members without a store and a
+    /// snapshot file have lost what was acknowledged.
+    pub fn lose_store(&self, at: usize) {
+        let mut hosts = self.hosts.lock();
+        if hosts.values().any(|host| host.lost) {
+            return;
+        }
+        if let Some(host) = hosts.get_mut(&at).filter(|host| host.up.is_none() && !host.starting && !host.removed) {
+            self.trace.note(format_args!("h{at} loses its store"));
+            host.lost = true;
+        }
+    }
+
+    /// Gives a host one more address, which it is reached at from now on. None for one that is not there.
+    pub fn another_port(&self, at: usize) -> Option<u64> {
+        let mut hosts = self.hosts.lock();
+        let host = hosts.get_mut(&at)?;
+        host.port += 1;
+        self.net.listen(at, host.port);
+        Some(host.port)
     }
 
     /// Flips a bit somewhere in the log of a stopped host, as often as not near its end; gives back how it was. It must be
@@ -238,6 +318,9 @@ impl World {
             _ => return Err(NOT_NOW.to_owned()),
         }
         let started = self.start_now(at).await;
+        if started.is_err() {
+            self.net.down(at);
+        }
         if let Some(host) = self.hosts.lock().get_mut(&at) {
             host.starting = false;
         }
@@ -246,21 +329,26 @@ impl World {
 
     async fn start_now(self: &Arc<Self>, at: usize) -> Result<(), String> {
         let life = self.lives.fetch_add(1, Ordering::Relaxed) + 1;
-        let (id, founder, disk, mut engine, snapshots, micros) = {
+        let (id, founder, disk, mut engine, snapshots, micros, lost) = {
             let hosts = self.hosts.lock();
             let host = hosts.get(&at).ok_or("no such host")?;
-            let Host { id, founder, disk, engine, snapshots, disk_micros, .. } = host;
-            (*id, *founder, disk.clone(), engine.clone(), snapshots.clone(), disk_micros.clone())
+            let Host { id, founder, disk, engine, snapshots, disk_micros, lost, .. } = host;
+            (*id, *founder, disk.clone(), engine.clone(), snapshots.clone(), disk_micros.clone(), *lost)
         };
         self.trace.note(format_args!("h{at} starts"));
         let text = |e: &dyn std::error::Error| format!("h{at}: {e}");
         let bell = Arc::new(Notify::new());
-        let ring = bell.clone();
-        let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: CACHE_BYTES, ..Options::default() };
-        let identity = Identity { cluster_id: self.cluster.0, member_id: id.0 };
-        let bell_rope = Box::new(move || ring.notify_one());
-        let (wal, _) = Wal::open_driven(Arc::new(disk.clone()), Path::new("/wal"), options, identity, bell_rope)
-            .map_err(|e| text(&e))?;
+        let log = |inline: bool| {
+            let options = Options { segment_bytes: SEGMENT_BYTES, cache_bytes: CACHE_BYTES, ..Options::default() };
+            let identity = Identity { cluster_id: self.cluster.0, member_id: id.0 };
+            let (fs, dir, ring) = (Arc::new(disk.clone()), Path::new("/wal"), bell.clone());
+            let opened = match inline {
+                true => Wal::open_inline(fs, dir, options, identity),
+                false => Wal::open_driven(fs, dir, options, identity, Box::new(move || ring.notify_one())),
+            };
+            opened.map(|(wal, _)| wal).map_err(|e| text(&e))
+        };
+        let wal = log(false)?;
         let snapshots = SnapshotDir::open(&snapshots).map_err(|e| text(&e))?;
         let open = |engine: &Arc<MemoryEngine>| -> Result<_, String> {
             let store = Arc::new(Store::open_inline(engine.clone(), ferretcd_storage::Options::default()));
@@ -275,40 +363,94 @@ impl World {
                 "h{at} purged its log to {purged}, and its engine holds what there was up to {applied}"
             ));
         }
+        self.look_at_snapshots(at, &snapshots, purged);
         let cluster = self.cluster;
-        let mut parts =
-            Parts { wal: wal.clone(), store, state, snapshots: snapshots.clone(), cluster, member: id, founder };
-        if !parts.fit() {
-            self.trace.note(format_args!("h{at} rebuilds its state"));
-            engine = Arc::new(MemoryEngine::new());
-            (parts.store, parts.state) = open(&engine)?;
-            if let Some((_, snapshot)) = snapshots.newest().map_err(|e| text(&e))? {
-                let file = std::fs::File::open(&snapshot.path).map_err(|e| text(&e))?;
-                parts.state.install(&file).map_err(|e| text(&e))?;
-                parts.state.flush().map_err(|e| text(&e))?;
-            }
-            if !parts.fit() {
-                self.fault(format!("h{at}: snapshot and log do not join up"));
-            }
-        }
-        let (store, state) = (parts.store.clone(), parts.state.clone());
+        let mut parts = Parts { wal, store, state, snapshots, cluster, member: id, founder };
         let boot = Boot::new(self.config(at, life));
         self.net.up(at, life, boot.door().service());
+        let installed = parts.snapshots.newest().map_err(|e| text(&e))?.map_or(0, |(pos, _)| pos.index);
+        if lost || !parts.fit() || applied < installed {
+            // Nobody drives the log yet.
+            drop(parts.wal);
+            parts = Parts { wal: log(true)?, ..parts };
+            if lost || !parts.fit() {
+                self.trace.note(format_args!("h{at} rebuilds its state"));
+                let epoch = parts.state.epoch();
+                engine = Arc::new(MemoryEngine::new());
+                (parts.store, parts.state) = open(&engine)?;
+                let everybody = BootConfig { initial_cluster: self.addresses(), ..self.config(at, life) };
+                Boot::new(everybody).rebuild_on(&parts, epoch).await.map_err(|e| text(&e))?;
+            }
+            parts.take_up().map_err(|e| text(&e))?;
+            drop(parts.wal);
+            parts = Parts { wal: log(false)?, ..parts };
+        }
+        let (wal, store, state) = (parts.wal.clone(), parts.store.clone(), parts.state.clone());
         let gone = CancellationToken::new();
         let mut tasks = vec![
-            tokio::spawn(self.clone().drive(at, wal, disk.clone(), bell, micros)).abort_handle(),
-            tokio::spawn(self.clone().tend(store, state.clone())).abort_handle(),
+            tokio::spawn(self.clone().drive((at, life), wal, disk.clone(), bell, micros)).abort_handle(),
+            tokio::spawn(self.clone().tend(at, engine.clone(), store, state.clone())).abort_handle(),
         ];
         let member = boot.run_on(parts).await.map_err(|e| text(&e))?;
         let (node, group) = (member.node.clone(), member.group().clone());
         tasks.push(tokio::spawn(self.clone().observe(at, id, group.clone(), state.clone())).abort_handle());
-        tasks.push(tokio::spawn(self.clone().mourn(at, id, node.clone(), state.clone(), disk)).abort_handle());
+        tasks.push(
+            tokio::spawn(self.clone().mourn(at, id, node.clone(), state.clone(), (disk, engine.clone())))
+                .abort_handle(),
+        );
         let up = Up { node, group, state, life, gone, member: Some(member), tasks };
         if let Some(host) = self.hosts.lock().get_mut(&at) {
-            host.engine = engine;
+            (host.engine, host.lost) = (engine, false);
             host.up = Some(up);
         }
         Ok(())
+    }
+
+    /// A snapshot file that counts is whole, and reaches as far as the log was purged: both were durable before.
+    fn look_at_snapshots(&self, at: usize, snapshots: &SnapshotDir, purged: u64) {
+        let wrong = match snapshots.usable() {
+            Err(e) => Some(format!("a snapshot file that counts is damaged: {e}")),
+            Ok(found) => {
+                let reaches = found.map_or(0, |pos| pos.index);
+                (reaches < purged)
+                    .then(|| format!("the log is purged to {purged}, the snapshot file reaches {reaches}"))
+            }
+        };
+        let mut hosts = self.hosts.lock();
+        let Some(host) = hosts.get_mut(&at) else { return };
+        match wrong {
+            Some(wrong) if !host.rotten => {
+                drop(hosts);
+                self.fault(format!("h{at}: {wrong}"));
+            }
+            Some(_) => {}
+            None => host.rotten = false,
+        }
+    }
+
+    /// Where everybody is, as whoever starts a member would know.
+    fn addresses(&self) -> BTreeMap<String, Vec<String>> {
+        let hosts = self.hosts.lock();
+        hosts.iter().map(|(at, host)| (format!("m{at}"), vec![url_of(*at, host.port)])).collect()
+    }
+
+    /// Members are reached where their list says, and nowhere else.
+    pub fn only_as_listed(&self) {
+        for at in self.running() {
+            let Some(group) = self.group(at) else { continue };
+            for (_, node, _) in group.view().borrow().members.iter() {
+                for url in &node.peer_urls {
+                    self.net.listen_only(host_of(url), port_of(url));
+                }
+            }
+        }
+    }
+
+    /// It is no member any more.
+    pub fn retire(&self, at: usize) {
+        if let Some(host) = self.hosts.lock().get_mut(&at) {
+            host.removed = true;
+        }
     }
 
     /// Takes a host down.
@@ -329,8 +471,12 @@ impl World {
         };
         host.engine = Arc::new(host.engine.durable_copy());
         // What is left of the old life must not write to the files of the new one.
-        let next = self.tmp.path().join(format!("{at}-{}", up.life));
-        if let Err(e) = copy_files(&host.snapshots, &next) {
+        let next = self.tmp.join(format!("{at}-{}", up.life));
+        let loss = match crash {
+            Crash::Process => None,
+            Crash::Power(loss) => Some(loss),
+        };
+        if let Err(e) = files::restart(&host.snapshots, &next, loss, &self.chance) {
             self.fault(format!("h{at}: cannot keep the snapshot files: {e}"));
         }
         host.snapshots = next;
@@ -346,12 +492,12 @@ impl World {
             client_urls: vec![format!("http://h{at}:2")],
             limits: Limits::default(),
             timing,
-            snapshot_count: u64::MAX,
+            snapshot_count: self.snapshot_count,
             auto_compaction: None,
             watch_progress_every: Duration::from_secs(2),
             max_learners: 1,
             strict_reconfig_check: true,
-            spool_dir: self.tmp.path().join("spool"),
+            spool_dir: self.tmp.join("spool"),
             warning_apply: Duration::from_secs(3600),
             auth: AuthConfig::default(),
             compaction_pace: Pace::default(),
@@ -363,14 +509,14 @@ impl World {
         BootConfig {
             force: None,
             unsafe_no_fsync: false,
-            data_dir: self.tmp.path().join(format!("data{at}")),
+            data_dir: self.tmp.join(format!("data{at}")),
             wal_dir: None,
             initial_cluster: self.founders.clone(),
             state: ClusterState::New,
             token: "sim".to_owned(),
             engine: EngineKind::default(),
             write_behind: ferretcd_storage::Options::default(),
-            advertise_peer_urls: vec![url_of(at)],
+            advertise_peer_urls: vec![url_of(at, FIRST_PORT)],
             intent: None,
             dialer: Dialer::within(self.net.wires(at, life), timing.election),
             node,
@@ -378,12 +524,24 @@ impl World {
     }
 
     /// The disk at work.
-    async fn drive(self: Arc<Self>, at: usize, wal: Wal, disk: MemFs, bell: Arc<Notify>, micros: Arc<AtomicU64>) {
+    async fn drive(
+        self: Arc<Self>,
+        (at, life): (usize, u64),
+        wal: Wal,
+        disk: MemFs,
+        bell: Arc<Notify>,
+        micros: Arc<AtomicU64>,
+    ) {
         let chance = self.chance.fork();
+        let mut doomed = false;
         loop {
             bell.notified().await;
             tokio::time::sleep(chance.micros(50, micros.load(Ordering::Relaxed))).await;
             wal.drive();
+            if !doomed && is_log_broken(&disk) {
+                doomed = true;
+                tokio::spawn(self.clone().must_end(at, life, disk.clone()));
+            }
             if disk.crashed() {
                 let loss = [PowerLoss::All, PowerLoss::Suffix, PowerLoss::Random];
                 let loss = chance.pick(&loss).unwrap_or(PowerLoss::All);
@@ -393,12 +551,35 @@ impl World {
         }
     }
 
-    /// The engine's flushes, and the state's background work.
-    async fn tend(self: Arc<Self>, store: Arc<Store>, state: Arc<State>) {
+    /// A member whose log was not written, or not synced, ends, and writes nothing any more.
+    async fn must_end(self: Arc<Self>, at: usize, life: u64, disk: MemFs) {
+        self.trace.note(format_args!("h{at} cannot write {:?}", disk.failed()));
+        let calls = disk.calls();
+        tokio::time::sleep(LAST_BREATH).await;
+        if self.hosts.lock().get(&at).is_some_and(|host| host.up.as_ref().is_some_and(|up| up.life == life)) {
+            self.fault(format!("h{at} goes on after {:?} could not be written", disk.failed()));
+        }
+        if disk.calls() > calls {
+            self.fault(format!("h{at} writes on after {:?} could not be written", disk.failed()));
+        }
+    }
+
+    /// The engine's flushes, and the state's background work. A state whose store could not be written takes nothing more up.
+    async fn tend(self: Arc<Self>, at: usize, engine: Arc<MemoryEngine>, store: Arc<Store>, state: Arc<State>) {
         let chance = self.chance.fork();
         loop {
             tokio::time::sleep(chance.millis(50, 300)).await;
-            if let Err(e) = store.flush() {
+            let flushed = store.flush();
+            if engine.failed() {
+                let last = state.applied();
+                self.trace.note(format_args!("h{at} has a store that cannot be written, at {last:?}"));
+                tokio::time::sleep(LAST_BREATH).await;
+                if state.applied() > last {
+                    self.fault(format!("h{at} goes on after its store could not be written"));
+                }
+                return;
+            }
+            if let Err(e) = flushed {
                 self.fault(format!("the store cannot flush: {e}"));
             }
             if chance.one_in(3)
@@ -441,6 +622,7 @@ impl World {
                     }
                     applied = position.index;
                 }
+                checks.members(&now, &state, &mut found);
             }
             found.into_iter().for_each(|what| self.fault(what));
             // A hash reads everything: once for what can differ.
@@ -464,15 +646,24 @@ impl World {
         }
     }
 
-    /// Why a member ends: because it was removed, or its disk is gone.
-    async fn mourn(self: Arc<Self>, at: usize, id: MemberId, node: Node, state: Arc<State>, disk: MemFs) {
+    /// Why a member ends: because it was removed, or its disk is gone or has failed.
+    async fn mourn(
+        self: Arc<Self>,
+        at: usize,
+        id: MemberId,
+        node: Node,
+        state: Arc<State>,
+        (disk, engine): (MemFs, Arc<MemoryEngine>),
+    ) {
         let why = node.ended().await;
         self.trace.note(format_args!("h{at} ends: {why}"));
-        if why.contains("was removed") {
+        let snapshots = self.hosts.lock().get(&at).map(|host| host.snapshots.clone()).unwrap_or_default();
+        if why.contains(REMOVED) {
             self.crash(at, Crash::Process);
-            if let Some(host) = self.hosts.lock().get_mut(&at) {
-                host.removed = true;
-            }
+            self.retire(at);
+        } else if disk.failures() > 0 || files::failed(&snapshots) || engine.failed() {
+            let loss = [Crash::Process, Crash::Power(PowerLoss::All), Crash::Power(PowerLoss::Random)];
+            self.crash(at, self.chance.pick(&loss).unwrap_or(Crash::Process));
         } else if disk.crashed() {
             self.crash(at, Crash::Power(PowerLoss::Suffix));
         } else {
@@ -481,11 +672,31 @@ impl World {
     }
 }
 
-fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for file in std::fs::read_dir(from)? {
-        let file = file?;
-        std::fs::copy(file.path(), to.join(file.file_name()))?;
+impl Checks {
+    /// No member has the ID of another, and none that was removed comes back.
+    fn members(&mut self, view: &GroupView, state: &State, found: &mut Vec<String>) {
+        let applied = state.applied().map_or(0, |pos| pos.index);
+        for id in state.removed_members() {
+            let at = self.removed.entry(id).or_insert(applied);
+            *at = applied.min(*at);
+        }
+        for (id, node, _) in view.members.iter() {
+            let host = node.peer_urls.first().map_or(usize::MAX, |url| host_of(url));
+            let first = *self.ids.entry(*id).or_insert(host);
+            if first != host {
+                found.push(format!("member {id} is on h{host}, and was on h{first}"));
+            }
+            if self.removed.get(id).is_some_and(|at| *at < view.membership_index) {
+                found.push(format!("member {id} was removed, and entry {} lists it", view.membership_index));
+            }
+        }
     }
-    Ok(())
+}
+
+/// Whether a write or a sync of the segment that is written on has failed.
+fn is_log_broken(disk: &MemFs) -> bool {
+    use ferretcd_wal::Fs;
+    let names = disk.list(Path::new("/wal")).unwrap_or_default();
+    let last = names.into_iter().filter(|name| name.ends_with(".wal")).max();
+    last.is_some_and(|last| disk.failed().contains(&Path::new("/wal").join(last)))
 }

@@ -16,8 +16,13 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 fn run(seed: u64) -> Output {
+    run_with(seed, &[])
+}
+
+fn run_with(seed: u64, variables: &[(&str, &str)]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ferretcd-sim"))
         .arg(seed.to_string())
+        .envs(variables.iter().copied())
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -70,5 +75,14 @@ fn a_seed_does_the_same_again() {
         let (first, again) = (run(seed), run(seed));
         assert!(first.status.success(), "{first:?}");
         assert_eq!(first.stdout, again.stdout);
+    }
+}
+
+#[test]
+fn a_wall_clock_that_jumps_changes_nothing() {
+    for seed in [4, 5, 6] {
+        let (jumping, steady) = (run(seed), run_with(seed, &[("FERRETCD_STEADY_CLOCK", "1")]));
+        assert!(jumping.status.success(), "{jumping:?}");
+        assert_eq!(jumping.stdout, steady.stdout);
     }
 }

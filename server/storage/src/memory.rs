@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::engine::{Batch, Engine, Record, Write};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An [`Engine`] without files.
 #[derive(Debug, Default)]
@@ -22,6 +22,10 @@ struct State {
     durable: BTreeMap<Bytes, Bytes>,
     /// What was committed since, in order. Bounded by the caller's flushes.
     unflushed: Vec<Batch>,
+    /// The next flush fails.
+    failing: bool,
+    /// One has.
+    failed: bool,
 }
 
 impl MemoryEngine {
@@ -33,7 +37,17 @@ impl MemoryEngine {
     /// What a restart finds after a power cut now: a new engine with the state at the last flush.
     pub fn durable_copy(&self) -> MemoryEngine {
         let durable = self.state.read().durable.clone();
-        MemoryEngine { state: RwLock::new(State { live: durable.clone(), durable, unflushed: Vec::new() }) }
+        MemoryEngine { state: RwLock::new(State { live: durable.clone(), durable, ..State::default() }) }
+    }
+
+    /// Lets the next flush fail. What it should have made durable never is, whatever later ones say: the system has dropped it.
+    pub fn fail_flush(&self) {
+        self.state.write().failing = true;
+    }
+
+    /// Whether a flush has failed.
+    pub fn failed(&self) -> bool {
+        self.state.read().failed
     }
 }
 
@@ -63,7 +77,12 @@ impl Engine for MemoryEngine {
 
     fn flush(&self) -> Result<()> {
         let mut state = self.state.write();
-        for batch in std::mem::take(&mut state.unflushed) {
+        let unflushed = std::mem::take(&mut state.unflushed);
+        if std::mem::take(&mut state.failing) {
+            state.failed = true;
+            return Err(Error::Engine("injected".to_owned()));
+        }
+        for batch in unflushed {
             apply(&mut state.durable, &batch);
         }
         Ok(())
@@ -110,5 +129,11 @@ mod tests {
         assert_eq!(restarted.durable_copy().get(b"ka").unwrap().unwrap(), "1");
         engine.flush().unwrap();
         assert_eq!(engine.durable_copy().get(b"kb").unwrap(), None);
+
+        engine.commit(Batch::new().put("kc", "1")).unwrap();
+        engine.fail_flush();
+        assert!(engine.flush().is_err() && engine.failed());
+        engine.flush().unwrap();
+        assert_eq!(engine.durable_copy().get(b"kc").unwrap(), None, "what a failed flush has dropped");
     }
 }

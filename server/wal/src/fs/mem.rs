@@ -64,6 +64,10 @@ struct Disk {
     crash_at: Option<u64>,
     /// The call of this kind and number fails once.
     faults: Vec<(Call, u64, io::ErrorKind)>,
+    /// How many of them have.
+    failures: u64,
+    /// The files of those that were writes and syncs.
+    failed: Vec<PathBuf>,
 }
 
 /// A file's content.
@@ -114,6 +118,8 @@ impl MemFs {
             calls: BTreeMap::new(),
             crash_at: None,
             faults: Vec::new(),
+            failures: 0,
+            failed: Vec::new(),
             ..self.disk.lock().clone()
         };
         MemFs { disk: Arc::new(Mutex::new(disk)) }
@@ -143,6 +149,16 @@ impl MemFs {
         let mut disk = self.disk.lock();
         let number = disk.calls.get(&call).copied().unwrap_or(0) + skip;
         disk.faults.push((call, number, kind));
+    }
+
+    /// How many calls have failed as [`MemFs::fail`] asked.
+    pub fn failures(&self) -> u64 {
+        self.disk.lock().failures
+    }
+
+    /// Files, under the names that they had then, of which a write or a sync has failed as [`MemFs::fail`] asked.
+    pub fn failed(&self) -> Vec<PathBuf> {
+        self.disk.lock().failed.clone()
     }
 
     /// Changing calls so far.
@@ -254,6 +270,7 @@ impl File for MemFile {
             Err(_) if disk.crashed() => b"",
             // Half of it, as a kernel and a disk do things by halves: in whole sectors of the file.
             Err(_) => {
+                disk.failed_at(self.node);
                 let half = (offset + bytes.len() as u64 / 2) / SECTOR * SECTOR;
                 &bytes[..half.saturating_sub(offset) as usize]
             }
@@ -276,6 +293,9 @@ impl File for MemFile {
         let done = disk.count(Call::Sync);
         if done.is_err() && disk.crashed() {
             return done.map_err(|error| self.name(error));
+        }
+        if done.is_err() {
+            disk.failed_at(self.node);
         }
         let node = &mut disk.nodes[self.node];
         let pending = std::mem::take(&mut node.pending);
@@ -339,9 +359,17 @@ impl Disk {
         *count += 1;
         self.alive()?;
         match self.faults.iter().position(|&(kind, at, _)| (kind, at) == (call, number)) {
-            Some(fault) => Err(io::Error::new(self.faults.swap_remove(fault).2, "injected")),
+            Some(fault) => {
+                self.failures += 1;
+                Err(io::Error::new(self.faults.swap_remove(fault).2, "injected"))
+            }
             None => Ok(()),
         }
+    }
+
+    fn failed_at(&mut self, node: usize) {
+        let name = self.names.iter().find(|(_, named)| **named == node).map(|(path, _)| path.clone());
+        self.failed.extend(name);
     }
 
     fn keep_names(&mut self, changes: Vec<NameChange>) {
@@ -540,6 +568,7 @@ mod tests {
         file.write_at(0, b"x").unwrap();
         fs.fail(Call::Sync, 0, io::ErrorKind::StorageFull);
         assert_eq!(file.sync_data().unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!((fs.failures(), fs.failed()), (1, vec![path("a")]));
         file.sync_data().unwrap();
         assert_eq!(fs.contents(&path("a")).unwrap(), b"x");
         assert_eq!(fs.power_loss(PowerLoss::All, 0).contents(&path("a")).unwrap(), b"");
