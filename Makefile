@@ -115,6 +115,11 @@ long-fuzz:
 	  "$$fuzz -- --exact '{}' --nocapture | grep 'answers at first' && echo '{}' >> $$done"; \
 	echo "each of $$(wc -w <<< "$$targets") decoders was fuzzed for five minutes"
 
+.PHONY: mutations
+mutations: tools ## Break durability on purpose in every way that is listed, and see each noticed (hours; goes on where it was stopped)
+	@$(call begun,mutations,e2e/mutations power-cut); FERRETCD_DONE=$$done e2e/mutate.sh; \
+	echo "each of $$(ls e2e/mutations/*.patch | wc -l) mutations was noticed"
+
 .PHONY: bench
 bench: ## Measure real etcd and ours in turn, and print the ratios; BENCH="--rounds 1 --rows put" narrows it
 	$(E2E) bench $(BENCH)
