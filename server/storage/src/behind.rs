@@ -234,6 +234,8 @@ impl Store {
 
     fn flush_to(&self, mut queue: MutexGuard<'_, Queue>, target: u64) -> Result<u64> {
         if self.shared.inline {
+            // As with a thread: a second sync may succeed without what the first one lost.
+            queue.not_failed()?;
             let (committed, position) = (queue.committed, queue.committed_position);
             drop(queue);
             self.shared.flush(committed, position).inspect_err(|err| self.shared.fail(err.clone()))?;
