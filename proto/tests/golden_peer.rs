@@ -28,11 +28,13 @@ fn file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/peer.txt")
 }
 
+type Reads = Box<dyn Fn(&[u8]) -> bool>;
+
 /// A message as it goes, and whether these bytes come back as it.
 struct Sent {
     name: &'static str,
     bytes: Vec<u8>,
-    reads: Box<dyn Fn(&[u8]) -> bool>,
+    reads: Reads,
 }
 
 fn sent<M: Message + Default + PartialEq + 'static>(name: &'static str, message: M) -> Sent {

@@ -94,8 +94,8 @@ struct Newer {
 }
 
 impl PeerRequests for Newer {
-    fn propose(&self, _: Bytes) -> Answer<'_, Result<(), Error>> {
-        Box::pin(async { Err(Error::NotLeader) })
+    fn propose(&self, proposals: Vec<Bytes>) -> Answer<'_, Vec<Result<(), Error>>> {
+        Box::pin(async move { vec![Err(Error::NotLeader); proposals.len()] })
     }
     fn read_index(&self) -> Answer<'_, Result<u64, Error>> {
         Box::pin(async { Err(Error::NotLeader) })
