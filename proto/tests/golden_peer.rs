@@ -99,11 +99,14 @@ fn messages() -> Vec<Sent> {
         sent("transfer: refused", pb::TransferResponse { refusal: "no".to_owned() }),
         sent(
             "forward",
-            pb::ForwardRequest { proposals: vec![Bytes::from_static(b"put"), Bytes::from_static(b"other")] },
+            pb::ForwardRequest {
+                number: 300,
+                proposals: vec![Bytes::from_static(b"put"), Bytes::from_static(b"other")],
+            },
         ),
         sent(
             "forward: answer",
-            pb::ForwardResponse { refusals: vec![pb::ForwardRefusal { at: 1, why: "no".to_owned() }] },
+            pb::ForwardResponse { number: 300, refusals: vec![pb::ForwardRefusal { at: 1, why: "no".to_owned() }] },
         ),
         sent("read index", pb::ReadIndexRequest {}),
         sent("read index: answer", pb::ReadIndexResponse { index: 70_000 }),

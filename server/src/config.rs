@@ -339,7 +339,7 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
     })
 }
 
-/// 0 is the default of either. The store behind the log is made durable every 100 ms, as etcd's; seldom enough not to
+/// 0 is the default of either. The store behind the log is made durable every second, etcd's every 100 ms; seldom enough not to
 /// wear the disk, and often enough for a start not to replay minutes of the log. More writes in one commit than the default's
 /// would hold up readers.
 fn write_behind(flags: &Flags) -> ferretcd_storage::Options {
@@ -800,7 +800,7 @@ mod tests {
             let options = config(args).unwrap().boot.write_behind;
             (options.flush_interval.as_millis(), options.max_ops_per_commit)
         };
-        assert_eq!(of(&[]), (100, 200));
+        assert_eq!(of(&[]), (1000, 200));
         assert_eq!(of(&["--backend-batch-interval=50ms", "--backend-batch-limit=20"]), (50, 20));
         assert_eq!(of(&["--backend-batch-interval=1ns", "--backend-batch-limit=10000"]), (10, 200));
         assert_eq!(of(&["--backend-batch-interval=1h", "--backend-batch-limit=-1"]), (10_000, 200));

@@ -106,7 +106,7 @@ flags! {
         memory_mlock: bool = "false", "Keep all memory of the process out of swap; it needs a large enough LimitMEMLOCK.";
         quota_backend_bytes: i64 = "0", "Storage quota in bytes; 0 is 2 GiB, below 0 is none.";
         backend_bbolt_freelist_type: String = "map", "Accepted without effect: the store is not bbolt.";
-        backend_batch_interval: GoDuration = "0s", "How often the store behind the log is made durable, 10ms to 10s; 0 is 100ms.";
+        backend_batch_interval: GoDuration = "0s", "How often the store behind the log is made durable, 10ms to 10s; 0 is 1s.";
         backend_batch_limit: isize = "0", "Most writes in one commit of the store; 0, and what is above 200, is 200.";
         max_txn_ops: usize = "128", "Most operations in a transaction.";
         max_request_bytes: usize = "1572864", "Largest client request in bytes.";

@@ -214,7 +214,8 @@ async fn propose(cluster: &Cluster, command: Command) {
         let who = peer.probe(ProbeRequest::default()).await.map_err(|e| e.to_string())?.into_inner();
         let proposal =
             codec::encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command: command.clone() });
-        let mut request = tonic::Request::new(futures::stream::iter([ForwardRequest { proposals: vec![proposal] }]));
+        let mut request =
+            tonic::Request::new(futures::stream::iter([ForwardRequest { number: 1, proposals: vec![proposal] }]));
         for (key, value) in [
             ("ferretcd-cluster-id", who.cluster_id),
             ("ferretcd-epoch", who.epoch),

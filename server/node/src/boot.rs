@@ -909,6 +909,12 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
             return Err(BootError::Storage(format!("the store {} does not fit the log", opener.dir.display())).into());
         }
         Err(Unusable::Older(why)) => return Err(BootError::Identity(why).into()),
+        Err(Unusable::Kept(why)) => {
+            let dir = opener.dir.display();
+            let text =
+                format!("the store {dir} cannot be opened now: {why}; it stays as it is: mend that and start again");
+            return Err(BootError::Storage(text).into());
+        }
         Err(why) if damage == Damage::Refuse => {
             return Err(
                 BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())).into()
@@ -957,17 +963,42 @@ enum Unusable {
     Damaged(String),
     /// It is sound, and this server is older than the cluster that it belongs to.
     Older(String),
+    /// The machine does not let it be opened, which says nothing of it.
+    Kept(String),
 }
 
 impl std::fmt::Display for Unusable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Unusable::Damaged(why) | Unusable::Older(why)) = self;
+        let (Unusable::Damaged(why) | Unusable::Older(why) | Unusable::Kept(why)) = self;
         f.write_str(why)
     }
 }
 
 fn damaged(e: &dyn std::error::Error) -> Unusable {
     Unusable::Damaged(chain(e))
+}
+
+/// A store is set aside for what is wrong with it, not for a full disk or a missing right: at the third such start the sound one
+/// would be deleted.
+fn unusable(e: &ferretcd_storage::Error) -> Unusable {
+    use std::io::ErrorKind;
+    let kept = match e {
+        ferretcd_storage::Error::Io { source, .. } => {
+            // No kind stands for too many open files, of the process (24) or of the system (23).
+            matches!(source.raw_os_error(), Some(23 | 24))
+                || matches!(
+                    source.kind(),
+                    ErrorKind::StorageFull
+                        | ErrorKind::QuotaExceeded
+                        | ErrorKind::PermissionDenied
+                        | ErrorKind::ReadOnlyFilesystem
+                        | ErrorKind::OutOfMemory
+                )
+        }
+        ferretcd_storage::Error::NotDurable { .. } => true,
+        _ => false,
+    };
+    if kept { Unusable::Kept(chain(e)) } else { damaged(e) }
 }
 
 /// What the engine is opened with.
@@ -989,9 +1020,9 @@ impl Opener {
     }
 
     fn open_here(&self) -> Result<(Arc<Store>, Arc<State>), Unusable> {
-        let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| damaged(&e))?;
+        let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| unusable(&e))?;
         let store =
-            Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| damaged(&e))?;
+            Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| unusable(&e))?;
         let store = Arc::new(store);
         let state = State::open(store.clone(), self.member).map_err(|e| match e {
             StateError::Older { .. } => Unusable::Older(chain(&e)),
@@ -1135,6 +1166,18 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sound_store_is_not_set_aside_for_a_full_disk() {
+        let io = |kind: std::io::ErrorKind| ferretcd_storage::Error::Io {
+            attempt: "open the database".to_owned(),
+            source: Arc::new(kind.into()),
+        };
+        let kept = |e| matches!(unusable(&e), Unusable::Kept(_));
+        assert!(kept(io(std::io::ErrorKind::StorageFull)) && kept(io(std::io::ErrorKind::PermissionDenied)));
+        assert!(!kept(io(std::io::ErrorKind::UnexpectedEof)), "a file that is too short is damage");
+        assert!(!kept(ferretcd_storage::Error::Corrupt { path: PathBuf::from("db"), detail: "a page".to_owned() }));
+    }
 
     #[test]
     fn static_bootstrap_computes_etcds_ids() {

@@ -53,6 +53,25 @@ pub struct SnapshotStream {
     pub chunks: mpsc::Receiver<Result<Bytes, Error>>,
 }
 
+impl Inner {
+    /// Blocks until the store is rewritten.
+    fn defragment_here(&self) -> Result<(), Error> {
+        // A full disk would stop the log, too: the copy must fit beside the store with room to spare.
+        let (needed, free) = (self.disk_bytes() + DEFRAGMENT_SPARE_BYTES, free_bytes(&self.config.spool_dir)?);
+        if free < needed {
+            return Err(Error::Internal(format!(
+                "defragmenting writes the store anew and may need {needed} bytes, {free} are free; make room first"
+            )));
+        }
+        let begun = Instant::now();
+        let before = self.disk_bytes();
+        self.state.defragment().map_err(Error::internal)?;
+        let after = self.disk_bytes();
+        tracing::info!(before_bytes = before, after_bytes = after, took = ?begun.elapsed(), "the store was rewritten");
+        Ok(())
+    }
+}
+
 impl Node {
     /// Hands leadership to a voter and waits until it has it.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), Error> {
@@ -80,26 +99,15 @@ impl Node {
     /// Gives the space back that deleted records left in this member's store. It goes on serving meanwhile.
     pub async fn defragment(&self) -> Result<(), Error> {
         let inner = self.inner.clone();
-        let _one = self.inner.defragmenting.lock().await;
-        let _took = self.inner.metrics.defrag.start_timer();
-        let _inflight = Inflight::new(&self.inner.metrics.defrag_inflight);
-        tokio::task::spawn_blocking(move || {
-            // A full disk would stop the log, too: the copy must fit beside the store with room to spare.
-            let (needed, free) = (inner.disk_bytes() + DEFRAGMENT_SPARE_BYTES, free_bytes(&inner.config.spool_dir)?);
-            if free < needed {
-                return Err(Error::Internal(format!(
-                    "defragmenting writes the store anew and may need {needed} bytes, {free} are free; make room first"
-                )));
-            }
-            let begun = Instant::now();
-            let before = inner.disk_bytes();
-            inner.state.defragment().map_err(Error::internal)?;
-            let after = inner.disk_bytes();
-            tracing::info!(before_bytes = before, after_bytes = after, took = ?begun.elapsed(), "the store was rewritten");
-            Ok(())
-        })
-        .await
-        .map_err(Error::internal)?
+        // In a task of its own: a caller who goes (etcdctl's patience is 5 s) must not let another one in beside it.
+        let rewritten = tokio::spawn(async move {
+            let _one = inner.defragmenting.lock().await;
+            let _took = inner.metrics.defrag.start_timer();
+            let _inflight = Inflight::new(&inner.metrics.defrag_inflight);
+            let inner = inner.clone();
+            tokio::task::spawn_blocking(move || inner.defragment_here()).await.map_err(Error::internal)?
+        });
+        rewritten.await.map_err(Error::internal)?
     }
 
     /// Before this member takes part in anything: defragments if at least so many bytes would come back. What is in the

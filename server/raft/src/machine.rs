@@ -203,7 +203,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
             }
             let bytes: Option<usize> = steps.iter().map(|(step, _)| step.bytes_unread()).sum();
-            let at_once = steps.len() <= AT_ONCE_MAX && bytes.is_some_and(|bytes| self.state.has_room_for(bytes));
+            let at_once = steps.len() <= AT_ONCE_MAX && bytes.is_some_and(|bytes| self.state.applies_at_once(bytes));
             let last = steps.last().map(|(step, _)| step.pos);
             let apply = || {
                 for (step, responder) in steps {

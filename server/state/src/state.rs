@@ -268,9 +268,10 @@ impl State {
         self.inner.mvcc.store.size_on_disk().map_err(StateError::store("measure the store"))
     }
 
-    /// Whether so many bytes are written without a wait for the store, which has taken in almost all that came before.
-    pub fn has_room_for(&self, bytes: usize) -> bool {
-        self.inner.mvcc.store.pending_bytes() + bytes < PENDING_BYTES_FEW
+    /// Whether so many bytes are applied without a wait: neither for the store, which has taken in almost all that came before,
+    /// nor for who looks at the whole state now.
+    pub fn applies_at_once(&self, bytes: usize) -> bool {
+        self.inner.mvcc.store.pending_bytes() + bytes < PENDING_BYTES_FEW && self.inner.applier.try_lock().is_some()
     }
 
     /// Rewrites the store's files without the space that deleted records left. Reads go on, writes wait when they become

@@ -393,8 +393,8 @@ impl Queue {
         if flush_at.is_some_and(|at| at <= now) || self.flush_wanted.is_some_and(|wanted| wanted <= self.committed) {
             return Step::Flush;
         }
-        // Pieces and commits take turns.
-        if matches!(self.rewrite, Rewrite::Wanted) {
+        // Pieces and commits take turns; one that is being closed has no time for pieces.
+        if matches!(self.rewrite, Rewrite::Wanted) && !self.closed {
             return if copied && !self.entries.is_empty() { Step::Commit } else { Step::Rewrite };
         }
         let commit_at = self.entries.front().map(|first| first.since + options.commit_interval);

@@ -266,9 +266,13 @@ impl Peer for PeerService {
         let requests = self.door.requests.clone();
         let answers = request.into_inner().map(move |message| {
             let requests = requests.clone();
-            async move { Ok(outcomes(requests.propose(message?.proposals).await)) }
+            async move {
+                let pb::ForwardRequest { number, proposals } = message?;
+                Ok(outcomes(number, requests.propose(proposals).await))
+            }
         });
-        Ok(Response::new(Box::pin(answers.buffered(MESSAGES_IN_FLIGHT_MAX))))
+        // In any order: what is refused now must not wait for what was taken up and cannot be committed.
+        Ok(Response::new(Box::pin(answers.buffer_unordered(MESSAGES_IN_FLIGHT_MAX))))
     }
 
     async fn read_index(

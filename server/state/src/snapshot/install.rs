@@ -85,7 +85,8 @@ pub fn snapshot_membership(file: &dyn ReadAt) -> Result<Option<Bytes>, StateErro
     let file = File::open(file, Trailer::Verify).map_err(|err| StateError::Snapshot(err.to_string()))?;
     let mut rooms = Rooms::default();
     let read = buckets::read_private(&file, buckets::PRIVATE, |key, value| match &key[..] {
-        keyspace::META_RESTORE => Ok(()),
+        // Of no concern here: whether this server may take it is for who installs it to say.
+        keyspace::META_RESTORE | keyspace::META_LOG_FORMAT => Ok(()),
         _ => rooms.load(&key, value),
     });
     match read {
