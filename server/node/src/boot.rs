@@ -1015,7 +1015,7 @@ impl Opener {
     fn open(&self) -> Result<(Arc<Store>, Arc<State>), Unusable> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(ENGINE_OPENER.to_owned());
-        let opened = thread.spawn(move || this.open_here()).map_err(|e| damaged(&e))?;
+        let opened = thread.spawn(move || this.open_here()).map_err(|e| Unusable::Kept(chain(&e)))?;
         opened.join().map_err(|_| Unusable::Damaged("it panicked while it was opened".to_owned()))?
     }
 
