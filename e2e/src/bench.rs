@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use self::load::{Figures, Row};
 use self::side::Side;
-use self::table::{Line, Table};
+use self::table::Table;
 use crate::cache::Cache;
 use crate::datastore::Store;
 use crate::product;
@@ -73,7 +73,7 @@ pub fn run(cache: &Cache, tools: &Tools, options: &Options) -> Result<ExitCode> 
         bench.rates(options, *members, &mut table)?;
     }
     if options.keys > 0 && options.rows.is_empty() {
-        bench.sizes(options.keys, &mut table)?;
+        bench.sizes(options, &mut table)?;
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&table.lines)?);
@@ -81,6 +81,19 @@ pub fn run(cache: &Cache, tools: &Tools, options: &Options) -> Result<ExitCode> 
         print!("{table}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The rows about size, and their units.
+const SIZES: [(&str, &str); 4] = [
+    ("resident memory after the load", "MiB"),
+    ("resident memory after a restart", "MiB"),
+    ("start after kill -9", "s"),
+    ("snapshot save", "s"),
+];
+
+/// Which of the two is asked first: it changes, so that neither always follows the other's writes.
+fn order(round: usize) -> [usize; 2] {
+    if round.is_multiple_of(2) { [0, 1] } else { [1, 0] }
 }
 
 struct Bench {
@@ -141,9 +154,7 @@ impl Bench {
         for row in load::rows().into_iter().filter(|row| row.name.starts_with(&options.rows)) {
             let mut figures = [Vec::new(), Vec::new()];
             for round in 0..options.rounds {
-                // Who begins changes, so that neither always follows the other's writes.
-                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-                for at in order {
+                for at in order(round) {
                     figures[at].push(row.run(&self.benchmark, &sides[at])?);
                 }
             }
@@ -154,21 +165,28 @@ impl Bench {
         Ok(())
     }
 
-    /// The rows about size: memory with many keys, starting with them, a snapshot of them. Once each: a load of a million
-    /// keys takes minutes, and these differ little between runs.
-    fn sizes(&self, keys: u64, table: &mut Table) -> Result<()> {
-        let [mut etcd, mut ours] = self.sides(1)?;
-        let etcd = self.size(&mut etcd, keys)?;
-        let ours = self.size(&mut ours, keys)?;
-        for ((name, unit, theirs), (_, _, own)) in etcd.into_iter().zip(ours) {
-            let line = Line::cost(1, &format!("{name}, {keys} keys"), unit, theirs, own);
-            say(line.to_string());
-            table.lines.push(line);
+    /// The rows about size: memory with many keys, starting with them, a snapshot of them. Each round begins with empty members.
+    fn sizes(&self, options: &Options, table: &mut Table) -> Result<()> {
+        let mut figures = [Vec::new(), Vec::new()];
+        for round in 0..options.rounds {
+            let mut sides = self.sides(1)?;
+            for at in order(round) {
+                figures[at].push(self.size(&mut sides[at], options.keys)?);
+            }
+            for side in sides {
+                side.remove()?;
+            }
+        }
+        let [etcd, ours] = figures;
+        for (at, (name, unit)) in SIZES.into_iter().enumerate() {
+            let of = |rounds: &[[f64; SIZES.len()]]| rounds.iter().map(|figures| figures[at]).collect::<Vec<_>>();
+            say(table.cost(1, &format!("{name}, {} keys", options.keys), unit, &of(&etcd), &of(&ours))?);
         }
         Ok(())
     }
 
-    fn size(&self, side: &mut Side, keys: u64) -> Result<[(&'static str, &'static str, f64); 4]> {
+    /// What [`SIZES`] names, of one server.
+    fn size(&self, side: &mut Side, keys: u64) -> Result<[f64; SIZES.len()]> {
         say(format!("{}: {keys} keys", side.store.name()));
         load::fill(keys).run(&self.benchmark, side)?;
         std::thread::sleep(REST);
@@ -188,12 +206,7 @@ impl Bench {
         }
         let start = began.elapsed();
         std::thread::sleep(REST);
-        Ok([
-            ("resident memory after the load", "MiB", full),
-            ("resident memory after a restart", "MiB", side.memory()?),
-            ("start after kill -9", "s", start.as_secs_f64()),
-            ("snapshot save", "s", snapshot.as_secs_f64()),
-        ])
+        Ok([full, side.memory()?, start.as_secs_f64(), snapshot.as_secs_f64()])
     }
 }
 

@@ -45,6 +45,12 @@ impl Side {
         Ok(())
     }
 
+    /// Ends the members and removes what they have.
+    pub fn remove(mut self) -> Result<()> {
+        self.end();
+        fs::remove_dir_all(&self.data).with_context(|| format!("removing {}", self.data.display()))
+    }
+
     /// Runs `benchmark`, and returns what it printed.
     pub fn benchmark(&self, program: &Path, arguments: &[String]) -> Result<String> {
         let mut command = Command::new(program);

@@ -33,15 +33,7 @@ pub struct Line {
     /// CPU time per operation, etcd's divided by ours, where operations are counted.
     pub cpu_ratio: Option<f64>,
     /// The lowest and the highest ratio of a round.
-    pub spread: Option<[f64; 2]>,
-}
-
-impl Line {
-    /// Of something that should be small.
-    pub fn cost(members: u8, name: &str, unit: &'static str, etcd: f64, ferretcd: f64) -> Self {
-        let ratio = etcd / ferretcd;
-        Self { members, name: name.to_owned(), unit, etcd, ferretcd, ratio, cpu_ratio: None, spread: None }
-    }
+    pub spread: [f64; 2],
 }
 
 impl Table {
@@ -52,38 +44,52 @@ impl Table {
     pub fn add(&mut self, members: u8, row: &Row, etcd: &[Figures], ours: &[Figures]) -> Result<String> {
         let rate = |figures: &[Figures]| median(figures.iter().map(|figures| figures.rate)).context("no round");
         let cpu = |figures: &[Figures]| median(figures.iter().map(|figures| figures.cpu)).context("no round");
-        let late = |figures: &[Figures], at: usize| {
-            median(figures.iter().filter_map(|figures| figures.latencies.get(at).copied())).context("no round")
+        let late = |figures: &[Figures], at: usize| -> Vec<f64> {
+            figures.iter().filter_map(|figures| figures.latencies.get(at)).map(|seconds| seconds * 1e3).collect()
         };
         let cpu_ratio = Some(cpu(etcd)? / cpu(ours)?);
-        let line = if row.name == "watch-latency" {
+        let said = if row.name == "watch-latency" {
             // How many events come is set; how late they come is what counts.
-            let line = Line::cost(members, row.name, "ms (median)", late(etcd, 0)? * 1e3, late(ours, 0)? * 1e3);
-            Line { cpu_ratio, ..line }
+            self.cost(members, row.name, "ms (median)", &late(etcd, 0), &late(ours, 0))?
         } else {
-            let rounds = || etcd.iter().zip(ours).map(|(theirs, own)| own.rate / theirs.rate);
-            Line {
-                members,
-                name: row.name.to_owned(),
-                unit: "per second",
-                etcd: rate(etcd)?,
-                ferretcd: rate(ours)?,
-                ratio: rate(ours)? / rate(etcd)?,
-                cpu_ratio,
-                spread: Some([rounds().fold(f64::INFINITY, f64::min), rounds().fold(0.0, f64::max)]),
-            }
+            let rounds = etcd.iter().zip(ours).map(|(theirs, own)| own.rate / theirs.rate);
+            let ratio = rate(ours)? / rate(etcd)?;
+            self.push(members, row.name, "per second", [rate(etcd)?, rate(ours)?], ratio, rounds)
         };
+        if let Some(line) = self.lines.last_mut() {
+            line.cpu_ratio = cpu_ratio;
+        }
+        let worst = format!("{}, 99th of 100", row.name);
+        self.cost(members, &worst, "ms", &late(etcd, 1), &late(ours, 1))?;
+        Ok(said)
+    }
+
+    /// Adds a row of something that should be small, by its rounds, and says what it is.
+    ///
+    /// # Errors
+    /// There is no round.
+    pub fn cost(&mut self, members: u8, name: &str, unit: &'static str, etcd: &[f64], ours: &[f64]) -> Result<String> {
+        let middle = |figures: &[f64]| median(figures.iter().copied()).context("no round");
+        let rounds = etcd.iter().zip(ours).map(|(theirs, own)| theirs / own);
+        let figures = [middle(etcd)?, middle(ours)?];
+        Ok(self.push(members, name, unit, figures, figures[0] / figures[1], rounds))
+    }
+
+    fn push(
+        &mut self,
+        members: u8,
+        name: &str,
+        unit: &'static str,
+        [etcd, ferretcd]: [f64; 2],
+        ratio: f64,
+        rounds: impl Iterator<Item = f64>,
+    ) -> String {
+        let [low, high] = rounds.fold([f64::INFINITY, 0.0], |[low, high], one| [one.min(low), one.max(high)]);
+        let line =
+            Line { members, name: name.to_owned(), unit, etcd, ferretcd, ratio, cpu_ratio: None, spread: [low, high] };
         let said = line.to_string();
         self.lines.push(line);
-        let worst = Line::cost(
-            members,
-            &format!("{}, 99th of 100", row.name),
-            "ms",
-            late(etcd, 1)? * 1e3,
-            late(ours, 1)? * 1e3,
-        );
-        self.lines.push(worst);
-        Ok(said)
+        said
     }
 }
 
@@ -102,12 +108,12 @@ impl fmt::Display for Table {
         writeln!(f, "| members | what | etcd | ferretcd | unit | better by | rounds | CPU better by |")?;
         writeln!(f, "|---|---|---|---|---|---|---|---|")?;
         for line in &self.lines {
-            let spread = line.spread.map_or_else(String::new, |[low, high]| format!("{low:.2} to {high:.2}"));
+            let [low, high] = line.spread;
             let cpu = line.cpu_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
             let digits = if line.etcd.max(line.ferretcd) < 100.0 { 2 } else { 0 };
             writeln!(
                 f,
-                "| {} | {} | {:.digits$} | {:.digits$} | {} | {:.2} | {spread} | {cpu} |",
+                "| {} | {} | {:.digits$} | {:.digits$} | {} | {:.2} | {low:.2} to {high:.2} | {cpu} |",
                 line.members, line.name, line.etcd, line.ferretcd, line.unit, line.ratio
             )?;
         }
@@ -127,6 +133,9 @@ mod tests {
         table.add(1, &row, &[run(100.0, 0.010, 2.0), run(120.0, 0.010, 2.0)], &[run(200.0, 0.005, 1.0); 2]).unwrap();
         let text = table.to_string();
         assert!(text.contains("| 1 | put, 1 client | 110 | 200 | per second | 1.82 | 1.67 to 2.00 | 2.00 |"), "{text}");
-        assert!(text.contains("| 1 | put, 1 client, 99th of 100 | 10.00 | 5.00 | ms | 2.00 |  |  |"), "{text}");
+        assert!(
+            text.contains("| 1 | put, 1 client, 99th of 100 | 10.00 | 5.00 | ms | 2.00 | 2.00 to 2.00 |  |"),
+            "{text}"
+        );
     }
 }
