@@ -13,8 +13,12 @@ use support::{Cluster, Member, eventually};
 /// The member's name and peer URL are in its files.
 const NAME: &str = "golden";
 
-fn folder(engine: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/first-release").join(engine)
+/// The first release's, and the first with blocks of revisions in sled.
+const FIRST: &str = "first-release";
+const BLOCKS: &str = "blocks";
+
+fn folder(release: &str, engine: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(release).join(engine)
 }
 
 /// The files below `from`, by their paths in it.
@@ -88,13 +92,35 @@ async fn live(m: &Member) {
     m.etcdctl(&["user", "grant-role", "ann", "reader"]).unwrap();
 }
 
-async fn is_as_it_was(m: &Member) {
+/// Revisions that are written together, so that they share a block; one of them is gone again.
+async fn together(m: &Member) {
+    let put = |n: u8| pb::RequestOp {
+        request: Some(pb::request_op::Request::RequestPut(pb::PutRequest {
+            key: format!("together-{n}").into_bytes().into(),
+            value: b"x".to_vec().into(),
+            ..Default::default()
+        })),
+    };
+    let txn = pb::TxnRequest { success: (1..=4).map(put).collect(), ..Default::default() };
+    m.kv().await.txn(txn).await.unwrap();
+    m.etcdctl(&["del", "together-2"]).unwrap();
+    m.etcdctl(&["compaction", "9"]).unwrap();
+}
+
+async fn is_as_it_was(m: &Member, release: &str) {
     let mut held = m.everything().await;
     held.retain(|(key, ..)| key != "later");
+    if release == BLOCKS {
+        let shared: Vec<_> = held.extract_if(.., |(key, ..)| key.starts_with("together")).collect();
+        let expected = [1, 3, 4].map(|n| (format!("together-{n}"), "x".to_owned(), 8));
+        assert_eq!(shared, expected);
+    }
     let expected = [("kept", "2", 5), ("leased", "x", 7), ("long", "x".repeat(10_000).leak(), 6)];
     assert_eq!(held, expected.map(|(key, value, revision)| (key.to_owned(), value.to_owned(), revision)));
-    let kept = m.etcdctl(&["get", "kept", "--rev=4"]).unwrap();
-    assert_eq!(kept, "kept\n1\n");
+    if release == FIRST {
+        let kept = m.etcdctl(&["get", "kept", "--rev=4"]).unwrap();
+        assert_eq!(kept, "kept\n1\n");
+    }
     assert!(m.etcdctl(&["get", "kept", "--rev=3"]).unwrap_err().contains("required revision has been compacted"));
     assert_eq!(m.etcdctl(&["lease", "list"]).unwrap().lines().count(), 2, "a heading and the lease");
     assert!(m.etcdctl(&["user", "get", "ann"]).unwrap().contains("Roles: reader"));
@@ -112,30 +138,36 @@ async fn snapshot_file(m: &Member) {
     .await;
 }
 
-async fn opens(engine: &str) {
+async fn opens(release: &str, engine: &str) {
     if std::env::var_os("FERRETCD_WRITE_GOLDEN").is_some() {
         let mut cluster = solo(engine);
         let m = &mut cluster.members[0];
         m.start();
         m.ready().await;
         live(m).await;
+        if release == BLOCKS {
+            together(m).await;
+        }
         snapshot_file(m).await;
         assert_eq!(m.terminate().await, Some(0));
-        pack(&m.dir, &folder(engine));
+        pack(&m.dir, &folder(release, engine));
     }
     let mut cluster = solo(engine);
     let m = &mut cluster.members[0];
-    unpack(&folder(engine), &m.dir);
+    unpack(&folder(release, engine), &m.dir);
+    let format = m.dir.join("member/format");
+    assert!(release == FIRST || fs::read_to_string(&format).unwrap().starts_with("version = 2"));
     m.start();
     m.ready().await;
-    is_as_it_was(m).await;
+    is_as_it_was(m, release).await;
+    assert!(fs::read_to_string(&format).unwrap().starts_with("version = 2"), "an older server must refuse it now");
     assert!(!m.log().contains("setting it aside"), "{}", m.log());
     assert_eq!(m.terminate().await, Some(0));
     // The snapshot file and the log alone.
     fs::remove_dir_all(m.dir.join("member/engine")).unwrap();
     m.start();
     m.ready().await;
-    is_as_it_was(m).await;
+    is_as_it_was(m, release).await;
     let list = pb::MemberListRequest { linearizable: false };
     let mut members = pb::cluster_client::ClusterClient::new(m.channel().await);
     let members = members.member_list(list).await.unwrap().into_inner().members;
@@ -145,10 +177,15 @@ async fn opens(engine: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_of_the_first_release_with_sled_is_opened() {
-    opens("sled").await;
+    opens(FIRST, "sled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_with_blocks_of_revisions_is_opened() {
+    opens(BLOCKS, "sled").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_of_the_first_release_with_redb_is_opened() {
-    opens("redb").await;
+    opens(FIRST, "redb").await;
 }

@@ -5,7 +5,10 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The version of the layout of a data directory that this build writes, and the newest it can read.
-pub const FORMAT_VERSION: u32 = 1;
+///
+/// 1: the first. 2: sled has blocks of revisions (`sled/block.rs`); a directory of version 1 is read as it is, and written on
+/// in version 2.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The file's name inside the data directory.
 pub const FORMAT_FILE: &str = "format";
@@ -79,7 +82,8 @@ pub enum FormatError {
 }
 
 impl Format {
-    /// Checks that `dir` can be opened with `engine`, and marks it as ours if it is new. Returns what the file says.
+    /// Checks that `dir` can be opened with `engine`, and marks it as ours if it is new. Returns what the file says: of an
+    /// older version, that it is of this one from now on, since an older server must not open what this one writes.
     /// The caller holds the directory's lock (the log's) and has created the directory.
     pub fn ensure(dir: &Path, engine: &str, created_by: &str) -> Result<Format, FormatError> {
         if let Some(found) = Format::load(dir)? {
@@ -87,7 +91,11 @@ impl Format {
                 let path = dir.join(FORMAT_FILE);
                 return Err(FormatError::Engine { path, found: found.engine, expected: engine.to_owned() });
             }
-            return Ok(found);
+            let format = Format { version: FORMAT_VERSION, ..found };
+            if found.version < FORMAT_VERSION {
+                format.write(dir)?;
+            }
+            return Ok(format);
         }
         let etcd = dir.join(ETCD_DATABASE);
         if etcd.try_exists().map_err(failed("look for", &etcd))? {
@@ -175,7 +183,7 @@ mod tests {
         // What an interrupted earlier attempt leaves is no obstacle.
         fs::write(dir.path().join("format.tmp"), "ver").unwrap();
         let made = Format::ensure(dir.path(), "sled", "ferretcd\n1.2").unwrap();
-        assert_eq!(made, Format { version: 1, engine: "sled".into(), created_by: "ferretcd 1.2".into() });
+        assert_eq!(made, Format { version: 2, engine: "sled".into(), created_by: "ferretcd 1.2".into() });
         assert!(!dir.path().join("format.tmp").exists());
         // A later build of the same format keeps the first one's mark.
         assert_eq!(Format::ensure(dir.path(), "sled", "ferretcd 2").unwrap(), made);
@@ -183,23 +191,28 @@ mod tests {
     }
 
     #[test]
-    fn the_first_release_s_file_is_read_and_still_written_so() {
-        let golden = b"version = 1\nengine = sled\ncreated-by = ferretcd 0.1.0\n";
-        let dir = dir_with(golden);
-        let found = Format::ensure(dir.path(), "sled", "ferretcd 9").unwrap();
-        assert_eq!(found, Format { version: 1, engine: "sled".into(), created_by: "ferretcd 0.1.0".into() });
+    fn the_files_of_all_releases_are_read_and_the_last_is_still_written_so() {
+        let first = b"version = 1\nengine = sled\ncreated-by = ferretcd 0.1.0\n";
+        let second = b"version = 2\nengine = sled\ncreated-by = ferretcd 0.1.0\n";
+        for golden in [first, second] {
+            let dir = dir_with(golden);
+            assert_eq!(Format::load(dir.path()).unwrap().unwrap().engine, "sled");
+            let found = Format::ensure(dir.path(), "sled", "ferretcd 9").unwrap();
+            assert_eq!(found, Format { version: 2, engine: "sled".into(), created_by: "ferretcd 0.1.0".into() });
+            assert_eq!(fs::read(dir.path().join(FORMAT_FILE)).unwrap(), second, "an older server must refuse it now");
+        }
         let fresh = tempfile::tempdir().unwrap();
         Format::ensure(fresh.path(), "sled", "ferretcd 0.1.0").unwrap();
-        assert_eq!(fs::read(fresh.path().join(FORMAT_FILE)).unwrap(), golden);
+        assert_eq!(fs::read(fresh.path().join(FORMAT_FILE)).unwrap(), second);
     }
 
     #[test]
     fn a_newer_format_is_refused_whatever_else_it_says() {
-        let dir = dir_with(b"version = 2\nsomething = new\n");
+        let dir = dir_with(b"version = 3\nsomething = new\n");
         let refused = Format::ensure(dir.path(), "sled", "x").unwrap_err();
-        assert!(matches!(refused, FormatError::Newer { found: 2, .. }));
+        assert!(matches!(refused, FormatError::Newer { found: 3, .. }));
         assert!(refused.to_string().contains("newer version of the server"));
-        assert_eq!(fs::read(dir.path().join(FORMAT_FILE)).unwrap(), b"version = 2\nsomething = new\n");
+        assert_eq!(fs::read(dir.path().join(FORMAT_FILE)).unwrap(), b"version = 3\nsomething = new\n");
     }
 
     #[test]

@@ -15,19 +15,26 @@ use parking_lot::{Mutex, RwLock};
 use crate::engine::{Batch, Engine, Record, Write};
 use crate::error::{Error, Result};
 use crate::home;
-use crate::keyspace::ENGINE_PRIVATE;
+use crate::keyspace::{ENGINE_PRIVATE, KEYS};
 use crate::sync_range;
+
+mod block;
 
 /// An [`Engine`] in a directory of its own.
 ///
 /// A value of at most 4 KiB is stored under its key as `0 | value`. A larger one is stored as `1 | length (u32)`, with
 /// its bytes in pieces of 4 KiB under `0xff | key | index (u32)`: sled moves larger pages into files that it never
 /// syncs. Pieces sort behind every caller's key, so scans do not meet them.
+///
+/// Short revisions (of [`KEYS`]) that are committed together, behind all others, are stored several to a block
+/// (`block.rs`) under the first one's key. That key stays when its record is deleted; between it and the last
+/// record of the block there is no other stored key. So a revision is in what is stored at or before its key.
 pub struct SledEngine {
     db: sled::Db,
     path: PathBuf,
-    /// Held by the one committer: it reads how many pieces the old values have before it writes.
-    committer: Mutex<()>,
+    /// Held by the one committer, which looks at what is stored before it replaces it: no revision is stored behind this
+    /// one. Empty: none at all.
+    last_revision: Mutex<Bytes>,
     /// As it was opened with, for the next one.
     cache_bytes: u64,
     /// Where it is, if it was made to replace another one in this process.
@@ -68,13 +75,24 @@ impl SledEngine {
         let engine = SledEngine {
             db,
             path: path.to_owned(),
-            committer: Mutex::new(()),
+            last_revision: Mutex::new(Bytes::new()),
             cache_bytes,
             place: None,
             pieces: RwLock::new(()),
         };
         engine.prove_durability()?;
+        *engine.last_revision.lock() = engine.find_last_revision()?;
         Ok(engine)
+    }
+
+    fn find_last_revision(&self) -> Result<Bytes> {
+        let last = self.db.range([KEYS]..[KEYS + 1]).next_back().transpose().map_err(|err| self.failed(err))?;
+        let Some((at, stored)) = last else { return Ok(Bytes::new()) };
+        let last = match block_in(&at, &stored) {
+            Some(stored) => self.records(&at, stored)?.last().map(|(key, _)| Bytes::copy_from_slice(key)),
+            None => None,
+        };
+        Ok(last.unwrap_or_else(|| Bytes::copy_from_slice(&at)))
     }
 
     /// Writes and flushes one record and checks that an fsync was made for it. This also persists what an earlier
@@ -94,7 +112,18 @@ impl SledEngine {
         Ok(())
     }
 
-    /// The value behind a stored record; None if the record was deleted meanwhile.
+    /// What is stored at or before a key of [`KEYS`], of the same keyspace. At one moment, as sled's iterators are.
+    fn at_or_before(&self, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>> {
+        self.db.range(&[KEYS][..]..=key).next_back().transpose().map_err(|err| self.failed(err))
+    }
+
+    /// The records of the block that is stored at `at`.
+    fn records<'a>(&self, at: &[u8], stored: &'a [u8]) -> Result<Vec<block::Pair<'a>>> {
+        let records: std::result::Result<Vec<_>, block::Damaged> = block::records(stored).collect();
+        records.map_err(|_| self.corrupt(format!("the block at {at:?} is damaged")))
+    }
+
+    /// The value behind a record that is stored by itself; None if the record was deleted meanwhile.
     fn value(&self, key: &[u8], stored: &[u8]) -> Result<Option<Bytes>> {
         match stored.split_first() {
             Some((&WHOLE, value)) => Ok(Some(Bytes::copy_from_slice(value))),
@@ -110,6 +139,9 @@ impl SledEngine {
         if let Some((&WHOLE, value)) = stored.split_first() {
             return Ok(Some(Bytes::copy_from_slice(value)));
         }
+        if let Some(stored) = block_in(key, &stored) {
+            return self.in_block(key, key, stored);
+        }
         let length = self.length_in_pieces(key, &stored)?;
         // Not reserved up front: a damaged length must not take memory that no piece backs.
         let mut value = Vec::new();
@@ -121,6 +153,23 @@ impl SledEngine {
             return Err(self.corrupt(format!("record {key:?} has {} of {length} bytes", value.len())));
         }
         Ok(Some(Bytes::from(value)))
+    }
+
+    fn in_block(&self, key: &[u8], at: &[u8], stored: &[u8]) -> Result<Option<Bytes>> {
+        let records = self.records(at, stored)?;
+        let found = records.into_iter().find(|(candidate, _)| *candidate == key);
+        Ok(found.map(|(_, value)| Bytes::copy_from_slice(value)))
+    }
+
+    /// The block whose records `key` would stand between, or is one of.
+    fn open_block(&self, key: &[u8]) -> Result<Option<Open>> {
+        let Some((at, stored)) = self.at_or_before(key)? else { return Ok(None) };
+        let Some(stored) = block_in(&at, &stored) else { return Ok(None) };
+        let records = self.records(&at, stored)?;
+        let Some((last, _)) = records.last().filter(|(last, _)| key <= *last) else { return Ok(None) };
+        let last = last.to_vec();
+        let records = records.into_iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
+        Ok(Some(Open { at, last, records }))
     }
 
     /// How many pieces the stored record of `key` has now; 0 if it has none or is absent.
@@ -156,8 +205,13 @@ impl Engine for SledEngine {
         if key.first().is_none_or(|&byte| byte == ENGINE_PRIVATE) {
             return Ok(None);
         }
-        match self.read(key)? {
-            Some(stored) => self.value(key, &stored),
+        if key.first() != Some(&KEYS) {
+            return self.read(key)?.map_or(Ok(None), |stored| self.value(key, &stored));
+        }
+        let Some((at, stored)) = self.at_or_before(key)? else { return Ok(None) };
+        match block_in(&at, &stored) {
+            Some(stored) => self.in_block(key, &at, stored),
+            None if at == key => self.value(key, &stored),
             None => Ok(None),
         }
     }
@@ -165,17 +219,33 @@ impl Engine for SledEngine {
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
         const LAST: &[u8] = &[ENGINE_PRIVATE];
         let end = end.unwrap_or(LAST).min(LAST);
-        let mut found = Vec::new();
+        let mut found: Vec<Record> = Vec::new();
         if limit == 0 || start >= end {
             return Ok(found);
         }
-        for entry in self.db.range(start..end) {
-            let (key, stored) = entry.map_err(|err| self.failed(err))?;
-            if let Some(value) = self.value(&key, &stored)? {
-                found.push((Bytes::copy_from_slice(&key), value));
+        // The first records may be in a block that begins before them.
+        let before = if start.first() == Some(&KEYS) { self.at_or_before(start)? } else { None };
+        let from = before.as_ref().filter(|(at, stored)| block_in(at, stored).is_some()).map_or(start, |(at, _)| at);
+        for entry in self.db.range(from..end) {
+            let (at, stored) = entry.map_err(|err| self.failed(err))?;
+            let Some(stored) = block_in(&at, &stored) else {
+                if let Some(value) = self.value(&at, &stored)? {
+                    found.push((Bytes::copy_from_slice(&at), value));
+                }
                 if found.len() == limit {
                     break;
                 }
+                continue;
+            };
+            for (key, value) in self.records(&at, stored)? {
+                // A block may be divided between two steps of sled's iterator: what was seen is not seen again.
+                let is_next = start <= key && found.last().is_none_or(|(last, _)| last < key);
+                if is_next && key < end && found.len() < limit {
+                    found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                }
+            }
+            if found.len() == limit {
+                break;
             }
         }
         Ok(found)
@@ -183,45 +253,44 @@ impl Engine for SledEngine {
 
     fn commit(&self, batch: &Batch) -> Result<()> {
         batch.check()?;
-        let _one = self.committer.lock();
+        let mut last_revision = self.last_revision.lock();
         // Of several writes to a key the last one counts; a sled batch has one slot per key anyway.
         let last: BTreeMap<&[u8], Option<&[u8]>> =
             batch.writes().iter().map(|Write { key, value }| (key.as_ref(), value.as_deref())).collect();
 
-        let mut writes = sled::Batch::default();
-        let mut replaces_pieces = false;
+        let mut changes = Changes { writes: sled::Batch::default(), replaces_pieces: false };
+        let mut open: Option<Open> = None;
+        let mut new: Vec<block::Pair<'_>> = Vec::new();
         for (key, value) in last {
-            let old_pieces = self.stored_pieces(key)?;
-            let new_pieces = match value {
-                None => {
-                    writes.remove(key);
-                    0
+            if key.first() == Some(&KEYS) {
+                if key > last_revision.as_ref() {
+                    new.extend(value.map(|value| (key, value)));
+                    continue;
                 }
-                Some(value) if value.len() <= PIECE_BYTES => {
-                    let mut stored = Vec::with_capacity(1 + value.len());
-                    stored.push(WHOLE);
-                    stored.extend_from_slice(value);
-                    writes.insert(key, stored);
-                    0
+                if open.as_ref().is_none_or(|open| open.last.as_slice() < key) {
+                    changes.close(open.take())?;
+                    open = self.open_block(key)?;
                 }
-                Some(value) => {
-                    let length = u32::try_from(value.len()).map_err(|_| Error::Value { len: value.len() })?;
-                    let [a, b, c, d] = length.to_be_bytes();
-                    writes.insert(key, &[IN_PIECES, a, b, c, d]);
-                    for (index, piece) in (0..).zip(value.chunks(PIECE_BYTES)) {
-                        writes.insert(piece_key(key, index), piece);
-                    }
-                    pieces_of(value.len())
+                if let Some(open) = &mut open {
+                    match value {
+                        Some(value) => open.records.insert(key.to_vec(), value.to_vec()),
+                        None => open.records.remove(key),
+                    };
+                    continue;
                 }
-            };
-            for stale in new_pieces..old_pieces {
-                writes.remove(piece_key(key, stale));
             }
-            replaces_pieces |= old_pieces > 0;
+            let old_pieces = self.stored_pieces(key)?;
+            changes.replace(key, value, old_pieces)?;
+        }
+        changes.close(open)?;
+        changes.pack(&new)?;
+        // Before the batch, because after a failed one nobody knows: nothing is stored behind it in any case.
+        if let Some((key, _)) = new.last() {
+            *last_revision = Bytes::copy_from_slice(key);
         }
 
-        let _no_readers = replaces_pieces.then(|| self.pieces.write());
-        self.db.apply_batch(writes).map_err(|err| self.failed(err))
+        let _no_readers = changes.replaces_pieces.then(|| self.pieces.write());
+        self.db.apply_batch(changes.writes).map_err(|err| self.failed(err))
     }
 
     fn flush(&self) -> Result<()> {
@@ -255,6 +324,85 @@ impl Engine for SledEngine {
     fn settle(&self) -> Result<()> {
         self.place.as_ref().map_or(Ok(()), home::Next::settle)
     }
+}
+
+/// A block that a commit changes.
+struct Open {
+    at: sled::IVec,
+    /// The key of its last record, before the changes.
+    last: Vec<u8>,
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What a commit writes to sled.
+struct Changes {
+    writes: sled::Batch,
+    replaces_pieces: bool,
+}
+
+impl Changes {
+    /// Stores a record by itself, in the place of one that has `old_pieces`.
+    fn replace(&mut self, key: &[u8], value: Option<&[u8]>, old_pieces: u32) -> Result<()> {
+        let new_pieces = match value {
+            None => {
+                self.writes.remove(key);
+                0
+            }
+            Some(value) if value.len() <= PIECE_BYTES => {
+                let mut stored = Vec::with_capacity(1 + value.len());
+                stored.push(WHOLE);
+                stored.extend_from_slice(value);
+                self.writes.insert(key, stored);
+                0
+            }
+            Some(value) => {
+                let length = u32::try_from(value.len()).map_err(|_| Error::Value { len: value.len() })?;
+                let [a, b, c, d] = length.to_be_bytes();
+                self.writes.insert(key, &[IN_PIECES, a, b, c, d]);
+                for (index, piece) in (0..).zip(value.chunks(PIECE_BYTES)) {
+                    self.writes.insert(piece_key(key, index), piece);
+                }
+                pieces_of(value.len())
+            }
+        };
+        for stale in new_pieces..old_pieces {
+            self.writes.remove(piece_key(key, stale));
+        }
+        self.replaces_pieces |= old_pieces > 0;
+        Ok(())
+    }
+
+    /// Stores records that are in key order, with nothing stored between the first and the last.
+    fn pack(&mut self, mut records: &[block::Pair<'_>]) -> Result<()> {
+        while let Some((key, value)) = records.first() {
+            let (now, later) = records.split_at(block::first(records));
+            match block::encode(now) {
+                Some(block) if now.len() > 1 => self.writes.insert(*key, block),
+                _ => self.replace(key, Some(value), 0)?,
+            }
+            records = later;
+        }
+        Ok(())
+    }
+
+    /// Stores a block as it is after the changes: under its old key if it still fits, so that no reader misses it.
+    fn close(&mut self, open: Option<Open>) -> Result<()> {
+        let Some(Open { at, records, .. }) = open else { return Ok(()) };
+        let records: Vec<block::Pair<'_>> = records.iter().map(|(key, value)| (key.as_ref(), value.as_ref())).collect();
+        match block::encode(&records) {
+            Some(block) if !records.is_empty() => self.writes.insert(at, block),
+            _ => {
+                self.writes.remove(at);
+                self.pack(&records)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `stored` if it is a block of revisions.
+fn block_in<'a>(at: &[u8], stored: &'a [u8]) -> Option<&'a [u8]> {
+    (at.first() == Some(&KEYS) && stored.first() == Some(&block::BLOCK)).then_some(stored)
 }
 
 /// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
@@ -496,6 +644,114 @@ mod tests {
             let refused = SledEngine::open(&path, CACHE);
             assert!(matches!(refused, Err(Error::Corrupt { .. })), "{:?}", refused.err());
         }
+    }
+
+    fn revision(main: u64) -> Bytes {
+        keyspace::revision(0, &main.to_be_bytes())
+    }
+
+    fn revisions(main: std::ops::Range<u64>) -> Batch {
+        let mut batch = Batch::new();
+        for main in main {
+            batch.put(revision(main), suite::value(main, 100));
+        }
+        batch
+    }
+
+    #[test]
+    fn revisions_that_are_written_together_share_what_sled_stores() {
+        let (dir, engine) = fresh();
+        let stored = |engine: &SledEngine| engine.db.range([KEYS]..[KEYS + 1]).count();
+        engine.commit(&revisions(0..150)).unwrap();
+        let blocks = stored(&engine);
+        assert!((2..=15).contains(&blocks), "{blocks} blocks");
+        // What is deleted in a block leaves the rest of it, under the same key.
+        let mut deleted = Batch::new();
+        (0..149).filter(|main| main % 10 != 3).for_each(|main| {
+            deleted.delete(revision(main));
+        });
+        engine.commit(&deleted).unwrap();
+        assert_eq!(stored(&engine), blocks);
+        let left: Vec<_> = suite::contents(&engine).into_iter().map(|(key, _)| key).collect();
+        let expected: Vec<_> = (0..149).filter(|main| main % 10 == 3).chain([149]).map(revision).collect();
+        assert_eq!(left, expected);
+        drop(engine);
+        // After a start the next ones are behind it, and blocks again; an empty block goes away.
+        let engine = SledEngine::open(&dir.path().join("db"), CACHE).unwrap();
+        engine.commit(&revisions(150..300)).unwrap();
+        assert!(stored(&engine) <= 2 * blocks);
+        assert!(engine.get(&revision(149)).unwrap().unwrap() == suite::value(149, 100));
+        let mut all = Batch::new();
+        (0..300).for_each(|main| {
+            all.delete(revision(main));
+        });
+        engine.commit(&all).unwrap();
+        assert_eq!(stored(&engine), 0);
+    }
+
+    #[test]
+    fn revisions_match_a_map_after_every_start() {
+        let (dir, mut engine) = fresh();
+        let mut model = BTreeMap::new();
+        for seed in 0..8 {
+            suite::random_revisions_match_a_map(&engine, &mut model, seed);
+            drop(engine);
+            engine = SledEngine::open(&dir.path().join("db"), CACHE).unwrap();
+        }
+        let kept = model.into_iter().collect::<Vec<_>>();
+        assert!(suite::contents(&engine) == kept);
+        // Copied in another order than they were written in, by a rewrite.
+        let second = suite::rewritten(&engine);
+        assert!(suite::contents(&*second) == kept);
+    }
+
+    #[test]
+    fn a_damaged_block_is_reported_and_the_rest_stays_readable() {
+        let (dir, engine) = fresh();
+        engine.commit(&revisions(0..5)).unwrap();
+        engine.commit(&revisions(5..10)).unwrap();
+        engine.db.insert(revision(5), &[block::BLOCK, 200, 1]).unwrap();
+        for broken in [engine.get(&revision(7)).err(), engine.scan(b"k", None, 99).err()] {
+            assert!(matches!(broken, Some(Error::Corrupt { detail, .. }) if detail.contains("damaged")));
+        }
+        assert!(engine.get(&revision(3)).unwrap().unwrap() == suite::value(3, 100));
+        assert_eq!(engine.scan(b"k", Some(&revision(5)), 99).unwrap().len(), 5);
+        drop(engine);
+        let refused = SledEngine::open(&dir.path().join("db"), CACHE);
+        assert!(matches!(refused, Err(Error::Corrupt { .. })), "the last revision is not known");
+    }
+
+    /// A reader never misses a record because another one of its block is deleted, replaced by a long one, or comes between.
+    #[test]
+    fn a_record_is_read_whatever_happens_to_its_block() {
+        let (_dir, engine) = fresh();
+        engine.commit(&revisions(0..100)).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..300_u64 {
+                    let mut batch = Batch::new();
+                    for main in (0..100).filter(|main| main % 5 != 2) {
+                        match (main + round) % 7 {
+                            0 => batch.put(revision(main), suite::value(main, 1500)),
+                            1..4 => batch.delete(revision(main)),
+                            _ => batch.put(revision(main), suite::value(main, 100)),
+                        };
+                    }
+                    engine.commit(&batch).unwrap();
+                }
+                done.store(true, std::sync::atomic::Ordering::SeqCst);
+            });
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                for main in (2..100).step_by(5) {
+                    assert!(engine.get(&revision(main)).unwrap().unwrap() == suite::value(main, 100), "{main}");
+                }
+                let all = engine.scan(b"k", None, 999).unwrap();
+                let kept = |(key, _): &&Record| (2..100).step_by(5).any(|main| *key == revision(main));
+                assert_eq!(all.iter().filter(kept).count(), 20);
+                assert!(all.is_sorted_by(|one, next| one.0 < next.0));
+            }
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) fn run(engine: &dyn Engine) {
     values_of_every_size_come_back(engine);
     large_values_leave_nothing_behind(engine);
     random_batches_match_a_map(engine);
+    random_revisions_match_a_map(engine, &mut contents(engine).into_iter().collect(), 3);
 }
 
 /// What takes the engine's place after a rewrite, with nothing written meanwhile.
@@ -186,4 +187,49 @@ fn random_batches_match_a_map(engine: &dyn Engine) {
         assert!(engine.get(&key).unwrap().as_ref() == model.get(&key));
     }
     assert!(contents(engine) == model.into_iter().collect::<Vec<_>>());
+}
+
+/// What the state machine does to revisions, and what it does not do, too: runs of new ones, deletions of old ones in any
+/// order, some that are written again or come late, of two generations, most short and some long. `model` is what the engine holds.
+pub(crate) fn random_revisions_match_a_map(engine: &dyn Engine, model: &mut BTreeMap<Bytes, Bytes>, seed: u64) {
+    let mut random = Random(seed);
+    let revision = |generation: u64, main: u64| keyspace::revision(generation as u32, &main.to_be_bytes());
+    let mut newest = seed * 10_000;
+    for _ in 0..200 {
+        let mut batch = Batch::new();
+        for _ in 0..random.below(30) {
+            newest += 1;
+            let old = seed * 10_000 + random.below(newest - seed * 10_000) + 1;
+            let size = match random.below(20) {
+                0 => random.below(10_000),
+                1 => 900 + random.below(300),
+                _ => random.below(300),
+            };
+            let (key, is_deleted) = match random.below(10) {
+                0..6 => (revision(random.below(8) / 7, newest), false),
+                6 => (revision(random.below(2), old), false),
+                _ => (revision(random.below(8) / 7, old), true),
+            };
+            if is_deleted {
+                model.remove(&key);
+                batch.delete(key);
+            } else {
+                let new = value(random.next(), size as usize);
+                model.insert(key.clone(), new.clone());
+                batch.put(key, new);
+            }
+        }
+        engine.commit(&batch).unwrap();
+        for _ in 0..5 {
+            let key = revision(random.below(2), seed * 10_000 + random.below(newest - seed * 10_000 + 2));
+            assert!(engine.get(&key).unwrap().as_ref() == model.get(&key), "{key:?}");
+            let end = revision(random.below(2), seed * 10_000 + random.below(newest - seed * 10_000 + 2));
+            let limit = random.below(40) as usize;
+            let found = engine.scan(&key, Some(&end), limit).unwrap();
+            let expected = if key < end { model.range(key.clone()..end).take(limit).collect() } else { Vec::new() };
+            assert!(found.iter().map(|(key, value)| (key, value)).eq(expected.into_iter()), "from {key:?}, {limit}");
+        }
+    }
+    let held: Vec<Record> = model.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    assert!(contents(engine) == held);
 }
