@@ -90,7 +90,7 @@ impl Index {
                 left -= count;
             }
             if count < wanted {
-                // The rest of this key is for the next batch.
+                // The rest of this key is for the next call, when these are forgotten.
                 found.next = Some(last.cloned().or_else(|| after.map(Into::into)));
                 return found;
             }
@@ -103,24 +103,22 @@ impl Index {
         found
     }
 
-    /// Forgets what [`Index::droppable`] collected.
-    pub fn forget(&mut self, dropped: &Droppable) {
-        for (key, changes) in &dropped.keys {
-            let Some(index) = self.keys.get_mut(key) else { continue };
-            self.bytes -= changes.iter().map(|change| u64::from(change.bytes)).sum::<u64>();
-            index.drop_oldest(changes.len());
-            if index.is_empty() {
-                self.keys.remove(key);
-            }
+    /// Forgets the oldest changes of a key.
+    pub fn forget(&mut self, key: &[u8], count: usize) {
+        let Some(index) = self.keys.get_mut(key) else { return };
+        self.bytes -= index.oldest(count).iter().map(|change| u64::from(change.bytes)).sum::<u64>();
+        index.drop_oldest(count);
+        if index.is_empty() {
+            self.keys.remove(key);
         }
     }
 }
 
-/// A batch of changes to delete.
+/// Changes to delete.
 pub(crate) struct Droppable {
     /// Per key its oldest changes.
     pub keys: Vec<(Box<[u8]>, Vec<Change>)>,
-    /// Where the next batch starts: after this key, or at the first key (inner None). None when all keys were seen.
+    /// Where the next ones start: after this key, or at the first key (inner None). None when all keys were seen.
     pub next: Option<Option<Box<[u8]>>>,
 }
 

@@ -202,3 +202,19 @@ fn compaction_keeps_to_its_pace() {
     assert_eq!(full - member.state.logical_bytes(), full / 10);
     assert!(steps.try_recv().is_err());
 }
+
+/// An engine may have those together that were written together.
+#[test]
+fn records_are_deleted_in_the_order_in_which_they_were_written_whatever_their_keys_are() {
+    let mut member = Member::new();
+    let (tx, steps) = mpsc::channel();
+    member.state.observe_compactions(Arc::new(Steps(Mutex::new(tx))));
+    member.state.set_pace(Pace::new(100, Duration::from_secs(3600)));
+    for n in 0..200 {
+        member.put(["c", "a", "b"][n % 3], "v");
+    }
+    member.ask(Compact { revision: 201 }).unwrap();
+    assert_eq!(steps.recv_timeout(Duration::from_secs(60)), Ok(100));
+    let left = member.key_revisions();
+    assert_eq!(left, (102..=201).collect::<Vec<i64>>(), "those at 2 to 101 went first");
+}

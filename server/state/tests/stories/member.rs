@@ -66,6 +66,15 @@ impl Member {
         self.engine.scan(&start, Some(&end), usize::MAX).unwrap().len()
     }
 
+    /// The main revisions of the key records that are in the engine.
+    pub fn key_revisions(&self) -> Vec<i64> {
+        self.state.flush().unwrap();
+        let (start, end) = keyspace::keyspace_range(keyspace::KEYS);
+        let records = self.engine.scan(&start, Some(&end), usize::MAX).unwrap();
+        let main = |key: &[u8]| i64::from_be_bytes(keyspace::split_revision(key).unwrap().1[..8].try_into().unwrap());
+        records.iter().map(|(key, _)| main(key)).collect()
+    }
+
     /// How many key records the background deletions have left when they are done.
     pub fn key_records_left(&self) -> usize {
         self.state.wait_deleted().unwrap();

@@ -14,7 +14,7 @@ pub(super) type Pair<'a> = (&'a [u8], &'a [u8]);
 /// How many bytes of a block a record takes, or None if it is too long for one: at least two shall fit.
 fn size(key: &[u8], value: &[u8]) -> Option<usize> {
     let size = 1 + key.len() + 2 + value.len();
-    (key.len() <= usize::from(u8::MAX) && size <= MAX_BYTES / 2).then_some(size)
+    (key.len() <= usize::from(u8::MAX) && size <= (MAX_BYTES - 1) / 2).then_some(size)
 }
 
 /// Where the first block of `records` ends: how many of them it holds, at least one.
