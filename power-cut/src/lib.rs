@@ -84,8 +84,8 @@ impl Disk {
         self.failing.push(pattern.to_owned());
     }
 
-    /// See [`Disk::may_fail_syncs`]. As with a real disk only one call fails, and the next one succeeds without having
-    /// made anything durable that was written before.
+    /// See [`Disk::may_fail_syncs`]. As with a real disk one call fails for each open file, and the next one succeeds without
+    /// having made anything durable that was written before.
     pub fn fail_now(&self) {
         File::create(self.notes.join("fail")).unwrap();
     }

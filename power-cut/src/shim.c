@@ -321,6 +321,10 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, off_
 
 // ---- syncs
 
+// The inode whose sync has failed, and the descriptors that have heard of it: Linux tells each open file once.
+static ino_t failed;
+static unsigned char heard[4096];
+
 static int synced(int fd, long call) {
     char path[PATH_MAX], trigger[PATH_MAX];
     struct stat found;
@@ -332,8 +336,15 @@ static int synced(int fd, long call) {
     if (matches("POWER_CUT_IGNORE", path)) return 0;
     struct record r = {.kind = SYNC, .inode = found.st_ino, .at = begun};
     snprintf(trigger, sizeof trigger, "%s/fail", notes);
-    if (matches("POWER_CUT_FAIL", path) && syscall(SYS_unlinkat, AT_FDCWD, trigger, 0) == 0) r.kind = SYNC_FAILED;
     pthread_mutex_lock(&lock);
+    if (matches("POWER_CUT_FAIL", path) && syscall(SYS_unlinkat, AT_FDCWD, trigger, 0) == 0) {
+        failed = found.st_ino;
+        memset(heard, 0, sizeof heard);
+    }
+    if (failed == found.st_ino && fd < (int)sizeof heard && !heard[fd]) {
+        heard[fd] = 1;
+        r.kind = SYNC_FAILED;
+    }
     note(r, path, NULL, NULL, NULL);
     pthread_mutex_unlock(&lock);
     return r.kind == SYNC ? 0 : (errno = EIO, -1);

@@ -4,12 +4,19 @@
 // Clippy's leave for tests does not reach their helper functions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/load.rs"]
+mod load;
 mod support;
 
 use ferretcd_power_cut::{Disk, Lose, Random};
-use std::fs;
+use ferretcd_proto::etcdserverpb as pb;
+use load::{Load, number};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use support::{Cluster, Contents, Member, eventually};
 
 fn run(program: &str, args: &[&str]) {
@@ -34,6 +41,19 @@ impl Small {
 
     fn resize(&self, mebibytes: u32) {
         run("mount", &["-o", &format!("remount,size={mebibytes}m"), self.0.to_str().unwrap()]);
+    }
+
+    /// Leaves no room in it; whoever removes this file makes some.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = File::create(&path).unwrap();
+        let full = loop {
+            if let Err(e) = file.write_all(&[1; 1 << 16]) {
+                break e;
+            }
+        };
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        path
     }
 }
 
@@ -110,12 +130,7 @@ async fn a_sync_that_fails_ends_the_member_and_nothing_is_acknowledged_by_it() {
         let m = &mut cluster.members[0];
         m.dir = disk.root().join("data");
         m.flags.push(format!("--storage-engine={engine}"));
-        let start = |m: &mut Member| {
-            let mut command = m.command(&[]);
-            disk.attach(&mut command);
-            m.start_as(command);
-        };
-        start(m);
+        start_on(&disk, m);
         m.ready().await;
         let mut acknowledged = Vec::new();
         for n in 0..10 {
@@ -135,7 +150,7 @@ async fn a_sync_that_fails_ends_the_member_and_nothing_is_acknowledged_by_it() {
         assert_ne!(ended, Some(0), "{failing}");
         assert!(m.log().contains("Input/output error"), "{failing}: {}", m.log());
         disk.cut(Lose::All, 1);
-        start(m);
+        start_on(&disk, m);
         m.ready().await;
         for key in &acknowledged {
             assert_eq!(m.get(key, false).await.unwrap().as_deref(), Some("x"), "{failing}: {key} is lost");
@@ -193,22 +208,12 @@ impl Original {
 
     /// All files, with the places of their bytes that are not zero.
     fn files(&self) -> Vec<(PathBuf, Vec<usize>)> {
-        let (mut files, mut waiting) = (Vec::new(), vec![self.dir.clone()]);
-        while let Some(dir) = waiting.pop() {
-            for entry in fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                match path.is_dir() {
-                    true => waiting.push(path),
-                    false => {
-                        let bytes = fs::read(&path).unwrap();
-                        let used = bytes.iter().enumerate().filter(|(_, b)| **b != 0).map(|(at, _)| at).collect();
-                        files.push((path.strip_prefix(&self.dir).unwrap().to_owned(), used));
-                    }
-                }
-            }
-        }
-        files.sort();
-        files
+        let with_used = |path: PathBuf| {
+            let bytes = fs::read(&path).unwrap();
+            let used = bytes.iter().enumerate().filter(|(_, b)| **b != 0).map(|(at, _)| at).collect();
+            (path.strip_prefix(&self.dir).unwrap().to_owned(), used)
+        };
+        files_below(&self.dir).into_iter().map(with_used).collect()
     }
 
     /// Starts on a copy of the files that `damage` has changed. What serves must serve all, and right.
@@ -237,10 +242,23 @@ impl Original {
     }
 }
 
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut files, mut waiting) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = waiting.pop() {
+        let (dirs, more): (Vec<_>, Vec<_>) =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).partition(|path| path.is_dir());
+        waiting.extend(dirs);
+        files.extend(more);
+    }
+    files.sort();
+    files
+}
+
 fn flip(path: &Path, at: usize, bit: u64) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[at] ^= 1 << bit;
-    fs::write(path, bytes).unwrap();
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
 }
 
 /// Flips so many bytes of each file, one at a time.
@@ -282,13 +300,11 @@ async fn flips(engine: &str, seed: u64, of_log: usize, of_engine: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_is_named_or_made_good_with_sled() {
-    let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
     flips("sled", number("FERRETCD_SEED", 1), 4, number("FERRETCD_FLIPS", 4) as usize).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_is_named_or_made_good_with_redb() {
-    let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
     flips("redb", number("FERRETCD_SEED", 1), 2, number("FERRETCD_FLIPS", 4) as usize).await;
 }
 
@@ -332,10 +348,209 @@ async fn a_newer_format_of_the_data_directory_is_refused() {
     let newer = |dir: &Path| {
         let file = dir.join("member/format");
         let text = fs::read_to_string(&file).unwrap();
-        fs::write(file, text.replace("version = 1", "version = 2")).unwrap();
+        let (_, rest) = text.split_once('\n').unwrap();
+        fs::write(file, format!("version = 4711\n{rest}")).unwrap();
     };
     match original.start("a newer format", newer).await {
         Came::Refused(log) => assert!(log.contains("start a newer version of the server"), "{log}"),
         Came::Up => panic!("a newer format was opened"),
     }
+}
+
+/// Three members and clients at work, whose answers a judge compares with etcd's model in the end: one of the members at a time
+/// is in trouble, and the others go on.
+struct Group {
+    cluster: Cluster,
+    load: Load,
+}
+
+/// Longest time in which a group that loses a member acknowledges nothing: two elections, on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+impl Group {
+    /// On these engines, each started by `start`. They write snapshot files all the time.
+    async fn new(engines: [&str; 3], mut start: impl FnMut(usize, &mut Member)) -> Group {
+        let mut cluster = Cluster::new(&["a", "b", "c"]);
+        for (at, engine) in engines.into_iter().enumerate() {
+            let member = &mut cluster.members[at];
+            member.flags.push(format!("--storage-engine={engine}"));
+            member.flags.extend(["--snapshot-count=50", "--snapshot-catchup-entries=10"].map(str::to_owned));
+            start(at, member);
+        }
+        for member in &cluster.members {
+            member.ready().await;
+        }
+        let members = cluster.members.iter().map(|m| m.client.clone()).collect();
+        let load = Load::start(members, number("FERRETCD_SEED", 1), Duration::from_secs(3));
+        load.answered(50).await;
+        Group { cluster, load }
+    }
+
+    /// Has this member lead, or another one.
+    async fn let_lead(&self, at: usize, it_is_to: bool) {
+        eventually("leadership is where the story wants it", async || {
+            let leader = self.cluster.leader().await;
+            if (leader == at) == it_is_to {
+                return Ok(());
+            }
+            let heir = if it_is_to { at } else { (at + 1) % 3 };
+            let target_id = self.cluster.members[heir].status().await?.header.unwrap().member_id;
+            let mut leader = self.cluster.members[leader].maintenance().await;
+            let moved = leader.move_leader(pb::MoveLeaderRequest { target_id }).await;
+            Err(format!("{moved:?}"))
+        })
+        .await;
+    }
+
+    /// The member has lost its disk in some way, says so and stops, and the others go on.
+    async fn stops(&mut self, at: usize, why: &str) {
+        let begun = Instant::now();
+        let member = &mut self.cluster.members[at];
+        assert_ne!(member.ended().await, Some(0), "{}", member.name);
+        assert!(member.log().contains(why), "{}: {}", member.name, member.log());
+        let (stopped, other) = (begun.elapsed(), &self.cluster.members[(at + 1) % 3]);
+        let begun = Instant::now();
+        let before = other.status().await.unwrap().header.unwrap().revision;
+        self.load.answered(60).await;
+        eventually("the others write", async || match other.status().await?.header.unwrap().revision {
+            now if now >= before + 20 => Ok(()),
+            now => Err(format!("from {before} to {now}")),
+        })
+        .await;
+        let took = begun.elapsed();
+        let name = &self.cluster.members[at].name;
+        println!("{name} stopped after {stopped:?}, and the others wrote 20 revisions in {took:?}");
+        assert!(took < SOON, "the others wrote nothing for {took:?}");
+    }
+
+    /// It serves again, and clients ask it for a while.
+    async fn is_back(&self, at: usize) {
+        self.cluster.members[at].ready().await;
+        self.load.answered(60).await;
+    }
+
+    async fn judge(self, least: usize) {
+        println!("{}", self.load.judge(&self.cluster, least).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_goes_on_without_a_follower_and_without_a_leader_whose_disk_is_full_and_takes_them_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let [Some(a), Some(b)] = ["a", "b"].map(|name| Small::new(tmp.path().join(name), 200)) else { return };
+    let disks = [a, b];
+    let mut group = Group::new(["sled", "redb", "sled"], |at, member| {
+        if let Some(disk) = disks.get(at) {
+            member.dir = disk.0.join("data");
+        }
+        member.start();
+    })
+    .await;
+    for (at, leads) in [(0, false), (1, true)] {
+        group.let_lead(at, leads).await;
+        let filler = disks[at].fill();
+        group.stops(at, "No space left on device").await;
+        fs::remove_file(filler).unwrap();
+        group.cluster.members[at].start();
+        group.is_back(at).await;
+    }
+    group.judge(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_goes_on_without_a_follower_and_without_a_leader_whose_sync_fails_and_takes_them_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut disks = Vec::new();
+    let mut group = Group::new(["sled", "redb", "redb"], |at, member| {
+        let mut disk = Disk::new(tmp.path(), &format!("disk{at}"));
+        disk.may_fail_syncs(["*/engine/db", "*/wal/*.wal", "*/engine/redb"][at]);
+        member.dir = disk.root().join("data");
+        start_on(&disk, member);
+        disks.push(disk);
+    })
+    .await;
+    for (at, leads) in [(0, false), (1, true), (2, true)] {
+        group.let_lead(at, leads).await;
+        disks[at].fail_now();
+        group.stops(at, "Input/output error").await;
+        assert!(disks[at].has_failed());
+        // What the sync was to cover is gone, and later ones have proved nothing.
+        disks[at].cut(Lose::All, 1);
+        start_on(&disks[at], &mut group.cluster.members[at]);
+        group.is_back(at).await;
+    }
+    group.judge(200).await;
+}
+
+fn start_on(disk: &Disk, member: &mut Member) {
+    let mut command = member.command(&[]);
+    disk.attach(&mut command);
+    member.start_as(command);
+}
+
+/// Has a byte of the last of the member's files whose path ends so flipped, and starts it. It serves, or names the file and
+/// stops, and goes on when the byte is what it was.
+async fn flip_one(group: &mut Group, at: usize, end: &str, without_engine: bool, random: &mut Random) {
+    // What is flipped is among what comes first; a log is mostly zeros.
+    const LOOK_AT: u64 = 256 << 10;
+    let member = &mut group.cluster.members[at];
+    let dir = member.dir.clone();
+    let last = || files_below(&dir).into_iter().rfind(|file| file.to_str().unwrap().ends_with(end));
+    eventually(&format!("there is {end}"), async || last().map(drop).ok_or_else(|| "not yet".to_owned())).await;
+    member.kill();
+    let file = last().unwrap();
+    let mut bytes = Vec::new();
+    File::open(&file).unwrap().take(LOOK_AT).read_to_end(&mut bytes).unwrap();
+    let used: Vec<usize> = (0..bytes.len()).filter(|n| bytes[*n] != 0).collect();
+    let (place, bit) = (used[random.below(used.len() as u64) as usize], random.below(8));
+    flip(&file, place, bit);
+    if without_engine {
+        fs::remove_dir_all(dir.join("member/engine")).unwrap();
+    }
+    let engine = if without_engine { " without the engine" } else { "" };
+    let what = format!("{}: bit {bit} of byte {place} of {}{engine}", member.name, file.display());
+    member.start();
+    let ended = eventually("it serves or ends", async || match member.has_ended() {
+        Some(code) => Ok(Some(code)),
+        None => member.get("k", false).await.map(|_| None).map_err(|e| e.to_string()),
+    })
+    .await;
+    let log = member.log();
+    match ended {
+        None => {
+            println!("{what}: it serves, {}", if log.contains("aside") { "and has set it aside" } else { "as before" })
+        }
+        Some(code) => {
+            assert_ne!(code, Some(0), "{what}");
+            let told = log.lines().last().unwrap_or_default();
+            println!("{what}: {told}");
+            assert!(told.contains(file.to_str().unwrap()), "{what}: it stops and does not name the file: {told}");
+            // The others have what a store or a snapshot file holds.
+            assert!(!end.contains("engine") && end != ".snap", "{what}: {told}");
+            flip(&file, place, bit);
+            group.cluster.members[at].start();
+        }
+    }
+    group.is_back(at).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_a_member_of_a_group_is_named_or_made_good_and_nobody_is_told_something_else() {
+    let mut group = Group::new(["sled", "redb", "sled"], |_, member| member.start()).await;
+    let mut random = Random(number("FERRETCD_SEED", 1));
+    for (at, end, without_engine) in [
+        (0, "/identity", false),
+        (1, "/format", false),
+        (0, "/arrivals", false),
+        (1, "/arrival", false),
+        (0, ".wal", false),
+        (1, ".wal", false),
+        (0, "/engine/db", false),
+        (1, "/engine/redb", false),
+        (0, ".snap", false),
+        (1, ".snap", true),
+    ] {
+        flip_one(&mut group, at, end, without_engine, &mut random).await;
+    }
+    group.judge(500).await;
 }

@@ -144,3 +144,23 @@ async fn the_last_member_goes_on_alone_with_all_that_was_acknowledged_and_grows_
         cluster.members[0].kill();
     }
 }
+
+/// It has voted, perhaps: who comes back without its disk is another member.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_joined_and_lost_its_disk_does_not_join_again() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    cluster.members[0].put("k", "v").await.unwrap();
+    grow(&mut cluster, "second").await;
+    let second = &mut cluster.members[1];
+    second.kill();
+    std::fs::remove_dir_all(&second.dir).unwrap();
+    for intent in ["join", "run"] {
+        let command = second.command(&[&format!("--member-intent={intent}")]);
+        second.start_as(command);
+        assert_eq!(second.ended().await, Some(78), "{}", second.log());
+        let told = if intent == "join" { "has already been bootstrapped" } else { "holds no member" };
+        let log = second.log();
+        let said = log.lines().last().unwrap_or_default();
+        assert!(said.contains(told) && said.contains("remove the member"), "{log}");
+    }
+}

@@ -8,7 +8,7 @@ mod support;
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -366,6 +366,49 @@ fn snapshots(m: &Member) -> Vec<String> {
         .collect();
     names.sort_unstable();
     names
+}
+
+/// In the order of etcd's guide: compact, defrag, disarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_quota_stops_writes_on_every_member_over_a_restart_until_it_is_disarmed() {
+    let mut cluster = Cluster::start_with(ABC, &["--quota-backend-bytes=20000"]).await;
+    let mut asked = 0;
+    let full = eventually("the quota is used up", async || {
+        asked += 1;
+        match cluster.members[asked % 3].put("k", &"x".repeat(1000)).await {
+            Ok(revision) => Err(format!("revision {revision}")),
+            Err(status) => Ok(status.message().to_owned()),
+        }
+    })
+    .await;
+    assert_eq!(full, "etcdserver: mvcc: database space exceeded");
+    let alarms = |member: &Member| {
+        let list = member.etcdctl(&["alarm", "list"]).unwrap();
+        list.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let raised = alarms(&cluster.members[0]);
+    assert!(!raised.is_empty() && raised.iter().all(|line| line.contains("alarm:NOSPACE")), "{raised:?}");
+
+    cluster.members.iter_mut().for_each(Member::kill);
+    cluster.members.iter_mut().for_each(Member::start);
+    for member in &cluster.members {
+        member.ready().await;
+        assert_eq!(member.put("k", "x").await.unwrap_err().message(), full);
+        // Each member that is asked may have added its own.
+        assert!(alarms(member).is_superset(&raised), "{:?}", alarms(member));
+        assert!(member.get("k", false).await.unwrap().is_some());
+    }
+
+    let member = &cluster.members[0];
+    let revision = member.status().await.unwrap().header.unwrap().revision.to_string();
+    member.etcdctl(&["compaction", "--physical", &revision]).unwrap();
+    assert_eq!(member.etcdctl(&["defrag", "--cluster"]).unwrap().matches("Finished defragmenting").count(), 3);
+    assert_eq!(member.put("k", "x").await.unwrap_err().message(), full, "the alarm stays until somebody disarms it");
+    member.etcdctl(&["alarm", "disarm"]).unwrap();
+    assert_eq!(alarms(member), BTreeSet::new());
+    for member in &cluster.members {
+        member.put("k", "room again").await.unwrap();
+    }
 }
 
 /// Its clock says that the lease has ended: it heard nothing of what its successor was told.

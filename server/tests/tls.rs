@@ -198,6 +198,46 @@ async fn the_common_name_of_a_certificate_is_its_user() {
 }
 
 #[tokio::test]
+async fn a_stranger_at_the_peer_door_is_refused_and_the_group_is_not_disturbed() {
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    let dir = cluster.tmp.path().to_owned();
+    let (pki, other) = (Pki::new(&dir), Pki::named(&dir, "other"));
+    secure(&mut cluster, &pki.ca, |name| pki.issue(name, "member"));
+    let (good, strange) = (pki.issue("good", "member"), other.issue("strange", "member"));
+    // No election is to come but from outside, though the machine is busy.
+    for member in &mut cluster.members {
+        member.flags.extend(["--heartbeat-interval=300".to_owned(), "--election-timeout=3000".to_owned()]);
+        member.start();
+    }
+    for member in &cluster.members {
+        answers(member, &pki.ca, Some(&good)).await;
+    }
+    let member = &cluster.members[0];
+    let leader_and_term = || {
+        let args = ["endpoint", "status", "--cluster", "--write-out=fields"];
+        let said = etcdctl(member, &pki.ca, Some(&good), &args).unwrap();
+        let is_one = |line: &&str| line.starts_with("\"Leader\"") || line.starts_with("\"RaftTerm\"");
+        said.lines().filter(is_one).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = leader_and_term();
+    // The term is in the header, too.
+    assert_eq!(before.len(), 9, "{before:?}");
+    let caller = |cert: Option<&Cert>| client_with(&pki, &[&rustls::version::TLS13], &["http/1.1"], cert);
+    let call =
+        |cert: Option<&Cert>| ask(caller(cert), &member.peer, "/version").map(|(_, said)| said).unwrap_or_default();
+    assert_ne!(call(Some(&good)), "", "who is let in hears something");
+    for (cert, why) in [(None, "peer sent no certificates"), (Some(&strange), "UnknownIssuer")] {
+        for _ in 0..20 {
+            assert_eq!(call(cert), "");
+        }
+        let said = |l: &str| l.contains("rejected connection on peer endpoint") && l.contains(why);
+        assert!(member.log().lines().any(said), "{why}: {}", member.log());
+    }
+    etcdctl(member, &pki.ca, Some(&good), &["put", "k", "v"]).unwrap();
+    assert_eq!(leader_and_term(), before);
+}
+
+#[tokio::test]
 async fn a_member_whose_name_is_not_allowed_or_whose_address_is_not_its_own_is_refused_by_its_peers() {
     for (name, hosts, refusal) in [
         ("stranger", &["127.0.0.1"][..], "client certificate authentication failed"),

@@ -24,23 +24,55 @@ pub(crate) fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// This process's arrival number: that of the data directory, or a new one.
-pub(crate) fn own_arrival(dir: &Path) -> io::Result<u64> {
-    let path = dir.join("arrival");
-    match fs::read_to_string(&path) {
-        Ok(text) => u64::from_str_radix(text.trim(), 16)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a number", path.display()))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let number = rand::random::<u64>().max(1);
-            write_durably(&path, &format!("{number:x}\n"))?;
-            Ok(number)
-        }
-        Err(e) => Err(e),
+/// What stands before the checksum (CRC-32C) of the lines above it, the last line of a small file: with one hexadecimal
+/// digit for another that would name a different member, and nobody would see it.
+const CHECKSUM: &str = "checksum = ";
+
+/// The lines with their checksum behind them.
+pub(crate) fn sealed(lines: &str) -> String {
+    format!("{lines}{CHECKSUM}{:08x}\n", crc32c::crc32c(lines.as_bytes()))
+}
+
+/// The lines of a sealed file; none if the checksum is another. A text without one is from before there was any, and what
+/// it says is all that tells damage.
+pub(crate) fn unsealed(text: &str) -> Option<&str> {
+    match text.split_once(CHECKSUM) {
+        Some((lines, _)) => (sealed(lines) == text).then_some(lines),
+        None => Some(text),
     }
 }
 
-/// The first arrival that this member heard of each other one: a line `member = number` each, in the data directory.
-/// Only members of the cluster are written down, so it is never longer than the list of all that ever were.
+/// What a small file says, if it is there. What is no text is damaged, and will be told so.
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io::Error::new(e.kind(), format!("cannot read {}: {e}", path.display()))),
+    }
+}
+
+fn damaged(path: &Path) -> io::Error {
+    let why = format!("{} is damaged; restore the file, or replace this member", path.display());
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// This process's arrival number: that of the data directory, or a new one. Its errors name the file.
+pub(crate) fn own_arrival(dir: &Path) -> io::Result<u64> {
+    let path = dir.join("arrival");
+    let lines = |number: u64| format!("{number:x}\n");
+    let Some(text) = read(&path)? else {
+        let number = rand::random::<u64>().max(1);
+        write_durably(&path, &sealed(&lines(number)))
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display())))?;
+        return Ok(number);
+    };
+    let found = unsealed(&text).unwrap_or_default();
+    let number = u64::from_str_radix(found.trim_end(), 16).ok();
+    number.filter(|number| lines(*number) == found).ok_or_else(|| damaged(&path))
+}
+
+/// The first arrival that this member heard of each other one: a line `member = number` each and their checksum, in the
+/// data directory. Only members of the cluster are written down, so it is never longer than the list of all that ever were.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     path: PathBuf,
@@ -48,20 +80,21 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
+    /// What an earlier process wrote down. Its errors name the file.
     pub(crate) fn load(dir: &Path) -> io::Result<Self> {
         let path = dir.join("arrivals");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e),
-        };
+        let Some(text) = read(&path)? else { return Ok(Arrivals { path, known: BTreeMap::new() }) };
         let line = |line: &str| {
             let (id, number) = line.split_once(" = ")?;
             Some((MemberId(u64::from_str_radix(id, 16).ok()?), u64::from_str_radix(number, 16).ok()?))
         };
-        let known: Option<_> = text.lines().map(line).collect();
-        let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()));
-        Ok(Arrivals { known: known.ok_or_else(damaged)?, path })
+        let found = unsealed(&text).unwrap_or_default();
+        let known: Option<BTreeMap<_, _>> = found.lines().map(line).collect();
+        // The file is made with its first line.
+        match known.filter(|known| !known.is_empty() && lines_of(known) == found) {
+            Some(known) => Ok(Arrivals { path, known }),
+            None => Err(damaged(&path)),
+        }
     }
 
     /// Whether `number` is the first arrival of the member, or the one that was written down. It is on stable storage
@@ -72,11 +105,14 @@ impl Arrivals {
         }
         let mut known = self.known.clone();
         known.insert(member, number);
-        let text: String = known.iter().map(|(id, n)| format!("{id} = {n:x}\n")).collect();
-        write_durably(&self.path, &text)?;
+        write_durably(&self.path, &sealed(&lines_of(&known)))?;
         self.known = known;
         Ok(true)
     }
+}
+
+fn lines_of(known: &BTreeMap<MemberId, u64>) -> String {
+    known.iter().map(|(id, number)| format!("{id} = {number:x}\n")).collect()
 }
 
 /// What the others' answers mean for a member with an empty data directory.
@@ -317,19 +353,54 @@ mod tests {
         });
     }
 
+    /// An `arrival` and an `arrivals`: of the first release, and with the checksum that it did not have.
+    const GOLDEN: (&str, &str) = ("8f2b51aa00c0ffee\n", "7 = 1\n8152a7efcb8517d = ffffffffffffffff\n");
+    const GOLDEN_SEALED: (&str, &str) =
+        ("8f2b51aa00c0ffee\nchecksum = 372e4328\n", "7 = 1\n8152a7efcb8517d = ffffffffffffffff\nchecksum = 766af82b\n");
+
     #[test]
-    fn the_first_release_s_arrivals_are_read_and_still_written_so() {
+    fn the_first_releases_arrivals_are_read_and_written_with_a_checksum() {
+        let others = [(MemberId(7), 1), (MemberId(0x0815_2a7e_fcb8_517d), u64::MAX)];
+        for (own, heard) in [GOLDEN, GOLDEN_SEALED] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("arrival"), own).unwrap();
+            fs::write(dir.path().join("arrivals"), heard).unwrap();
+            assert_eq!(own_arrival(dir.path()).unwrap(), 0x8f2b_51aa_00c0_ffee);
+            let mut read = Arrivals::load(dir.path()).unwrap();
+            assert_eq!(read.known, BTreeMap::from(others));
+            assert!(!read.heard(MemberId(7), 2).unwrap());
+        }
         let dir = tempfile::tempdir().unwrap();
-        let (own, others) = ("8f2b51aa00c0ffee\n", "7 = 1\n8152a7efcb8517d = ffffffffffffffff\n");
-        fs::write(dir.path().join("arrival"), own).unwrap();
-        assert_eq!(own_arrival(dir.path()).unwrap(), 0x8f2b_51aa_00c0_ffee);
-        let mut heard = Arrivals::load(dir.path()).unwrap();
-        assert!(heard.heard(MemberId(0x0815_2a7e_fcb8_517d), u64::MAX).unwrap());
-        assert!(heard.heard(MemberId(7), 1).unwrap());
-        assert_eq!(fs::read_to_string(dir.path().join("arrivals")).unwrap(), others);
-        let mut read = Arrivals::load(dir.path()).unwrap();
-        assert!(read.heard(MemberId(0x0815_2a7e_fcb8_517d), u64::MAX).unwrap());
-        assert!(!read.heard(MemberId(7), 2).unwrap());
+        let mut arrivals = Arrivals::load(dir.path()).unwrap();
+        for (member, number) in others {
+            assert!(arrivals.heard(member, number).unwrap());
+        }
+        assert_eq!(fs::read_to_string(dir.path().join("arrivals")).unwrap(), GOLDEN_SEALED.1);
+        let own = own_arrival(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("arrival")).unwrap(), sealed(&format!("{own:x}\n")));
+        assert_eq!(sealed(GOLDEN.0), GOLDEN_SEALED.0);
+    }
+
+    /// With one digit for another they would be of another member: a disk that was emptied could vote again.
+    #[test]
+    fn any_flipped_bit_of_an_arrival_is_seen_and_the_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("arrival", GOLDEN_SEALED.0), ("arrivals", GOLDEN_SEALED.1)] {
+            let file = dir.path().join(name);
+            let bits = (0..text.len()).flat_map(|at| (0..8).map(move |bit| (at, bit)));
+            for (at, bit) in bits {
+                let mut damaged = text.as_bytes().to_vec();
+                damaged[at] ^= 1 << bit;
+                fs::write(&file, damaged).unwrap();
+                let read = match name {
+                    "arrival" => own_arrival(dir.path()).map(drop),
+                    _ => Arrivals::load(dir.path()).map(drop),
+                };
+                let told = read.map_err(|e| e.to_string()).err().unwrap_or_default();
+                let is_named = told.starts_with(file.to_str().unwrap());
+                assert!(is_named && told.contains("replace this member"), "bit {bit} of byte {at} of {name}: {told}");
+            }
+        }
     }
 
     #[test]
@@ -343,8 +414,10 @@ mod tests {
         assert!(!arrivals.heard(ME, 2).unwrap());
         assert!(arrivals.heard(ME, 1).unwrap());
         assert!(arrivals.heard(MemberId(8), 2).unwrap());
-        fs::write(dir.path().join("arrivals"), "7 = x\n").unwrap();
-        assert!(Arrivals::load(dir.path()).is_err());
+        for text in ["", "7 = x\n"] {
+            fs::write(dir.path().join("arrivals"), text).unwrap();
+            assert!(Arrivals::load(dir.path()).is_err(), "{text:?}");
+        }
         let own = own_arrival(dir.path()).unwrap();
         assert_eq!(own_arrival(dir.path()).unwrap(), own);
     }

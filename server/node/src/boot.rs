@@ -5,7 +5,7 @@
 //! help to found a second history beside the first, since any quorum of the named members meets one that remembers.
 //! And it takes a place in a cluster only when it has never run there ([`crate::admission`]).
 
-use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, write_durably};
+use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, sealed, unsealed, write_durably};
 use crate::aside::set_aside;
 use crate::auth::SimpleTokens;
 use crate::difference::difference;
@@ -182,9 +182,6 @@ pub(crate) struct Remembered {
 
 impl Remembered {
     const FILE: &str = "identity";
-    /// What stands before the checksum (CRC-32C) of the lines above it: with one hexadecimal digit for another this would be
-    /// a different member, and the log would be blamed for it.
-    const CHECKSUM: &str = "checksum = ";
 
     pub(crate) fn load(dir: &Path) -> Result<Option<Self>, BootError> {
         let path = dir.join(Self::FILE);
@@ -193,12 +190,7 @@ impl Remembered {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(BootError::Storage(format!("cannot read {}: {e}", path.display()))),
         };
-        let lines = match text.split_once(Self::CHECKSUM) {
-            Some((lines, sum)) if sum == Self::checksum(lines) => lines,
-            Some(_) => "",
-            // Written before there was a checksum.
-            None => &text,
-        };
+        let lines = unsealed(&text).unwrap_or_default();
         let field = |name: &str| {
             lines
                 .lines()
@@ -229,15 +221,9 @@ impl Remembered {
         format!("cluster = {cluster}\nmember = {member}\nfounder = {founder}\nlogged = {logged}\n{epoch}")
     }
 
-    fn checksum(lines: &str) -> String {
-        format!("{:08x}\n", crc32c::crc32c(lines.as_bytes()))
-    }
-
     pub(crate) fn store(self, dir: &Path) -> Result<(), BootError> {
         let path = dir.join(Self::FILE);
-        let lines = self.lines();
-        let text = format!("{lines}{}{}", Self::CHECKSUM, Self::checksum(&lines));
-        write_durably(&path, &text).map_err(|e| unwritable(&path, &e))
+        write_durably(&path, &sealed(&self.lines())).map_err(|e| unwritable(&path, &e))
     }
 }
 
@@ -388,7 +374,7 @@ impl Boot {
     /// or, never having run, as one that the cluster awaits.
     async fn admission(&self, me: Remembered, until: Option<Instant>) -> Result<Start, BootError> {
         let dir = self.config.data_dir.join("member");
-        let arrival = own_arrival(&dir).map_err(|e| unwritable(&dir.join("arrival"), &e))?;
+        let arrival = own_arrival(&dir).map_err(|e| BootError::Storage(e.to_string()))?;
         let named = self.config.initial_cluster.len();
         let asker = Asker { member: me.member, cluster: me.cluster, founder: me.founder, named, intact: me.logged };
         let request = ProbeRequest { member_id: me.member.0, arrival, founder: me.founder };

@@ -2,10 +2,11 @@
 //! (`sync_range.rs`), the default segment size, no stored value above 4 KiB, and its files' directory entries synced.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ mod block;
 /// only to a key between its block's and its own.
 pub struct SledEngine {
     db: sled::Db,
+    /// sled's file, opened once more: the system tells each open file once that a sync has failed, and of what sled's
+    /// own thread is told at its regular one sled says nothing.
+    file: File,
     path: PathBuf,
     /// Held by the one committer, which looks at what is stored before it replaces it. For each generation a key behind which
     /// none of its revisions is stored; those that are not here have none. Three at most: live, staged, and being deleted.
@@ -60,6 +64,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How often sled's own thread writes and cleans up, in milliseconds; the interval under which its endurance was measured.
 const FLUSHER_MS: u64 = 100;
 
+/// After what time a flush is followed by another one, for the first time: longer than one takes on a healthy disk.
+const FLUSH_AGAIN: Duration = Duration::from_secs(2);
+
 impl SledEngine {
     /// Opens the database in `path`, creating it if absent. `cache_bytes` bounds sled's page cache; below the size of
     /// the working set sled becomes several times slower.
@@ -73,8 +80,10 @@ impl SledEngine {
         let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(Some(FLUSHER_MS));
         let db = open_when_unlocked(&config, path)?;
         sync_files(path)?;
+        let file = File::open(path.join("db")).map_err(|err| translated(sled::Error::Io(err), path))?;
         let engine = SledEngine {
             db,
+            file,
             path: path.to_owned(),
             last: Mutex::new(BTreeMap::new()),
             cache_bytes,
@@ -325,7 +334,8 @@ impl Engine for SledEngine {
     }
 
     fn flush(&self) -> Result<()> {
-        self.db.flush().map(drop).map_err(|err| self.failed(err))
+        let synced = || self.file.sync_all().map_err(sled::Error::from);
+        flushed(&self.db).and_then(|()| synced()).map_err(|err| self.failed(err))
     }
 
     fn size_on_disk(&self) -> Result<u64> {
@@ -447,6 +457,26 @@ fn generation_of(key: &[u8]) -> &[u8] {
 /// `stored` if it is a block of revisions.
 fn block_in<'a>(at: &[u8], stored: &'a [u8]) -> Option<&'a [u8]> {
     (at.first() == Some(&KEYS) && stored.first() == Some(&block::BLOCK)).then_some(stored)
+}
+
+/// sled does not always wake who waits in a flush when the write that it waits for fails; the next flush sees the failure
+/// and wakes all. So one that takes long is followed by others, ever more rarely: some ten in an hour.
+fn flushed(db: &sled::Db) -> std::result::Result<(), sled::Error> {
+    thread::scope(|scope| {
+        let (done, waiting) = mpsc::channel::<()>();
+        let again = move || {
+            let mut pause = FLUSH_AGAIN;
+            while waiting.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = thread::Builder::new().spawn_scoped(scope, move || db.flush());
+                pause *= 2;
+            }
+        };
+        // Without a thread it is a flush like sled's.
+        let _ = thread::Builder::new().spawn_scoped(scope, again);
+        let flushed = db.flush().map(drop);
+        drop(done);
+        flushed
+    })
 }
 
 /// Opens sled, waiting a bounded time for its file lock, and turns its panics into errors.
