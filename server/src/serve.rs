@@ -4,7 +4,7 @@ use crate::cli::{ETCD_VERSION, Notice, Settings};
 use crate::config::{self, Address, Config, Place};
 use crate::listen::{self, Service, Socket};
 use crate::tls::material::Material;
-use crate::tls::{Files, Params, self_signed};
+use crate::tls::{Files, Params, in_use, self_signed};
 use crate::{discovery, notify, telemetry};
 use ferretcd_api::Options;
 use ferretcd_api::trace::Tracer;
@@ -158,7 +158,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         kind: "peer",
         router: peer_router.clone(),
         secure_router: peer_router,
-        tls: Some(peer_tls),
+        tls: Some(peer_tls.clone()),
         compares_address: config.compares_peer_address,
         streams_max: PEER_STREAMS_MAX,
         connections_max,
@@ -187,6 +187,9 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     member.node.metrics().feature("StopGRPCServiceOnDefrag", config.stop_on_defragment);
     member.node.metrics().feature("SetMemberLocalAddr", config.binds_local);
     let registry = member.node.metrics().registry().clone();
+    if let Err(e) = in_use::register(&registry, vec![client_tls.clone(), peer_tls.clone()]) {
+        return fail(&format!("cannot register the metrics: {e}"), 1);
+    }
     let options = match Options::new(registry, election, config.extensive_metrics) {
         Ok(options) => options
             .with_web(config.web.clone())

@@ -1,6 +1,7 @@
 //! TLS as the flags ask for it: which files, versions and suites, and whom the other side may be.
 
 pub mod certificate;
+pub mod in_use;
 pub mod material;
 pub mod self_signed;
 pub mod verify;

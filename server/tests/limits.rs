@@ -320,6 +320,50 @@ async fn backend_quota() {
         };
         assert_eq!(both.agree(what, ask).await, answer, "{what}");
     }
+    // A member without space is to live, and its clients are to stay.
+    for (path, status) in [("/livez", 200), ("/readyz", 200), ("/health", 503)] {
+        assert_eq!(both.agree(path, async |m| probed(&m, path).await).await.0, status, "{path}");
+    }
+}
+
+/// The answer of a probe; etcd's checks come in any order.
+async fn probed(member: &Member, path: &str) -> (u16, Vec<String>) {
+    let (status, report) = member.http(path).await;
+    let mut lines: Vec<String> = report.lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    (status, lines)
+}
+
+/// `/readyz` knows no `serializable` in etcd, as `/health` does; what asks one member alone is `exclude=linearizable_read`.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_without_a_quorum() {
+    let both = Both::start(&[]).await;
+    // A second voter that never comes.
+    both.agree("a second voter", async |m| {
+        let request = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: false };
+        ended(ClusterClient::new(m.channel().await).member_add(request).await)
+    })
+    .await;
+    for member in both.sides() {
+        eventually("it has no leader", async || match member.status().await?.leader {
+            0 => Ok(()),
+            leader => Err(format!("{leader:x}")),
+        })
+        .await;
+    }
+    for (path, status) in [
+        ("/livez?verbose", 200),
+        ("/readyz", 503),
+        ("/readyz?serializable", 503),
+        ("/readyz?serializable=true", 503),
+        ("/readyz?exclude=linearizable_read", 200),
+        ("/readyz?verbose&exclude=linearizable_read", 200),
+        ("/readyz/serializable_read", 200),
+        ("/health", 503),
+        ("/health?serializable=true", 200),
+    ] {
+        assert_eq!(both.agree(path, async |m| probed(&m, path).await).await.0, status, "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,6 +388,25 @@ async fn snapshot_pieces_and_the_first_chunk_of_a_range() {
     };
     let said = both.agree("pieces", pieces).await;
     assert_eq!(said, (Some(32 << 10), Some(32 << 10), Some(32), 10));
+
+    // Which release's layout it is, both tell with each piece; whose snapshot, and of which revision, ours with the first.
+    let told = async |m: Member| {
+        let mut stream = m.maintenance().await.snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        m.put("later", "x").await.unwrap();
+        let (mut versions, mut headers) = (vec![first.version], 0);
+        while let Some(piece) = stream.message().await.unwrap() {
+            versions.push(piece.version);
+            headers += usize::from(piece.header.is_some());
+        }
+        versions.dedup();
+        (versions, headers)
+    };
+    assert_eq!(both.agree("its version", told).await, (vec!["3.7.0".to_owned()], 0));
+    let now = both.ours().status().await.unwrap().header;
+    let mut stream = both.ours().maintenance().await.snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
+    both.ours().put("later", "x").await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().header, now);
 }
 
 /// Frames of HTTP/2 by hand: no client library pings so often.

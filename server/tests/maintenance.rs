@@ -6,7 +6,10 @@
 mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
-use support::{Cluster, Member, eventually};
+use pb::maintenance_client::MaintenanceClient;
+use std::time::Instant;
+use support::{Busy, Cluster, Member, eventually};
+use tonic::transport::Endpoint;
 
 const ABC: &[&str] = &["a", "b", "c"];
 
@@ -129,6 +132,28 @@ async fn a_member_moves_to_another_peer_address() {
     refused(&["member", "update", "1234", "--peer-urls=http://127.0.0.1:1"], "etcdserver: member not found");
     let taken = format!("--peer-urls={}", cluster.members[1].peer_url());
     refused(&["member", "update", &ids[0], &taken], "etcdserver: Peer URLs already exists");
+}
+
+/// The store is rewritten in pieces, and a call waits for one of them at most: of some hundred megabytes that is a small part.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_defragmentation_takes_long_and_no_call_waits_for_all_of_it() {
+    const VALUES: usize = 100;
+    let cluster = Cluster::start_with(&["solo"], &["--heartbeat-interval=300", "--election-timeout=3000"]).await;
+    let m = &cluster.members[0];
+    let value = "x".repeat(1 << 20);
+    for n in 0..VALUES {
+        m.put(&format!("k{n}"), &value).await.unwrap();
+    }
+    let busy = Busy::start(m, "busy");
+    let begun = Instant::now();
+    // Longer than a client of these tests has patience for one call.
+    let endpoint = Endpoint::from_shared(format!("http://{}", m.client)).unwrap().connect_lazy();
+    MaintenanceClient::new(endpoint).defragment(pb::DefragmentRequest {}).await.unwrap();
+    let took = begun.elapsed();
+    let calls = busy.end().await;
+    println!("{took:?} for {} bytes; {calls:?}", m.status().await.unwrap().db_size);
+    let longest = calls.longest_put.max(calls.longest_get);
+    assert!(longest < took / 4, "{took:?} for all, and {calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use support::etcd::Etcd;
 use support::{Cluster, Member, eventually};
+use tonic::transport::Endpoint;
 
 const ABC: &[&str] = &["a", "b", "c"];
 
@@ -89,6 +90,162 @@ async fn grow(cluster: &mut Cluster, name: &str) {
     new.start();
     new.ready().await;
     cluster.members.push(new);
+}
+
+/// ID, peer URLs, and whether it is a learner.
+type Listed = (u64, Vec<String>, bool);
+
+async fn list(member: &Member, linearizable: bool) -> Result<Vec<Listed>, String> {
+    let request = pb::MemberListRequest { linearizable };
+    let answer = ClusterClient::new(member.channel().await).member_list(request).await.map_err(|e| e.to_string())?;
+    let members = answer.into_inner().members.into_iter();
+    let mut listed: Vec<_> = members.map(|m| (m.id, m.peer_ur_ls, m.is_learner)).collect();
+    listed.sort_unstable();
+    Ok(listed)
+}
+
+/// The members that all who run list alike, when they have applied all.
+async fn listed_by_all(cluster: &Cluster) -> Vec<Listed> {
+    eventually("all list the same members", async || {
+        let mut lists = Vec::new();
+        for member in cluster.members.iter().filter(|m| m.runs()) {
+            lists.push(list(member, true).await?);
+        }
+        match lists.iter().all(|list| *list == lists[0]) {
+            true => Ok(lists.remove(0)),
+            false => Err(format!("{lists:x?}")),
+        }
+    })
+    .await
+}
+
+async fn add(member: &Member, url: &str, is_learner: bool) -> Result<Listed, tonic::Status> {
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![url.to_owned()], is_learner };
+    let answer = ClusterClient::new(member.channel().await).member_add(request).await?;
+    let added = answer.into_inner().member.unwrap();
+    Ok((added.id, added.peer_ur_ls, added.is_learner))
+}
+
+async fn remove(member: &Member, id: u64) -> Result<(), tonic::Status> {
+    ClusterClient::new(member.channel().await).member_remove(pb::MemberRemoveRequest { id }).await.map(drop)
+}
+
+/// What was done. The other one of two may be refused for what the first has changed, or be told to come again.
+fn done<T>(answer: Result<T, tonic::Status>, refusals: &[&str]) -> Option<T> {
+    let is_refusal = |e: &tonic::Status| [refusals, &["etcdserver: unhealthy cluster"]].concat().contains(&e.message());
+    answer.inspect_err(|e| assert!(is_refusal(e), "{e}")).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_changes_that_come_together_one_is_done_or_both_and_none_in_part() {
+    const ROUNDS: usize = 8;
+    const LEARNERS_MAX: usize = 2;
+    const TOO_MANY: &str = "etcdserver: too many learner members in cluster";
+    let flags = ["--max-learners=2", "--heartbeat-interval=300", "--election-timeout=3000"];
+    let mut cluster = Cluster::start_with(ABC, &flags).await;
+    let voters = listed_by_all(&cluster).await;
+    let mut both = 0;
+    for round in 0..ROUNDS {
+        let [a, b] = [round, round + 1].map(|at| &cluster.members[at % 3]);
+        let url = |which: usize| format!("http://127.0.0.1:{}", 1 + 10 * round + which);
+        let mut known = voters.clone();
+        let changed = async |known: &mut Vec<Listed>| {
+            known.sort_unstable();
+            assert_eq!(listed_by_all(&cluster).await, *known, "round {round}");
+        };
+        // Two adds, for both of which there is a place.
+        let (first, second) = (url(0), url(1));
+        let (first, second) = tokio::join!(add(a, &first, true), add(b, &second, true));
+        let added: Vec<Listed> = [first, second].into_iter().filter_map(|added| done(added, &[])).collect();
+        assert!(!added.is_empty(), "round {round}: neither was done");
+        both += usize::from(added.len() == 2);
+        known.extend(added.clone());
+        changed(&mut known).await;
+
+        // A removal, and an add that may need its place.
+        let (gone, third) = (added[0].0, url(2));
+        let (removed, third) = tokio::join!(remove(a, gone), add(b, &third, true));
+        let (removed, third) = (done(removed, &[]), done(third, &[TOO_MANY]));
+        assert!(removed.is_some() || third.is_some(), "round {round}: neither was done");
+        both += usize::from(removed.is_some() && third.is_some());
+        known.retain(|m| removed.is_none() || m.0 != gone);
+        known.extend(third);
+        assert!(known.len() <= voters.len() + LEARNERS_MAX, "{known:x?}");
+        changed(&mut known).await;
+
+        // The same one, removed twice; and one place for two.
+        for (id, _, is_learner) in known.clone() {
+            if is_learner {
+                let gone = ["etcdserver: member not found"];
+                let (first, second) = tokio::join!(remove(a, id), remove(b, id));
+                assert!(done(first, &gone).is_some() != done(second, &gone).is_some(), "round {round}");
+            }
+        }
+        known.retain(|m| !m.2);
+        changed(&mut known).await;
+        let place = url(3);
+        let (first, second) = tokio::join!(add(a, &place, true), add(b, &place, true));
+        let taken = ["etcdserver: Peer URLs already exists"];
+        let added: Vec<Listed> = [first, second].into_iter().filter_map(|added| done(added, &taken)).collect();
+        assert_eq!(added.len(), 1, "round {round}: {added:x?}");
+        known.extend(added.clone());
+        changed(&mut known).await;
+        if round + 1 < ROUNDS {
+            remove(a, added[0].0).await.unwrap();
+        }
+    }
+    println!("of {} pairs both were done {both} times", 2 * ROUNDS);
+    let known = listed_by_all(&cluster).await;
+    cluster.members.iter_mut().for_each(Member::kill);
+    cluster.members.iter_mut().for_each(Member::start);
+    assert_eq!(listed_by_all(&cluster).await, known);
+}
+
+/// Whether the entry was written by the leader that is left, or nobody was there to write one: it is in force for all, or for none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_url_that_is_changed_without_a_quorum_is_changed_for_all_or_for_none() {
+    for leads in [true, false] {
+        let mut cluster = Cluster::start(ABC).await;
+        let before = listed_by_all(&cluster).await;
+        let left = cluster.leader().await;
+        let (moved, other) = ((left + 1) % 3, (left + 2) % 3);
+        let id = cluster.members[moved].status().await.unwrap().header.unwrap().member_id;
+        let place = Member::new("place", cluster.tmp.path());
+        for at in [moved, other] {
+            cluster.members[at].kill();
+        }
+        if !leads {
+            eventually("it has nobody to lead", async || match cluster.members[left].status().await?.leader {
+                0 => Ok(()),
+                leader => Err(format!("it names {leader:x}")),
+            })
+            .await;
+        }
+        let update = pb::MemberUpdateRequest { id, peer_ur_ls: vec![place.peer_url()] };
+        let channel = Endpoint::from_shared(format!("http://{}", cluster.members[left].client)).unwrap();
+        let refused = ClusterClient::new(channel.connect_lazy()).member_update(update).await.unwrap_err();
+        println!("leads: {leads}: {refused}");
+        assert!(list(&cluster.members[left], true).await.is_err(), "there is no quorum");
+
+        cluster.members[other].start();
+        cluster.members[other].ready().await;
+        let listed = listed_by_all(&cluster).await;
+        let has_moved = listed != before;
+        if has_moved {
+            let mut after = before.clone();
+            after.iter_mut().filter(|m| m.0 == id).for_each(|m| m.1 = vec![place.peer_url()]);
+            assert_eq!(listed, after);
+            cluster.members[moved].peer = place.peer.clone();
+        }
+        println!("leads: {leads}, has moved: {has_moved}");
+        assert!(leads || !has_moved, "nobody could write it");
+        cluster.members[moved].start();
+        cluster.members[moved].ready().await;
+        assert_eq!(listed_by_all(&cluster).await, listed);
+        // It is reached where the list says: with it, one of the others may go.
+        cluster.members[left].kill();
+        cluster.members[moved].put("after", "x").await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,8 +7,10 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use support::{Cluster, Member, etcd_tool, eventually, finished};
+use support::pki::Pki;
+use support::{Cluster, Member, etcd_tool, eventually, finished, free_address};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What etcd shows and we leave out: names begin so.
@@ -263,4 +265,54 @@ async fn figures_come_packed_if_that_is_asked_for_and_long_ones_only_then() {
     let plain = ask(&m.client, &Ask::get("/metrics").header("Accept-Encoding", "identity")).await;
     assert_eq!(plain.header("content-encoding"), None);
     assert!(plain.text().contains("\netcd_server_has_leader 1\n") && packed.body.len() * 4 < plain.body.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificates_in_use_are_told_and_so_are_those_that_replace_them() {
+    use base64::Engine;
+    use sha2::{Digest, Sha256};
+    let mut cluster = Cluster::new(&["solo"]);
+    let pki = Pki::new(cluster.tmp.path());
+    let cert = pki.issue_for("member", "member", 0x80ff, &["127.0.0.1"]);
+    let (client, figures) = (format!("https://{}", cluster.members[0].client), free_address());
+    cluster.members[0].flags.extend([
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-metrics-urls=http://{figures}"),
+        format!("--cert-file={}", cert.cert.display()),
+        format!("--key-file={}", cert.key.display()),
+        format!("--trusted-ca-file={}", pki.ca.display()),
+    ]);
+    cluster.members[0].start();
+    let figures = Member::at(&figures, cluster.tmp.path());
+    eventually("figures are served", async || {
+        tokio::net::TcpStream::connect(&figures.client).await.map(drop).map_err(|e| e.to_string())
+    })
+    .await;
+    let told = async || -> Vec<String> {
+        let text = metrics(&figures).await;
+        text.lines().filter(|line| line.starts_with("ferretcd_tls_")).map(str::to_owned).collect()
+    };
+    // As `openssl x509 -fingerprint -sha256` has it; certificates of these tests last that long.
+    let fingerprint = |file: &Path| {
+        let pem = std::fs::read_to_string(file).unwrap();
+        let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let der = base64::prelude::BASE64_STANDARD.decode(base64).unwrap();
+        Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let expires = chrono::NaiveDate::from_ymd_opt(4096, 1, 1).unwrap().and_time(chrono::NaiveTime::MIN).and_utc();
+    let is_told = async |serial: &str| {
+        let lines = told().await;
+        let [shown, authority] = lines.as_slice() else { panic!("{lines:?}") };
+        let name = "ferretcd_tls_certificate_expiry_timestamp_seconds";
+        let (sha256, end) = (fingerprint(&cert.cert), expires.timestamp());
+        let wanted = format!("{name}{{flag=\"--cert-file\",serial=\"{serial}\",sha256=\"{sha256}\"}} {end}");
+        assert_eq!(*shown, wanted);
+        let start = format!("{name}{{flag=\"--trusted-ca-file\",serial=\"");
+        let rest = format!("\",sha256=\"{}\"}} {end}", fingerprint(&pki.ca));
+        assert!(authority.starts_with(&start) && authority.ends_with(&rest), "{authority}");
+    };
+    is_told("80ff").await;
+    pki.issue_for("member", "member", 7, &["127.0.0.1"]);
+    is_told("07").await;
 }

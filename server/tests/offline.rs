@@ -5,6 +5,7 @@
 
 mod support;
 
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -305,4 +306,120 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
         assert!(refused.contains("00000001.wal is damaged at offset"), "{verb:?}: {refused}");
     }
     assert!(before == bytes_of(&dir));
+}
+
+/// What `inspect` says of a member that is stopped, in JSON and in words.
+fn inspected(member: &Member) -> (serde_json::Value, String) {
+    let json = ours(&["inspect", "-w", "json", text(&member.dir)]).unwrap();
+    (serde_json::from_str(&json).unwrap(), ours(&["inspect", text(&member.dir)]).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_tells_of_a_stopped_member_what_it_told_when_it_ran() {
+    let mut cluster = Cluster::start(ABC).await;
+    cluster.members[0].put("k", "v").await.unwrap();
+    let leader = cluster.leader().await;
+    let told = cluster.members[leader].etcdctl(&["member", "list", "-w", "json"]).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let hex = |id: &serde_json::Value| format!("{:x}", id.as_u64().unwrap());
+    let mut wanted: Vec<_> = told["members"].as_array().unwrap().iter().collect();
+    wanted.sort_unstable_by_key(|m| m["name"].as_str());
+    let wanted: Vec<_> = wanted.iter().map(|m| (hex(&m["ID"]), &m["name"], &m["peerURLs"], &m["clientURLs"])).collect();
+    assert_eq!(wanted.len(), 3);
+    // All of them, so that none elects another leader when the first one goes.
+    let mut statuses = Vec::new();
+    for member in &cluster.members {
+        statuses.push(member.status().await.unwrap());
+    }
+    cluster.members.iter_mut().for_each(Member::kill);
+
+    let mut epochs = Vec::new();
+    for (at, (member, status)) in cluster.members.iter().zip(&statuses).enumerate() {
+        let (told, words) = inspected(member);
+        let header = status.header.as_ref().unwrap();
+        assert_eq!(told["clusterID"], format!("{:x}", header.cluster_id), "{told}");
+        assert_eq!(told["memberID"], format!("{:x}", header.member_id), "{told}");
+        let line = format!("member     {:x} of cluster {:x}\n", header.member_id, header.cluster_id);
+        assert!(words.starts_with(&line), "{words}");
+
+        // Everybody's vote is for who led, in its term; nobody has heard of another one.
+        let vote = json!({"term": status.raft_term, "node": format!("{:x}", status.leader), "committed": true});
+        assert_eq!(told["log"]["vote"], vote, "{told}");
+        let line = format!("vote       in term {} for {:x}, who leads\n", status.raft_term, status.leader);
+        assert!(words.contains(&line), "{words}");
+
+        let index = |what: &serde_json::Value| what["index"].as_u64().unwrap();
+        let (last, committed) = (index(&told["log"]["last"]), index(&told["log"]["committed"]));
+        // How far it knew is written behind the entries: what it told is there, and may be the last but one record.
+        assert!(committed <= last && last >= status.raft_index, "{told} {status:?}");
+        assert!(words.contains(&format!("known to be committed up to {committed} of term ")), "{words}");
+        println!("{at}: {committed} of {last}, {} told", status.raft_index);
+
+        let store = &told["store"];
+        let mut listed: Vec<_> = store["members"].as_array().unwrap().iter().collect();
+        listed.sort_unstable_by_key(|m| m["name"].as_str());
+        assert!(listed.iter().all(|m| m["isLearner"] == false), "{store}");
+        let listed =
+            listed.iter().map(|m| (m["id"].as_str().unwrap().to_owned(), &m["name"], &m["peerURLs"], &m["clientURLs"]));
+        assert_eq!(listed.collect::<Vec<_>>(), wanted);
+        for (id, name, urls, _) in &wanted {
+            let line = format!("{id} {}: {}", name.as_str().unwrap(), urls[0].as_str().unwrap());
+            assert!(words.contains(&line), "{line}: {words}");
+        }
+        assert_eq!(store["clusterVersion"], "3.7.0");
+        let epoch = store["epoch"].as_str().unwrap().to_owned();
+        assert!(words.contains(&format!("version 3.7.0, epoch {epoch}")), "{words}");
+        epochs.push(epoch);
+    }
+    assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "one history: {epochs:?}");
+
+    // Who goes on alone has another history, and says so.
+    let alone = &mut cluster.members[0];
+    alone.flags.push("--force-new-cluster-once=fire".to_owned());
+    alone.start();
+    alone.ready().await;
+    assert_eq!(alone.terminate().await, Some(0));
+    let (told, _) = inspected(alone);
+    assert_eq!(told["clusterID"], format!("{:x}", statuses[0].header.as_ref().unwrap().cluster_id));
+    assert_eq!(told["store"]["members"].as_array().unwrap().len(), 1, "{told}");
+    assert!(!epochs.contains(&told["store"]["epoch"].as_str().unwrap().to_owned()), "{told}");
+}
+
+/// Name, and a value if it takes one, of each flag in etcdutl's help.
+fn flags_of(verb: &[&str]) -> Vec<(String, Option<String>)> {
+    let help = theirs(&[verb, &["--help"]].concat()).unwrap();
+    let flags = help.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let (name, rest) = line.find("--").filter(|_| line.starts_with('-')).map(|at| {
+            let flag = &line[at..];
+            flag.split_at(flag.find(' ').unwrap_or(flag.len()))
+        })?;
+        // Its type stands one blank behind it, and what it is for at some distance.
+        let kind = rest.strip_prefix(' ').filter(|rest| !rest.starts_with(' ')).and_then(|rest| rest.split(' ').next());
+        let default = line.rsplit_once("(default ").map(|(_, value)| value.trim_end_matches(')').trim_matches('"'));
+        let value = kind.map(|kind| match (kind, default) {
+            (_, Some(default)) => default,
+            ("int" | "uint", _) => "1",
+            ("string", _) => "x",
+            (kind, _) => panic!("{verb:?} {name}: which value has a {kind}?"),
+        });
+        Some((name.to_owned(), value.map(str::to_owned)))
+    });
+    flags.filter(|(name, _)| name != "--help").collect()
+}
+
+#[test]
+fn each_flag_of_etcdutl_is_taken() {
+    let mut seen = 0;
+    for verb in [&["snapshot", "status"][..], &["snapshot", "restore"], &["hashkv"], &["defrag"]] {
+        for (name, value) in flags_of(verb) {
+            let flag = value.map_or(name.clone(), |value| format!("{name}={value}"));
+            // Help is asked for behind it, so that nothing is done; a flag that is not known is refused before.
+            let taken = ours(&[verb, &[&flag, "--help"]].concat());
+            assert!(taken.is_ok(), "{verb:?} {flag}: {taken:?}");
+            seen += 1;
+        }
+        assert!(ours(&[verb, &["--unheard-of=1", "--help"]].concat()).is_err(), "{verb:?}: this test sees nothing");
+    }
+    assert_eq!(seen, 2 + 12 + 3 + 3, "etcdutl has other flags than 3.7.1");
 }

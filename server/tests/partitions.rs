@@ -11,11 +11,12 @@ mod network;
 mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
 use load::{Chance, Load, number};
 use network::Network;
 use std::time::{Duration, Instant};
-use support::{Cluster, Member, etcd_tool, eventually};
+use support::{Busy, Cluster, Member, etcd_tool, eventually};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -402,6 +403,109 @@ async fn a_leader_moves_under_load_and_the_group_outlives_a_move_to_a_member_tha
     println!("{}", load.judge(&cluster, 250).await);
 }
 
+/// What an answer was, in etcd's words.
+fn said<T>(answer: Result<T, tonic::Status>) -> Result<(), (Code, String)> {
+    answer.map(drop).map_err(|status| (status.code(), status.message().to_owned()))
+}
+
+/// The same story for real etcd and for the server: a learner that has far less than the leader gets no vote, and none leads.
+async fn a_learner_that_lags(program: Option<std::path::PathBuf>) {
+    const VALUES: usize = 100;
+    let Some(network) = Network::new(2) else { return };
+    let mut cluster = network.cluster(&["a"]);
+    let mut learner = network.member("learner", 1, cluster.tmp.path());
+    for member in cluster.members.iter_mut().chain([&mut learner]) {
+        if let Some(program) = &program {
+            *member.program.last_mut().unwrap() = program.into();
+        }
+    }
+    cluster.members[0].start();
+    let leader = &cluster.members[0];
+    leader.ready().await;
+    let mut api = ClusterClient::new(leader.channel().await);
+    let add = pb::MemberAddRequest { peer_ur_ls: vec![learner.peer_url()], is_learner: true };
+    let id = api.member_add(add).await.unwrap().into_inner().member.unwrap().id;
+    let list = format!("--initial-cluster=a={},learner={}", leader.peer_url(), learner.peer_url());
+    learner.flags = vec![list, "--initial-cluster-state=existing".to_owned()];
+    learner.start();
+    let has = async |key: &str| match learner.get(key, true).await.map_err(|e| e.to_string())? {
+        Some(_) => Ok(()),
+        None => Err(format!("no {key}")),
+    };
+    leader.put("early", "x").await.unwrap();
+    eventually("the learner was heard of", async || has("early").await).await;
+
+    network.slow(1, 50);
+    let value = "v".repeat(64 << 10);
+    for n in 0..VALUES {
+        leader.put(&format!("large{n}"), &value).await.unwrap();
+    }
+    let not_ready = "etcdserver: can only promote a learner member which is in sync with leader";
+    let promote = || pb::MemberPromoteRequest { id };
+    let refused = said(api.member_promote(promote()).await);
+    assert_eq!(refused, Err((Code::FailedPrecondition, not_ready.to_owned())));
+    let mut maintenance = leader.maintenance().await;
+    let refused = said(maintenance.move_leader(pb::MoveLeaderRequest { target_id: id }).await);
+    assert_eq!(refused, Err((Code::FailedPrecondition, "etcdserver: bad leader transferee".to_owned())));
+    let listed = api.member_list(pb::MemberListRequest { linearizable: true }).await.unwrap().into_inner().members;
+    assert_eq!(listed.iter().filter(|m| m.is_learner).count(), 1, "{listed:?}");
+
+    network.fast(1);
+    eventually("it is promoted", async || api.member_promote(promote()).await.map_err(|e| e.to_string())).await;
+    eventually("it has all", async || has(&format!("large{}", VALUES - 1)).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_that_lags_gets_no_vote_and_does_not_lead() {
+    a_learner_that_lags(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_it_in_etcd() {
+    a_learner_that_lags(Some(etcd_tool("etcd"))).await;
+}
+
+/// etcd gives up after an election time-out, too, but says so when its caller's patience ends: it then knows who leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_to_a_voter_that_lags_ends_soon_and_takes_nothing_along() {
+    const VALUES: usize = 24;
+    let Some(network) = Network::new(3) else { return };
+    let cluster = started(&network, ABC, &[]).await;
+    let leader = cluster.leader().await;
+    let (slow, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    network.slow(slow, 200);
+    let value = "v".repeat(256 << 10);
+    for n in 0..VALUES {
+        cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
+    }
+    let target_id = id(&cluster.members[slow]).await;
+    let mut maintenance = cluster.members[leader].maintenance().await;
+    let begun = Instant::now();
+    let moved = said(maintenance.move_leader(pb::MoveLeaderRequest { target_id }).await);
+    let took = begun.elapsed();
+    println!("{moved:?} after {took:?}");
+    let late = "etcdserver: request timed out, leader transfer took too long".to_owned();
+    assert_eq!(moved, Err((Code::Unknown, late)), "it has megabytes to come");
+    // Two elections, and what a busy machine adds.
+    assert!(took < ELECTION * 4, "{took:?}");
+    // Whoever leads now has all of it, and takes more.
+    leader_of(&[&cluster.members[leader], &cluster.members[third]]).await;
+    eventually("writes are taken", async || cluster.members[third].put("after", "x").await.map_err(|e| e.to_string()))
+        .await;
+    network.fast(slow);
+    assert_eq!(cluster.agreed().await.len(), VALUES + 1);
+    eventually("it moves to one that has all", async || {
+        let leader = cluster.leader().await;
+        if leader == slow {
+            return Ok(());
+        }
+        let mut maintenance = cluster.members[leader].maintenance().await;
+        maintenance.move_leader(pb::MoveLeaderRequest { target_id }).await.map(drop).map_err(|e| e.to_string())
+    })
+    .await;
+    assert_eq!(cluster.leader().await, slow);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_is_replaced_under_load_and_stops_when_it_hears_of_it() {
     let Some(network) = Network::new(4) else { return };
@@ -513,6 +617,75 @@ async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_lea
     let begun = Instant::now();
     assert_eq!(cluster.agreed().await.len(), writes);
     println!("caught up after {:?}", begun.elapsed());
+}
+
+/// `FERRETCD_SLOW_MIB` says how large the snapshot is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_over_a_slow_wire_slows_nobody_and_takes_no_memory() {
+    /// How long it is on its way.
+    const SECONDS: usize = 12;
+    let Some(network) = Network::new(3) else { return };
+    let values = number("FERRETCD_SLOW_MIB", 96) as usize;
+    // No snapshot is written before all is there. They keep their leader, though the machine is busy.
+    let count = format!("--snapshot-count={}", values + 20);
+    let flags = ["--quota-backend-bytes=8589934592", &count, "--snapshot-catchup-entries=5"];
+    let flags = [&flags[..], &["--heartbeat-interval=300", "--election-timeout=3000"]].concat();
+    let mut cluster = started(&network, ABC, &flags).await;
+    let leader = cluster.leader().await;
+    let (away, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.members[away].kill();
+    let value = "v".repeat(1 << 20);
+    for n in 0..values {
+        cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
+    }
+    let bytes = eventually("the leader has a snapshot", async || {
+        cluster.members[leader].put("small", "x").await.unwrap();
+        let snapshots = files(&cluster.members[leader], ".snap");
+        snapshots.first().map(|(_, bytes)| *bytes as usize).ok_or_else(|| "none yet".to_owned())
+    })
+    .await;
+    assert!(bytes >= values << 20, "{bytes}");
+    network.slow(away, (bytes / 1024 / SECONDS) as u32);
+    cluster.members[leader].forget_peak();
+    let before_sending = cluster.members[leader].resident_bytes();
+    let busy = [leader, third].map(|at| Busy::start(&cluster.members[at], &format!("busy{at}")));
+    cluster.members[away].start();
+    let part = async |least: usize| {
+        let what = format!("{least} of {bytes} bytes have come");
+        eventually(&what, async || match received(&cluster.members[away]).as_slice() {
+            [(_, there)] if *there as usize >= least => Ok((Instant::now(), cluster.members[away].resident_bytes())),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    };
+    let (begun, at_first) = part(1).await;
+    let (_, at_last) = part(bytes / 10 * 9).await;
+    eventually("the snapshot is there", async || match files(&cluster.members[away], ".snap").is_empty() {
+        true => Err(format!("{:?}", received(&cluster.members[away]))),
+        false => Ok(()),
+    })
+    .await;
+    let took = begun.elapsed();
+    network.fast(away);
+    cluster.members[away].ready().await;
+    let mib = |bytes: usize| bytes >> 20;
+    println!("{} MiB in {took:?}", mib(bytes));
+    for (at, busy) in [leader, third].into_iter().zip(busy) {
+        let calls = busy.end().await;
+        println!("{at}, where {leader} leads: {calls:?}");
+        assert!(calls.rounds > 20, "{calls:?}");
+        assert!(calls.longest_put.max(calls.longest_get) < took / 4, "{took:?} for the snapshot, and {calls:?}");
+    }
+    // What came is in a file and not in memory. Then it is installed: queues and caches fill as where it was written.
+    let [sends, receives, writes] = [leader, away, third].map(|at| cluster.members[at].peak_bytes());
+    println!("{} MiB before it is sent, then {} at most", mib(before_sending), mib(sends));
+    println!("{} MiB when it begins to come, {} when it has", mib(at_first), mib(at_last));
+    println!("{} MiB at most to install it, {} where it was written", mib(receives), mib(writes));
+    // Caches breathe, and two processes differ; whoever held the snapshot would have all of it on top.
+    let half = bytes / 2;
+    assert!(at_last < at_first + half, "{at_first} {at_last} of {bytes}");
+    assert!(sends < before_sending + half, "{before_sending} {sends} of {bytes}");
+    assert!(receives < writes + half, "{receives} {writes} of {bytes}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -212,7 +212,12 @@ const METRICS_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping
 async fn metrics<M: Member>(State(door): State<Door<M>>, headers: HeaderMap) -> Response {
     let _scrape = door.probes.scrape();
     door.member.refresh_metrics();
-    let shown = TextEncoder::new().encode_to_string(&door.registry.gather()).map_err(|e| e.to_string());
+    // Some figures are read from files.
+    let gathered = tokio::task::spawn_blocking(move || TextEncoder::new().encode_to_string(&door.registry.gather()));
+    let shown = match gathered.await {
+        Ok(shown) => shown.map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
     let packed = shown.and_then(|shown| match gzip::is_wanted(&headers) {
         true => gzip::pack(shown.as_bytes()).map(|packed| (Some("gzip"), packed)).map_err(|e| e.to_string()),
         false => Ok((None, shown.into_bytes())),

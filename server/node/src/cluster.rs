@@ -75,7 +75,9 @@ impl Inner {
                 _ => self.leader_by(deadline).await?,
             };
             let changed = if leader == self.identity.member {
-                self.change_members_here(change.clone()).await
+                // An entry that no quorum takes up would be waited for as long as this member believes that it leads, and longer.
+                let changed = tokio::time::timeout_at(deadline, self.change_members_here(change.clone())).await;
+                changed.unwrap_or(Err(Error::Timeout))
             } else {
                 let Some(node) = self.view().node(leader).cloned() else {
                     self.pause(deadline).await?;

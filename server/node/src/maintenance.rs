@@ -49,6 +49,8 @@ const CHUNK_OVERHEAD_BYTES: usize = 64;
 pub struct SnapshotStream {
     /// Bytes in all, the SHA-256 at the end included.
     pub total_bytes: u64,
+    /// The revision of the moment that it holds.
+    pub revision: i64,
     /// Pieces in order; an error ends it. At most a few are in flight, so a slow client slows only its own reader.
     pub chunks: mpsc::Receiver<Result<Bytes, Error>>,
 }
@@ -88,7 +90,8 @@ impl Node {
         tracing::info!(from = %self.inner.identity.member, %to, "handing leadership over");
         self.inner.group.transfer_leader(to).await.map_err(from_group)?;
         let mut view = self.inner.group.view();
-        // etcd waits one election time-out; openraft's target votes first, which takes a round more.
+        // etcd waits as long as its caller, though its raft gives the transfer up after an election time-out. So does
+        // openraft's target, which then votes; whoever leads after a second one is not it.
         let moved = view.wait_for(|v| v.leader == Some(to));
         match tokio::time::timeout(self.inner.timing.election * 2, moved).await {
             Ok(Ok(_)) => Ok(()),
@@ -140,7 +143,7 @@ impl Node {
             let run = || -> Result<(), Error> {
                 let pinned = state.pin();
                 let total = pinned.layout(SnapshotKind::Client).map_err(Error::internal)?.file_bytes();
-                if laid_out_tx.send(total).is_err() {
+                if laid_out_tx.send((total, pinned.revision())).is_err() {
                     return Ok(());
                 }
                 let mut out = Pieces { tx: &tx, buf: Vec::with_capacity(SNAPSHOT_CHUNK_BYTES) };
@@ -152,7 +155,7 @@ impl Node {
             }
         });
         match laid_out.await {
-            Ok(total_bytes) => Ok(SnapshotStream { total_bytes, chunks }),
+            Ok((total_bytes, revision)) => Ok(SnapshotStream { total_bytes, revision, chunks }),
             Err(_) => {
                 let mut chunks = chunks;
                 match chunks.recv().await {

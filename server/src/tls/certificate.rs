@@ -2,6 +2,7 @@
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::net::IpAddr;
 use x509_parser::extensions::GeneralName;
@@ -20,6 +21,31 @@ pub fn common_name(der: &CertificateDer<'_>) -> Option<String> {
 pub fn serial(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let (_, cert) = parse_x509_certificate(der).ok()?;
     Some(trimmed(cert.raw_serial()))
+}
+
+/// What tells a certificate from others, and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// The serial number in hexadecimal digits.
+    pub serial: String,
+    /// The SHA-256 of all of it in hexadecimal digits.
+    pub sha256: String,
+    /// The last second that it holds, since 1970.
+    pub expires: i64,
+}
+
+/// What there is to tell of a certificate.
+pub fn about(der: &CertificateDer<'_>) -> Option<About> {
+    let (_, cert) = parse_x509_certificate(der).ok()?;
+    Some(About {
+        serial: hex(&trimmed(cert.raw_serial())),
+        sha256: hex(&Sha256::digest(der)),
+        expires: cert.validity().not_after.timestamp(),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn trimmed(serial: &[u8]) -> Vec<u8> {
@@ -128,9 +154,10 @@ mod tests {
             let der = CertificateDer::from(bytes);
             let (addresses, hosts) = subject_names(&der);
             format!(
-                "{:?} {:?} {addresses:?} {hosts:?} {:?}",
+                "{:?} {:?} {:?} {addresses:?} {hosts:?} {:?}",
                 common_name(&der),
                 serial(&der).map(|s| s.len()),
+                about(&der).map(|a| a.expires > 0),
                 revoked(bytes).map(|r| r.len())
             )
         });

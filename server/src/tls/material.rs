@@ -90,6 +90,20 @@ impl Material {
         held.configs.clone()
     }
 
+    /// The certificates that the next connection uses, with the flags of their files: what is shown (the chain behind it is
+    /// left out), and authorities. Reads the files.
+    pub fn in_use(&self) -> Vec<(&'static str, CertificateDer<'static>)> {
+        self.current();
+        let held = self.held.lock();
+        let [cert, _, trusted_ca, _, own_cert, _] = &held.contents.0;
+        let files = [(0, cert, 1), (2, trusted_ca, usize::MAX), (4, own_cert, 1)];
+        let certificates = files.into_iter().flat_map(|(at, pem, most)| {
+            let found = CertificateDer::pem_slice_iter(pem.as_deref().unwrap_or_default()).flatten().take(most);
+            found.map(move |der| (self.files.flags[at], der))
+        });
+        certificates.collect()
+    }
+
     /// What is asked of callers.
     pub fn files(&self) -> &Files {
         &self.files
@@ -277,16 +291,24 @@ mod tests {
         let material = Material::open(files(dir.path()), Params::new("", "", &[]).unwrap(), false).unwrap();
         let first = server(&material.current());
         assert_eq!(server(&material.current()), first);
+        let der = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let told = |shown: &String, authority: &String| {
+            assert_eq!(material.in_use(), [("--cert-file", der(shown)), ("--trusted-ca-file", der(authority))]);
+        };
+        told(&cert, &cert);
 
         for half in [&cert2[..100], &cert2] {
             write("cert.pem", half);
             assert_eq!(server(&material.current()), first, "half of a new pair was taken");
+            told(&cert, &cert);
         }
         write("key.pem", &key2);
+        told(&cert2, &cert);
         let second = server(&material.current());
         assert_ne!(second, first);
 
         write("ca.pem", &cert2);
+        told(&cert2, &cert2);
         let third = server(&material.current());
         assert_ne!(third, second);
         fs::remove_file(dir.path().join("ca.pem")).unwrap();

@@ -16,7 +16,8 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
@@ -200,6 +201,16 @@ impl Member {
         self.memory("VmRSS:")
     }
 
+    /// The most that it held since its start, or since [`Member::forget_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    /// The peak begins anew with what the process holds now.
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
+    }
+
     /// What of it cannot be swapped out.
     pub fn locked_bytes(&self) -> usize {
         self.memory("VmLck:")
@@ -322,6 +333,54 @@ impl Drop for Member {
         if std::thread::panicking() {
             eprintln!("--- {} ({}):\n{}", self.name, self.log_path().display(), tail(&self.log()));
         }
+    }
+}
+
+/// A client that writes and reads (linearizable) one after the other, while something else is done.
+pub struct Busy {
+    stop: Arc<AtomicBool>,
+    calls: tokio::task::JoinHandle<Calls>,
+}
+
+/// What a [`Busy`] client met. Each of its calls was answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    /// How often it wrote and read.
+    pub rounds: usize,
+    pub longest_put: Duration,
+    pub longest_get: Duration,
+}
+
+impl Busy {
+    /// Its values of `key` are numbers, from 1 on.
+    pub fn start(member: &Member, key: &str) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{}", member.client)).unwrap();
+        let mut kv = KvClient::new(endpoint.timeout(PATIENCE).connect_lazy());
+        let (stop, key, name) = (Arc::new(AtomicBool::new(false)), key.to_owned(), member.name.clone());
+        let stopped = stop.clone();
+        let calls = tokio::spawn(async move {
+            let mut calls = Calls::default();
+            while !stopped.load(Ordering::Relaxed) {
+                calls.rounds += 1;
+                let value = calls.rounds.to_string();
+                let put = pb::PutRequest { key: key.clone().into(), value: value.clone().into(), ..Default::default() };
+                let get = pb::RangeRequest { key: key.clone().into(), ..Default::default() };
+                let begun = Instant::now();
+                kv.put(put).await.unwrap_or_else(|e| panic!("{name} refuses a put: {e}"));
+                let written = Instant::now();
+                let got = kv.range(get).await.unwrap_or_else(|e| panic!("{name} refuses a read: {e}"));
+                assert_eq!(got.into_inner().kvs[0].value, value.as_bytes(), "{name}");
+                calls.longest_put = calls.longest_put.max(written - begun);
+                calls.longest_get = calls.longest_get.max(written.elapsed());
+            }
+            calls
+        });
+        Busy { stop, calls }
+    }
+
+    pub async fn end(self) -> Calls {
+        self.stop.store(true, Ordering::Relaxed);
+        self.calls.await.unwrap()
     }
 }
 

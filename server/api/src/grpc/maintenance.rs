@@ -4,9 +4,9 @@ use bytes::Bytes;
 use ferretcd_node::{Node, SnapshotStream, Standing};
 use ferretcd_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest, DowngradeResponse,
-    HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-    SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction, downgrade_request::DowngradeAction,
-    maintenance_server::Maintenance,
+    HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, ResponseHeader,
+    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    downgrade_request::DowngradeAction, maintenance_server::Maintenance,
 };
 use ferretcd_types::{Alarm, AlarmKind, Error, MemberId, SetAlarm};
 use futures::stream;
@@ -70,10 +70,12 @@ impl Maintenance for MaintenanceService {
     type SnapshotStream = Answers<SnapshotResponse>;
 
     async fn snapshot(&self, _request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        let SnapshotStream { total_bytes, chunks } = self.node.snapshot().await.map_err(from_error)?;
+        let SnapshotStream { total_bytes, revision, chunks } = self.node.snapshot().await.map_err(from_error)?;
         // The layout that is promised follows the cluster's version.
         let version = self.node.cluster_version().unwrap_or_default();
-        let start = (Slicer::new(total_bytes, version).map_err(from_error)?, chunks);
+        // etcd's API has a place for it, which etcd leaves empty: whose snapshot it is, and of which revision.
+        let header = header::at(&self.node, revision);
+        let start = (Slicer::new(total_bytes, header, version).map_err(from_error)?, chunks);
         let answers = stream::try_unfold(start, |(mut slicer, mut chunks)| async move {
             loop {
                 if let Some(answer) = slicer.next() {
@@ -138,16 +140,19 @@ struct Slicer {
     checksum_left: u64,
     /// What came in and has not gone out.
     chunk: Bytes,
+    /// Goes out with the first answer.
+    header: Option<ResponseHeader>,
     /// The storage version that each answer carries.
     version: String,
 }
 
 impl Slicer {
-    fn new(total_bytes: u64, version: String) -> Result<Self, Error> {
+    fn new(total_bytes: u64, header: ResponseHeader, version: String) -> Result<Self, Error> {
         let database_left = total_bytes
             .checked_sub(CHECKSUM_BYTES)
             .ok_or_else(|| Error::internal("a snapshot without its checksum"))?;
-        Ok(Slicer { database_left, checksum_left: CHECKSUM_BYTES, chunk: Bytes::new(), version })
+        let header = Some(header);
+        Ok(Slicer { database_left, checksum_left: CHECKSUM_BYTES, chunk: Bytes::new(), header, version })
     }
 
     /// The next answer, if there are bytes for it. The checksum waits until it is whole.
@@ -163,8 +168,8 @@ impl Slicer {
         } else {
             self.checksum_left = 0;
         }
-        let version = self.version.clone();
-        Some(SnapshotResponse { header: None, remaining_bytes: self.database_left, blob, version })
+        let (header, version) = (self.header.take(), self.version.clone());
+        Some(SnapshotResponse { header, remaining_bytes: self.database_left, blob, version })
     }
 
     /// Takes the next bytes, after [`Slicer::next`] had nothing more to give.
@@ -190,10 +195,14 @@ impl Slicer {
 mod tests {
     use super::*;
 
+    fn slicer(total: u64) -> Result<Slicer, Error> {
+        Slicer::new(total, ResponseHeader::default(), String::new())
+    }
+
     /// Pushes a file in chunks of the given size and returns each answer's blob length and remaining bytes.
     fn slice(total: u64, chunk: usize) -> Vec<(usize, u64)> {
         let file: Vec<u8> = (0..total).map(|i| i as u8).collect();
-        let mut slicer = Slicer::new(total, String::new()).unwrap();
+        let mut slicer = slicer(total).unwrap();
         let mut answers = Vec::new();
         for piece in file.chunks(chunk) {
             slicer.push(Bytes::copy_from_slice(piece)).unwrap();
@@ -202,6 +211,7 @@ mod tests {
         slicer.finish().unwrap();
         let bytes: Vec<u8> = answers.iter().flat_map(|a| a.blob.iter().copied()).collect();
         assert_eq!(bytes, file);
+        assert!(answers.iter().enumerate().all(|(at, answer)| answer.header.is_some() == (at == 0)));
         answers.into_iter().map(|a| (a.blob.len(), a.remaining_bytes)).collect()
     }
 
@@ -217,8 +227,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_of_another_length_is_no_snapshot() {
-        assert!(Slicer::new(31, String::new()).is_err());
-        let mut slicer = Slicer::new(64, String::new()).unwrap();
+        assert!(slicer(31).is_err());
+        let mut slicer = slicer(64).unwrap();
         assert!(slicer.push(Bytes::from(vec![0; 65])).is_err());
         slicer.push(Bytes::from(vec![0; 63])).unwrap();
         assert_eq!(slicer.next().map(|a| a.blob.len()), Some(32));
