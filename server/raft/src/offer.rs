@@ -58,7 +58,9 @@ pub(crate) async fn hand_over(raft: RawRaft, mut offers: mpsc::Receiver<Offer>) 
             continue;
         }
         match raft.client_write_many(data).await {
-            Ok(mut written) => drop(tokio::spawn(async move {
+            Ok(written) => drop(tokio::spawn(async move {
+                // When raft stops it ends before its time, and panics if it is asked once more.
+                let mut written = written.fuse();
                 for answer in answers {
                     let outcome = match written.next().await {
                         Some(Ok(Ok(written))) => Ok(log_pos(&written.log_id)),

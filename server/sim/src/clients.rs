@@ -236,6 +236,9 @@ pub async fn call(
     };
     let ended = world.trace.moment();
     world.trace.note(format_args!("{name}@h{at} {request:?} {answered:?}"));
+    if let Some(Ok(_)) = answered {
+        world.trace.count("calls that were answered");
+    }
     let outcome = match &answered {
         Some(Ok((revision, answer))) => Outcome::Done { revision: *revision, answer: answer.clone() },
         Some(Err(error)) if refused(error) => Outcome::Refused,
@@ -257,6 +260,10 @@ pub async fn watch(world: Arc<World>, name: String, span: Span, mut finish: toki
             continue;
         };
         let Some((node, _, gone)) = world.node(at) else { continue };
+        // It may want to see once more what it has seen, which may be compacted by now.
+        if next > 1 && *finish.borrow() == 0 && chance.one_in(3) {
+            next = (next - chance.below(60) as i64).max(1);
+        }
         let mut stream = node.watch_stream();
         stream.create(WatchCreate {
             range: range(&span),
@@ -304,6 +311,7 @@ pub async fn watch(world: Arc<World>, name: String, span: Span, mut finish: toki
                         Event { revision: event.revision.main, key, kv }
                     };
                     let events: Vec<Event> = events.iter().map(event).collect();
+                    world.trace.count("messages to watchers");
                     next = events.iter().map(|event| event.revision + 1).max().unwrap_or(next).max(next);
                     watch.seen.push(Seen::Events(events));
                 }
@@ -312,6 +320,7 @@ pub async fn watch(world: Arc<World>, name: String, span: Span, mut finish: toki
                     watch.seen.push(Seen::Progress(revision));
                 }
                 WatchMessage::Cancelled { compact_revision, .. } => {
+                    world.trace.count("compacted watches");
                     compacted = compact_revision;
                     break;
                 }

@@ -19,6 +19,7 @@ mod world;
 
 use chance::Chance;
 use ferretcd_history::Span;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 use world::World;
@@ -35,6 +36,12 @@ fn main() -> ExitCode {
     if let Ok(filter) = std::env::var("FERRETCD_LOG") {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
+    // As in the product, a panic ends it all, whoever would catch it.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(3);
+    }));
     // After the log, which draws by chance too: a run with it does the same as one without.
     entropy::seed(seed);
     if std::env::var_os("FERRETCD_STEADY_CLOCK").is_none() {
@@ -46,8 +53,9 @@ fn main() -> ExitCode {
         runtime.expect("a runtime").block_on(run(seed, told))
     });
     match run.join() {
-        Ok((fingerprint, calls, found)) if found.is_empty() => {
-            println!("seed {seed}: {fingerprint:016x} {calls} calls");
+        Ok((fingerprint, counts, found)) if found.is_empty() => {
+            println!("seed {seed}: {fingerprint:016x}");
+            counts.iter().for_each(|(what, count)| println!("{count} {what}"));
             ExitCode::SUCCESS
         }
         Ok((fingerprint, _, found)) => {
@@ -58,8 +66,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// One run: its fingerprint, the calls that clients made, and what was wrong.
-async fn run(seed: u64, told: bool) -> (u64, usize, Vec<String>) {
+/// One run: its fingerprint, what came about how often, and what was wrong.
+async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<String>) {
     let chance = Chance::new(seed);
     let founders = if chance.one_in(4) { 5 } else { 3 };
     let length = chance.millis(2_500, 6_000).as_micros() as u64;
@@ -106,5 +114,5 @@ async fn run(seed: u64, told: bool) -> (u64, usize, Vec<String>) {
     if let Err(violation) = ferretcd_history::check(&history) {
         world.fault(violation.to_string());
     }
-    (world.trace.fingerprint(), history.calls.len(), world.faults())
+    (world.trace.fingerprint(), world.trace.counts(), world.faults())
 }

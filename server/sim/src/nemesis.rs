@@ -35,6 +35,7 @@ pub async fn trouble(world: Arc<World>, until: u64) {
             }
             (5, _) => {
                 world.trace.note(format_args!("the power goes everywhere"));
+                world.trace.count("crashes of all");
                 for at in running {
                     world.crash(at, some_crash(&chance));
                     come_back(&world, at, chance.millis(10, 1500));
@@ -69,6 +70,9 @@ pub async fn trouble(world: Arc<World>, until: u64) {
                         tokio::select! {
                             () = gone.cancelled() => {}
                             done = node.compact(revision, false) => {
+                                if done.is_ok() {
+                                    name.trace.count("compactions");
+                                }
                                 name.trace.note(format_args!("compaction to {revision}: {done:?}"));
                             }
                         }
@@ -137,33 +141,40 @@ fn some_crash(chance: &Chance) -> Crash {
     }
 }
 
-/// All others reach only this host, whose disk is slow; as soon as it is in a new term, it loses its power and comes back: the
-/// others must not both have its vote.
+/// Two sides that do not reach each other ask this host for its vote, one after the other. As soon as one leads with it, this host
+/// loses its power, with what its slow disk has not written yet, and comes back to the other side alone, whose leader was started
+/// again so that it stands once more: they must not both have the vote of one term.
 async fn vote_and_lose_power(world: Arc<World>, chance: Chance, at: usize) {
     const LOOKS: usize = 4000;
-    let Some(group) = world.group(at) else { return };
-    let view = group.view();
-    let term = view.borrow().term;
-    let others: Vec<usize> = world.running().into_iter().filter(|other| *other != at).collect();
-    world.trace.note(format_args!("h{at} is between all others, in term {term}"));
-    for (n, one) in others.iter().enumerate() {
-        world.net.cut(&[*one], &others[n + 1..], false);
+    let (Some(leader), Some(group)) = (leader(&world), world.group(at)) else { return };
+    let term = group.view().borrow().term;
+    let others: Vec<usize> = world.running().into_iter().filter(|other| ![at, leader].contains(other)).collect();
+    let (ones, rest) = others.split_at(others.len().div_ceil(2));
+    let others = [&[leader], rest].concat();
+    if leader == at || ones.is_empty() {
+        return;
     }
+    world.trace.note(format_args!("h{at} is between {ones:?} and {others:?}, in term {term}"));
+    world.net.cut(ones, &others, false);
+    world.net.cut(&[at], &others, false);
     world.slow_disk(at, Duration::from_millis(400));
-    // Who leads keeps this one in its term.
-    if let Some(leader) = leader(&world).filter(|leader| *leader != at) {
-        world.net.cut(&[leader], &[at], false);
-    }
+    world.crash(leader, some_crash(&chance));
+    come_back(&world, leader, chance.millis(1, 30));
     for _ in 0..LOOKS {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        if view.borrow().term > term {
+        let leads = |at: &usize| world.group(*at).is_some_and(|group| group.view().borrow().role == Role::Leader);
+        if ones.iter().any(leads) {
+            world.trace.count("voters that lose their power");
             world.crash(at, Crash::Power(PowerLoss::All));
             world.slow_disk(at, Duration::from_millis(2));
             come_back(&world, at, chance.millis(1, 30));
+            world.net.heal();
+            world.net.cut(ones, &others, false);
+            world.net.cut(ones, &[at], false);
             break;
         }
     }
-    tokio::time::sleep(chance.millis(500, 3000)).await;
+    tokio::time::sleep(chance.millis(1000, 4000)).await;
     world.trace.note(format_args!("the lines are mended"));
     world.net.heal();
 }
@@ -216,6 +227,7 @@ fn cut(world: &Arc<World>, chance: &Chance) {
     };
     world.trace.note(format_args!("{ones:?} and {others:?} are cut off, one way: {one_way}"));
     world.net.cut(ones, others, one_way);
+    world.trace.count("cuts");
 }
 
 fn leader(world: &World) -> Option<usize> {
@@ -236,7 +248,12 @@ async fn move_leader(world: &Arc<World>, chance: &Chance) {
     tokio::spawn(async move {
         tokio::select! {
             () = gone.cancelled() => {}
-            moved = node.move_leader(id) => world.trace.note(format_args!("h{from} hands over to h{to}: {moved:?}")),
+            moved = node.move_leader(id) => {
+                world.trace.note(format_args!("h{from} hands over to h{to}: {moved:?}"));
+                if moved.is_ok() && from != to {
+                    world.trace.count("moved leaders");
+                }
+            }
         }
     });
 }
@@ -253,6 +270,7 @@ async fn change_members(world: Arc<World>, chance: Chance, at: usize) {
             let moved = node.member_update(member.id, vec![url_of(slot, port)]).await.map(|members| members.len());
             world.trace.note(format_args!("h{slot} moves to {port}: {moved:?}"));
             if moved.is_ok() {
+                world.trace.count("moved members");
                 tokio::time::sleep(chance.millis(1, 1000)).await;
                 world.net.listen_from(slot, port);
             }
@@ -267,6 +285,9 @@ async fn change_members(world: Arc<World>, chance: Chance, at: usize) {
             }
             let gone = node.member_remove(member.id).await.map(|members| members.len());
             world.trace.note(format_args!("{} is removed: {gone:?}", member.id));
+            if gone.is_ok() {
+                world.trace.count("removed members");
+            }
             return;
         }
         let slot = world.hosts.lock().keys().max().map_or(0, |at| at + 1);
@@ -291,6 +312,7 @@ async fn change_members(world: Arc<World>, chance: Chance, at: usize) {
             let promoted = node.member_promote(member.id).await;
             world.trace.note(format_args!("h{slot} gets its vote: {:?}", promoted.as_ref().map(Vec::len)));
             if promoted.is_ok() {
+                world.trace.count("promotions");
                 return;
             }
         }
@@ -317,11 +339,15 @@ async fn damage(world: Arc<World>, chance: Chance, at: usize) {
     if !world.stopped().contains(&at) {
         return;
     }
-    let Some(whole) = world.damage(at, &chance) else { return };
+    let Some((whole, file)) = world.damage(at, &chance) else { return };
     if let Err(why) = world.start(at).await
         && why != NOT_NOW
     {
         world.trace.note(format_args!("refused: {why}"));
+        match why.contains(&*file.to_string_lossy()) {
+            true => world.trace.count("refused logs"),
+            false => world.fault(format!("{} is damaged, and h{at} is refused for this: {why}", file.display())),
+        }
         world.repair(at, whole);
         start(&world, at).await;
     }

@@ -205,10 +205,15 @@ impl Net {
             passing.said = Some(said.clone());
             tokio::spawn(self.clone().say_again(from, to, parts.clone(), said));
         }
+        let installs = parts.uri.path().ends_with("/InstallSnapshot");
         let request = http::Request::from_parts(parts, Body::new(passing));
         // On a task of the one that serves: it goes on when the caller gives up.
         let served = tokio::spawn(async move { service.call(request).await });
         let response = served.await.map_err(StdError::from)?.map_err(|never| match never {})?;
+        // A refusal has its code at its head.
+        if installs && !response.headers().contains_key("grpc-status") {
+            self.trace.count("installed snapshots");
+        }
         self.pass(to, from).await;
         if lost_back || !self.lives(to, to_life) || !self.lives(from, life) {
             return Err(broken());
@@ -232,6 +237,7 @@ impl Net {
         let Some((_, mut service)) = self.inside.lock().up.get(&to).cloned() else { return };
         let said = Said(said.lock().clone());
         self.trace.note(format_args!("h{from}>h{to} {} again, {} messages", parts.uri.path(), said.0.len()));
+        self.trace.count("calls that come twice");
         let Ok(response) = service.call(http::Request::from_parts(parts, Body::new(said))).await;
         let mut answers = std::pin::pin!(response.into_body());
         while let Some(Ok(_)) = std::future::poll_fn(|cx| http_body::Body::poll_frame(answers.as_mut(), cx)).await {}

@@ -1,6 +1,7 @@
 //! What happened, in order: a fingerprint always, and the lines themselves on demand.
 
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio::time::Instant;
@@ -9,13 +10,14 @@ use tokio::time::Instant;
 pub struct Trace {
     began: Instant,
     inside: Mutex<(DefaultHasher, u64)>,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
     /// Lines go to standard error as they come.
     told: bool,
 }
 
 impl Trace {
     pub fn new(told: bool) -> Self {
-        Trace { began: Instant::now(), inside: Mutex::new((DefaultHasher::new(), 0)), told }
+        Trace { began: Instant::now(), inside: Mutex::new((DefaultHasher::new(), 0)), counts: Mutex::default(), told }
     }
 
     /// Microseconds of the simulation's clock.
@@ -38,6 +40,16 @@ impl Trace {
         if self.told {
             eprintln!("{:>4}.{:06} {line}", now / 1_000_000, now % 1_000_000);
         }
+    }
+
+    /// This has come about once more.
+    pub fn count(&self, what: &'static str) {
+        *self.counts.lock().entry(what).or_default() += 1;
+    }
+
+    /// What has come about how often.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.counts.lock().clone()
     }
 
     /// Two runs with the same one did the same.

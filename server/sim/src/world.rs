@@ -16,7 +16,7 @@ use ferretcd_types::{ClusterId, Limits, MemberId};
 use ferretcd_wal::fs::mem::{Call, MemFs, PowerLoss};
 use ferretcd_wal::{Identity, Options, Wal};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,8 +72,8 @@ pub struct Host {
     pub removed: bool,
     /// Its store cannot be used at the next start.
     lost: bool,
-    /// A bit of a snapshot file has changed, and no start has found them sound since.
-    rotten: bool,
+    /// Snapshot files of which a bit has changed, and that no start has found sound since.
+    rotten: BTreeSet<String>,
     /// Where the others reach it, as it was told last.
     port: u64,
     /// Writes and syncs take up to this long.
@@ -158,7 +158,7 @@ impl World {
             starting: false,
             removed: false,
             lost: false,
-            rotten: false,
+            rotten: BTreeSet::new(),
             port: FIRST_PORT,
             disk_micros: Arc::new(AtomicU64::new(1500)),
         };
@@ -239,7 +239,8 @@ impl World {
         let Some(host) = hosts.get_mut(&at).filter(|host| !host.starting) else { return };
         if let Some(name) = files::flip(&host.snapshots, ".snap", chance) {
             self.trace.note(format_args!("h{at} {name} is damaged"));
-            host.rotten = true;
+            self.trace.count("flipped bits of snapshot files");
+            host.rotten.insert(name);
         }
     }
 
@@ -265,9 +266,9 @@ impl World {
         Some(host.port)
     }
 
-    /// Flips a bit somewhere in the log of a stopped host, as often as not near its end; gives back how it was. It must be
-    /// found, or not matter.
-    pub fn damage(&self, at: usize, chance: &Chance) -> Option<MemFs> {
+    /// Flips a bit somewhere in the log of a stopped host, as often as not near its end; gives back how it was, and the file. It must
+    /// be found, or not matter.
+    pub fn damage(&self, at: usize, chance: &Chance) -> Option<(MemFs, PathBuf)> {
         use ferretcd_wal::Fs;
         let mut hosts = self.hosts.lock();
         let host = hosts.get_mut(&at)?;
@@ -295,13 +296,14 @@ impl World {
         let before = opened(&whole).ok()?;
         let flipped = host.disk.fork();
         flipped.set_contents(&path, bytes);
+        self.trace.count("flipped bits of logs");
         if let Ok(after) = opened(&flipped)
             && (after.last, after.vote, after.purged) != (before.last, before.vote, before.purged)
         {
             self.fault(format!("h{at} takes a flipped bit at {place} of {} for the end of its log", path.display()));
         }
         host.disk = flipped;
-        Some(whole)
+        Some((whole, path))
     }
 
     /// Puts a disk back as it was.
@@ -375,11 +377,16 @@ impl World {
             parts = Parts { wal: log(true)?, ..parts };
             if lost || !parts.fit() {
                 self.trace.note(format_args!("h{at} rebuilds its state"));
+                self.trace.count("lost stores");
+                let had = parts.snapshots.usable().ok().flatten();
                 let epoch = parts.state.epoch();
                 engine = Arc::new(MemoryEngine::new());
                 (parts.store, parts.state) = open(&engine)?;
                 let everybody = BootConfig { initial_cluster: self.addresses(), ..self.config(at, life) };
                 Boot::new(everybody).rebuild_on(&parts, epoch).await.map_err(|e| text(&e))?;
+                if parts.snapshots.usable().ok().flatten() != had {
+                    self.trace.count("fetched snapshots");
+                }
             }
             parts.take_up().map_err(|e| text(&e))?;
             drop(parts.wal);
@@ -406,25 +413,27 @@ impl World {
         Ok(())
     }
 
-    /// A snapshot file that counts is whole, and reaches as far as the log was purged: both were durable before.
+    /// A snapshot file that counts is whole, and reaches as far as the log was purged: both were durable before. One of which a bit
+    /// was flipped need not be whole, nor be there: the member sets it aside.
     fn look_at_snapshots(&self, at: usize, snapshots: &SnapshotDir, purged: u64) {
-        let wrong = match snapshots.usable() {
-            Err(e) => Some(format!("a snapshot file that counts is damaged: {e}")),
-            Ok(found) => {
-                let reaches = found.map_or(0, |pos| pos.index);
-                (reaches < purged)
-                    .then(|| format!("the log is purged to {purged}, the snapshot file reaches {reaches}"))
-            }
-        };
+        let (found, newest) = (snapshots.usable(), snapshots.newest().ok().flatten());
+        let newest = newest.and_then(|(_, file)| Some(file.path.file_name()?.to_str()?.to_owned())).unwrap_or_default();
         let mut hosts = self.hosts.lock();
         let Some(host) = hosts.get_mut(&at) else { return };
-        match wrong {
-            Some(wrong) if !host.rotten => {
-                drop(hosts);
-                self.fault(format!("h{at}: {wrong}"));
-            }
-            Some(_) => {}
-            None => host.rotten = false,
+        let mut wrong = None;
+        match &found {
+            Ok(_) => drop(host.rotten.remove(&newest)),
+            Err(_) if host.rotten.contains(&newest) => {}
+            Err(e) => wrong = Some(format!("a snapshot file that counts is damaged: {e}")),
+        }
+        let reached = host.rotten.iter().filter_map(|name| reach_of(name)).max().unwrap_or(0);
+        let reaches = found.ok().flatten().map_or(0, |pos| pos.index).max(reached);
+        drop(hosts);
+        if wrong.is_none() && reaches < purged {
+            wrong = Some(format!("the log is purged to {purged}, the snapshot file reaches {reaches}"));
+        }
+        if let Some(wrong) = wrong {
+            self.fault(format!("h{at}: {wrong}"));
         }
     }
 
@@ -533,16 +542,23 @@ impl World {
         micros: Arc<AtomicU64>,
     ) {
         let chance = self.chance.fork();
-        let mut doomed = false;
+        let (mut doomed, mut end) = (false, wal.end_index());
         loop {
             bell.notified().await;
             tokio::time::sleep(chance.micros(50, micros.load(Ordering::Relaxed))).await;
+            if wal.end_index() < end {
+                self.trace.count("truncated logs");
+            }
+            end = wal.end_index();
             wal.drive();
-            if !doomed && is_log_broken(&disk) {
+            // Nothing else writes there than the log itself, and what it gets ready for its next segment.
+            if !doomed && !disk.failed().is_empty() {
                 doomed = true;
+                self.trace.count("logs that were not written");
                 tokio::spawn(self.clone().must_end(at, life, disk.clone()));
             }
             if disk.crashed() {
+                self.trace.count("crashes at a write");
                 let loss = [PowerLoss::All, PowerLoss::Suffix, PowerLoss::Random];
                 let loss = chance.pick(&loss).unwrap_or(PowerLoss::All);
                 self.crash(at, Crash::Power(loss));
@@ -573,6 +589,7 @@ impl World {
             if engine.failed() {
                 let last = state.applied();
                 self.trace.note(format_args!("h{at} has a store that cannot be written, at {last:?}"));
+                self.trace.count("stores that were not written");
                 tokio::time::sleep(LAST_BREATH).await;
                 if state.applied() > last {
                     self.fault(format!("h{at} goes on after its store could not be written"));
@@ -640,13 +657,15 @@ impl World {
     /// Equal hashes at equal revisions.
     pub fn compare(&self, at: usize, state: &State) {
         let Ok(hash) = state.hash_kv(0) else { return };
-        let known = *self.checks.lock().hashes.entry((hash.revision, hash.compact_revision)).or_insert(hash.hash);
+        let known = self.checks.lock().hashes.insert((hash.revision, hash.compact_revision), hash.hash);
+        let Some(known) = known else { return };
+        self.trace.count("compared hashes");
         if known != hash.hash {
             self.fault(format!("h{at} has hash {:x} at {}, another has {known:x}", hash.hash, hash.revision));
         }
     }
 
-    /// Why a member ends: because it was removed, or its disk is gone or has failed.
+    /// Why a member ends: because it was removed, or its disk is gone or has failed. It says which.
     async fn mourn(
         self: Arc<Self>,
         at: usize,
@@ -658,13 +677,16 @@ impl World {
         let why = node.ended().await;
         self.trace.note(format_args!("h{at} ends: {why}"));
         let snapshots = self.hosts.lock().get(&at).map(|host| host.snapshots.clone()).unwrap_or_default();
+        let injected = (disk.failures() > 0 || engine.failed()) && why.contains("injected");
         if why.contains(REMOVED) {
+            self.trace.count("removed members that end");
             self.crash(at, Crash::Process);
             self.retire(at);
-        } else if disk.failures() > 0 || files::failed(&snapshots) || engine.failed() {
+        } else if injected || (files::failed(&snapshots) && why.contains(files::FAILED)) {
+            self.trace.count("members that end because a disk failed");
             let loss = [Crash::Process, Crash::Power(PowerLoss::All), Crash::Power(PowerLoss::Random)];
             self.crash(at, self.chance.pick(&loss).unwrap_or(Crash::Process));
-        } else if disk.crashed() {
+        } else if disk.crashed() && why.contains("the power is gone") {
             self.crash(at, Crash::Power(PowerLoss::Suffix));
         } else {
             self.fault(format!("h{at} ({id}) ended by itself, at {:?}: {why}", state.applied()));
@@ -693,10 +715,7 @@ impl Checks {
     }
 }
 
-/// Whether a write or a sync of the segment that is written on has failed.
-fn is_log_broken(disk: &MemFs) -> bool {
-    use ferretcd_wal::Fs;
-    let names = disk.list(Path::new("/wal")).unwrap_or_default();
-    let last = names.into_iter().filter(|name| name.ends_with(".wal")).max();
-    last.is_some_and(|last| disk.failed().contains(&Path::new("/wal").join(last)))
+/// The entry that a snapshot file stands for, by its name.
+fn reach_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_suffix(".snap")?.split_once('-')?.1, 16).ok()
 }
