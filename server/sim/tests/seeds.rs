@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LEAST: [(&str, u64); 23] = [
     ("calls that come twice", 700),
     ("calls that were answered", 30_000),
-    ("compacted watches", 5),
+    ("compacted watches", 20),
     ("compactions", 40),
     ("compared hashes", 30_000),
     ("crashes at a write", 75),
