@@ -334,7 +334,7 @@ async fn probed(member: &Member, path: &str) -> (u16, Vec<String>) {
     (status, lines)
 }
 
-/// `/readyz` knows no `serializable` in etcd, as `/health` does; what asks one member alone is `exclude=linearizable_read`.
+/// `/readyz` knows no `serializable` in etcd, as `/health` does; `exclude=linearizable_read` asks one member alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_without_a_quorum() {
     let both = Both::start(&[]).await;
@@ -389,7 +389,8 @@ async fn snapshot_pieces_and_the_first_chunk_of_a_range() {
     let said = both.agree("pieces", pieces).await;
     assert_eq!(said, (Some(32 << 10), Some(32 << 10), Some(32), 10));
 
-    // Which release's layout it is, both tell with each piece; whose snapshot, and of which revision, ours with the first.
+    // Which release's layout it is, both tell with each piece; whose snapshot, and of which revision, ours tells with
+    // the first.
     let told = async |m: Member| {
         let mut stream = m.maintenance().await.snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
         let first = stream.message().await.unwrap().unwrap();

@@ -134,7 +134,7 @@ async fn a_member_moves_to_another_peer_address() {
     refused(&["member", "update", &ids[0], &taken], "etcdserver: Peer URLs already exists");
 }
 
-/// The store is rewritten in pieces, and a call waits for one of them at most: of some hundred megabytes that is a small part.
+/// The store is rewritten in pieces, and a call waits for one of them at most: a small part of a hundred megabytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_defragmentation_takes_long_and_no_call_waits_for_all_of_it() {
     const VALUES: usize = 100;

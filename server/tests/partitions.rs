@@ -408,7 +408,8 @@ fn said<T>(answer: Result<T, tonic::Status>) -> Result<(), (Code, String)> {
     answer.map(drop).map_err(|status| (status.code(), status.message().to_owned()))
 }
 
-/// The same story for real etcd and for the server: a learner that has far less than the leader gets no vote, and none leads.
+/// The same story for real etcd and for the server: a learner that has far less than the leader gets no vote, and does
+/// not lead.
 async fn a_learner_that_lags(program: Option<std::path::PathBuf>) {
     const VALUES: usize = 100;
     let Some(network) = Network::new(2) else { return };

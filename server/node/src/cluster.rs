@@ -75,7 +75,7 @@ impl Inner {
                 _ => self.leader_by(deadline).await?,
             };
             let changed = if leader == self.identity.member {
-                // An entry that no quorum takes up would be waited for as long as this member believes that it leads, and longer.
+                // Without a quorum the entry would be waited for until there is one.
                 let changed = tokio::time::timeout_at(deadline, self.change_members_here(change.clone())).await;
                 changed.unwrap_or(Err(Error::Timeout))
             } else {

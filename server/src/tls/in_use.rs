@@ -1,4 +1,5 @@
-//! The certificates in use, as a metric: when each of them ends, and, after files were replaced, that the new ones are taken.
+//! The certificates in use, as a metric: when each of them ends, and, after files were replaced, that the new ones are
+//! taken.
 
 use crate::tls::certificate;
 use crate::tls::material::Material;
@@ -7,8 +8,8 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::sync::Arc;
 
-/// What is told of one: the flag of its file, its serial number, and its fingerprint as `openssl x509 -fingerprint -sha256`
-/// has it, without colons.
+/// What is told of one: the flag of its file, its serial number, and its fingerprint as
+/// `openssl x509 -fingerprint -sha256` has it, without colons and in small letters.
 const LABELS: [&str; 3] = ["flag", "serial", "sha256"];
 
 /// Looks at the files whenever somebody asks, as a handshake does, so that what is told is what the next one uses.

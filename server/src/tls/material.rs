@@ -90,8 +90,8 @@ impl Material {
         held.configs.clone()
     }
 
-    /// The certificates that the next connection uses, with the flags of their files: what is shown (the chain behind it is
-    /// left out), and authorities. Reads the files.
+    /// The certificates that the next connection uses, with the flags of their files: what is shown (the chain behind it
+    /// is left out), and authorities. Reads the files.
     pub fn in_use(&self) -> Vec<(&'static str, CertificateDer<'static>)> {
         self.current();
         let held = self.held.lock();
