@@ -48,6 +48,7 @@ pub struct Disk {
     ignored: Vec<String>,
     failing: Vec<String>,
     delay_us: u32,
+    kill_after: u32,
 }
 
 /// What a cut did.
@@ -66,7 +67,7 @@ impl Disk {
         let (root, notes) = (place.join(name), place.join(format!("{name}.notes")));
         fs::create_dir(&root).unwrap();
         fs::create_dir(&notes).unwrap();
-        Disk { root, notes, ignored: Vec::new(), failing: Vec::new(), delay_us: 0 }
+        Disk { root, notes, ignored: Vec::new(), failing: Vec::new(), delay_us: 0, kill_after: 0 }
     }
 
     /// The folder.
@@ -100,10 +101,26 @@ impl Disk {
         self.delay_us = microseconds;
     }
 
+    /// The next process is killed at its `notes`th note: a change of the folder that it was about to make or has just made, or a
+    /// sync. 0: never.
+    pub fn kill_after(&mut self, notes: u32) {
+        self.kill_after = notes;
+    }
+
+    /// How many notes there are up to the first that gives such a name.
+    pub fn notes_until(&self, is_such: impl Fn(&str) -> bool) -> Option<u32> {
+        let gives = |op: &Op| match &op.what {
+            What::Add { name, .. } | What::Rename { to: name, .. } => is_such(name),
+            _ => false,
+        };
+        let at = journal::read(&self.notes).unwrap().iter().position(gives);
+        at.and_then(|at| u32::try_from(at + 1).ok())
+    }
+
     /// Has a process watched.
     pub fn attach(&self, command: &mut Command) {
         command.env("LD_PRELOAD", shim()).env("POWER_CUT_ROOT", &self.root).env("POWER_CUT_NOTES", &self.notes);
-        command.env("POWER_CUT_DELAY_US", self.delay_us.to_string());
+        command.env("POWER_CUT_DELAY_US", self.delay_us.to_string()).env("POWER_CUT_KILL", self.kill_after.to_string());
         command.env("POWER_CUT_IGNORE", self.ignored.join(":")).env("POWER_CUT_FAIL", self.failing.join(":"));
     }
 

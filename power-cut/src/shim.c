@@ -4,7 +4,8 @@
 //
 // Environment: POWER_CUT_ROOT, the absolute path of what is watched; POWER_CUT_NOTES, a folder for journals and removed
 // files; POWER_CUT_DELAY_US, how long a sync takes; POWER_CUT_IGNORE, patterns (separated by ':') of paths whose syncs
-// do nothing; POWER_CUT_FAIL, patterns of paths whose next sync fails when the file `fail` is among the notes.
+// do nothing; POWER_CUT_FAIL, patterns of paths whose next sync fails when the file `fail` is among the notes;
+// POWER_CUT_KILL, after how many notes the process is killed.
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -13,6 +14,7 @@
 #include <fnmatch.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -42,7 +44,7 @@ static int journal = -1;
 static uint64_t journal_bytes;
 static char root[PATH_MAX], notes[PATH_MAX - 64];
 static size_t root_bytes;
-static long delay_us;
+static long delay_us, notes_left;
 
 __attribute__((constructor)) static void begin(void) {
     const char *r = getenv("POWER_CUT_ROOT"), *n = getenv("POWER_CUT_NOTES"), *d = getenv("POWER_CUT_DELAY_US");
@@ -51,6 +53,8 @@ __attribute__((constructor)) static void begin(void) {
     strcpy(notes, n);
     root_bytes = strlen(root);
     delay_us = d ? atol(d) : 0;
+    const char *k = getenv("POWER_CUT_KILL");
+    notes_left = k ? atol(k) : 0;
     for (int number = 0; journal < 0 && number < 100000; number++) {
         char path[PATH_MAX];
         snprintf(path, sizeof path, "%s/journal.%05d", notes, number);
@@ -85,6 +89,7 @@ static void note(struct record r, const char *name, const char *other, const voi
     put(other, r.other);
     put(fresh, fresh_bytes);
     put(old, old_bytes);
+    if (notes_left > 0 && --notes_left == 0) kill(getpid(), SIGKILL), pause();
     errno = saved;
 }
 

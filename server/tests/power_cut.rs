@@ -35,6 +35,13 @@ struct Known {
 
 type Shared = Arc<parking_lot::Mutex<Known>>;
 
+/// Nothing is to reach a real disk; 128 MiB of log per member are faster in memory, if there is enough.
+fn place_of_disks() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(memory).map_or(0, |found| found.f_bavail * found.f_frsize);
+    if room > ROOM { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 /// Members whose power can be cut.
 struct Place {
     cluster: Cluster,
@@ -51,10 +58,7 @@ struct Place {
 impl Place {
     fn new(names: &[&str], engine: &'static str, own_wal_dir: bool, large: bool) -> Place {
         let mut cluster = Cluster::new(names);
-        // Nothing is to reach a real disk; 128 MiB of log per member are faster in memory, if there is enough.
-        let memory = Path::new("/dev/shm");
-        let room = rustix::fs::statvfs(memory).map_or(0, |found| found.f_bavail * found.f_frsize);
-        let tmp = if room > ROOM { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let tmp = place_of_disks();
         let mut disks = Vec::new();
         for member in &mut cluster.members {
             let mut disk = Disk::new(tmp.path(), &format!("disk-{}", member.name));
@@ -402,6 +406,67 @@ async fn without_the_syncs_of_a_snapshot_file_or_of_its_name_what_was_purged_is_
             Some(ignored) => println!("without syncs of {ignored}: {}", place.lost(random).await),
         }
     }
+}
+
+/// The last member of three is made the only one, is killed at each write of that, and loses its power.
+#[tokio::test(flavor = "multi_thread")]
+async fn whenever_it_is_interrupted_a_member_goes_on_alone_with_all_that_was_acknowledged() {
+    let mut cluster = Cluster::start(&["a", "b", "c"]).await;
+    for n in 0..30 {
+        cluster.members[0].put(&format!("k{n}"), "v").await.unwrap();
+    }
+    let wanted = cluster.agreed().await;
+    cluster.members.iter_mut().for_each(Member::kill);
+    let whole = cluster.members[0].dir.clone();
+    let member = &mut cluster.members[0];
+    member.flags.push("--force-new-cluster-once=fire".to_owned());
+    let tmp = place_of_disks();
+    let fresh = |member: &mut Member, kill_after: u32| {
+        let mut disk = Disk::new(tmp.path(), &format!("disk-{kill_after}"));
+        member.dir = disk.root().join("data");
+        let copy =
+            std::process::Command::new("cp").args(["-a", "--sparse=always"]).args([&whole, &member.dir]).status();
+        assert!(copy.unwrap().success());
+        disk.kill_after(kill_after);
+        let mut command = member.command(&[]);
+        disk.attach(&mut command);
+        member.start_as(command);
+        disk
+    };
+    // From where to where it writes: its snapshot file, the log, and at the end its name for that it was done.
+    let disk = fresh(member, 0);
+    member.ready().await;
+    member.kill();
+    let begun = disk.notes_until(|name| name.starts_with("build-")).unwrap();
+    let done = disk.notes_until(|name| name == "forced").unwrap();
+    println!("notes {begun} to {done}");
+    let mut interrupted = 0;
+    for kill_after in begun - 10..=done + 2 {
+        let disk = fresh(member, kill_after);
+        member.ended().await;
+        let cut = disk.cut(Lose::ALL[kill_after as usize % 3], kill_after.into());
+        let is_done = member.dir.join("member/forced").exists();
+        interrupted += usize::from(!is_done);
+        // Then under the same name once more; a few of these tell it.
+        let starts = if kill_after % 5 == 0 { 2 } else { 1 };
+        for start in 0..starts {
+            member.start();
+            member.ready().await;
+            let all = member.everything().await;
+            assert!(
+                wanted.iter().all(|entry| all.contains(entry)),
+                "killed after {kill_after} notes, {cut:?}: {all:?}"
+            );
+            assert_eq!(all.len(), wanted.len() + start);
+            assert_eq!(member.etcdctl(&["member", "list"]).unwrap().lines().count(), 1);
+            let again = member.log().contains("was made the only one under this name before");
+            assert_eq!(again, is_done || start > 0, "killed after {kill_after} notes");
+            member.put("alone", "v").await.unwrap();
+            member.kill();
+        }
+        std::fs::remove_dir_all(disk.root()).unwrap();
+    }
+    assert!(interrupted > 10, "it was interrupted {interrupted} times");
 }
 
 #[tokio::test(flavor = "multi_thread")]

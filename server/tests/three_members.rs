@@ -44,6 +44,44 @@ async fn a_request_to_a_follower_works_like_one_to_the_leader() {
     assert!(ids.iter().all(|id| *id == ids[0]), "one cluster ID: {ids:x?}");
 }
 
+/// While nobody confirms the leader, reads pile up: at the leader, then at a follower.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_linearizable_reads_that_wait_share_a_few_rounds() {
+    const READS: usize = 1000;
+    const STARTED: &str =
+        "grpc_server_started_total{grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
+    const ROUNDS: &str = "ferretcd_read_index_rounds_total";
+    // Nobody is to be elected meanwhile.
+    let flags = ["--election-timeout=20000", "--heartbeat-interval=200"];
+    let mut cluster = Cluster::start_with(ABC, &flags).await;
+    cluster.members[0].put("k", "v").await.unwrap();
+    let leader = cluster.leader().await;
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    for (asked, held) in [(leader, &others[..]), (others[0], &[leader][..])] {
+        held.iter().for_each(|at| cluster.members[*at].pause());
+        let m = &cluster.members[asked];
+        let (started, rounds) = (m.figure(STARTED).await, m.figure(ROUNDS).await);
+        let kv = m.kv().await;
+        let read = |_| {
+            let mut kv = kv.clone();
+            tokio::spawn(async move { kv.range(pb::RangeRequest { key: "k".into(), ..Default::default() }).await })
+        };
+        let reads: Vec<_> = (0..READS).map(read).collect();
+        eventually("all reads have come", async || match m.figure(STARTED).await - started {
+            n if n >= READS as i64 => Ok(()),
+            n => Err(format!("{n} have")),
+        })
+        .await;
+        held.iter().for_each(|at| cluster.members[*at].resume());
+        for read in reads {
+            assert_eq!(read.await.unwrap().unwrap().into_inner().kvs.len(), 1);
+        }
+        // One that nobody answered is asked again every half second.
+        let rounds = cluster.members[asked].figure(ROUNDS).await - rounds;
+        assert!((2..100).contains(&rounds), "{rounds} rounds");
+    }
+}
+
 /// As etcd: until a member has heard from a quorum, callers wait at its door, and clients go on to another endpoint.
 /// Probes and scrapers have a listener of their own, which answers from the start.
 #[tokio::test(flavor = "multi_thread")]

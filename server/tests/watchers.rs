@@ -282,6 +282,35 @@ const LARGE_BYTES: usize = 64 << 10;
 /// How many snapshots are read at once.
 const SNAPSHOTS_MAX: usize = 4;
 
+/// All of them are asked for before the first answer is read, and the answers fill the windows many times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_watches_on_one_connection_with_small_windows_is_served_whole() {
+    const WATCHES: usize = 2500;
+    const STUCK: Duration = Duration::from_secs(60);
+    let cluster = Cluster::start(&["solo"]).await;
+    let member = &cluster.members[0];
+    member.put("k", &"x".repeat(2048)).await.unwrap();
+    for streams in [1, 50, WATCHES] {
+        let endpoint = Endpoint::from_shared(format!("http://{}", member.client)).unwrap();
+        let channel = endpoint.initial_stream_window_size(1024).initial_connection_window_size(65_535);
+        let channel = channel.connect().await.unwrap();
+        let each = WATCHES / streams;
+        let watches = || (1..=each as i64).map(|id| watch(id, "k", false, 1)).collect::<Vec<_>>();
+        let opening = futures::future::join_all((0..streams).map(|_| open(&channel, watches())));
+        let opened = tokio::time::timeout(STUCK, opening).await.expect("all streams are opened");
+        let told = futures::future::join_all(opened.into_iter().map(|mut open| async move {
+            let mut told = Told::default();
+            while told.created < each || told.revisions.values().map(Vec::len).sum::<usize>() < each {
+                let answer = tokio::time::timeout(STUCK, open.answers.message()).await;
+                let answer = answer.unwrap_or_else(|_| panic!("stuck at {} of {each} watches", told.created));
+                told.take(&answer.unwrap().unwrap());
+            }
+            told
+        }));
+        assert_eq!(told.await.iter().map(|told| told.created).sum::<usize>(), WATCHES);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_streams_that_nobody_reads() {
     let cluster = Cluster::start(&["solo"]).await;

@@ -6,7 +6,7 @@
 //! And it takes a place in a cluster only when it has never run there ([`crate::admission`]).
 
 use crate::admission::{Answers, Arrivals, Asker, Verdict, judge, own_arrival, sealed, unsealed, write_durably};
-use crate::aside::set_aside;
+use crate::aside::{delete_unfilled, set_aside};
 use crate::auth::SimpleTokens;
 use crate::difference::difference;
 use crate::lease::LeaseClock;
@@ -36,7 +36,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// How long one member may take to say who it is, beside the election time-out.
@@ -540,8 +541,16 @@ impl Boot {
         let identity = Identity::new(me.cluster, me.member, me.epoch);
         let started = Instant::now();
         let mut reported = Instant::now();
-        if self.other_urls().is_empty() || me.epoch == Epoch::UNKNOWN {
+        if self.other_urls().is_empty() {
             return Err(Unopened::Lacks(lack).into());
+        }
+        if me.epoch == Epoch::UNKNOWN {
+            return Err(BootError::Storage(format!(
+                "{lack}; other members are not asked for a snapshot, because the file {} does not say which history is this \
+                 member's own, as it does from the first whole start of this release on; remove this member and add a new \
+                 one, or restore a backup",
+                Remembered::FILE
+            )));
         }
         tracing::warn!("{lack}: asking the other members for a snapshot");
         loop {
@@ -906,9 +915,14 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
                 BootError::Storage(format!("the store {} cannot be opened: {why}", opener.dir.display())).into()
             );
         }
-        Ok((store, _)) => {
+        Ok((store, state)) => {
+            let is_unfilled = state.applied().is_none();
             let _ = store.close();
-            drop(store);
+            drop((store, state));
+            let dir = &opener.dir;
+            if is_unfilled && delete_unfilled(dir).map_err(|e| unwritable(dir, &e))? {
+                tracing::warn!(store = %dir.display(), "the store was not whole yet when its rebuilding was interrupted");
+            }
             rebuild(&opener, "it does not fit the log", &snapshots, &wal)?
         }
         Err(why) => rebuild(&opener, &why.to_string(), &snapshots, &wal)?,
@@ -1038,22 +1052,41 @@ fn rebuild(
     let failed = |e: &dyn std::error::Error| {
         BootError::Storage(format!("cannot rebuild the store {}: {}; replace this member", dir.display(), chain(e)))
     };
-    let (aside, deleted) = set_aside(dir, |path| free_bytes(path).ok()).map_err(|e| failed(&e))?;
-    let deleted = deleted.map_or("nothing".to_owned(), |path| path.display().to_string());
+    let snapshot_bytes = snapshots.newest().map_err(|e| failed(&e))?.map_or(0, |(_, file)| file.bytes);
+    let (aside, deleted) = set_aside(dir, snapshot_bytes, |path| free_bytes(path).ok()).map_err(|e| failed(&e))?;
+    let deleted: Vec<_> = deleted.iter().map(|path| path.display().to_string()).collect();
+    let deleted = if deleted.is_empty() { "nothing".to_owned() } else { deleted.join(" ") };
     tracing::warn!(aside = %aside.display(), deleted, "the store was set aside; delete it when nobody wants to look at it");
     let (store, state) =
         opener.open().map_err(|e| BootError::Storage(format!("cannot make a new store at {}: {e}", dir.display())))?;
-    fill(&state, snapshots, wal, opener.member).map_err(|e| failed(&e))?;
+    fill(&state, snapshots, wal, opener.member).map_err(|e| match e {
+        Unfilled::Older(why) => BootError::Identity(why),
+        Unfilled::Io(e) => failed(&e),
+    })?;
     Ok((store, state))
 }
 
+/// Why an empty state was not filled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unfilled {
+    /// The snapshot is sound, and this server is older than the cluster that it belongs to.
+    #[error("{0}")]
+    Older(String),
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Fills an empty state from the last snapshot file, if there is one.
-pub(crate) fn fill(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: MemberId) -> io::Result<()> {
+pub(crate) fn fill(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: MemberId) -> Result<(), Unfilled> {
     let Some((pos, snapshot)) = snapshots.newest()? else { return Ok(()) };
     // Before there is a store that a start would take without a second look.
     offline::join_up(wal, pos, member)?;
-    state.install(&File::open(&snapshot.path)?).map_err(io::Error::other)?;
-    state.flush().map(drop).map_err(io::Error::other)
+    state.install(&File::open(&snapshot.path)?).map_err(|e| match e {
+        StateError::Older { .. } => Unfilled::Older(chain(&e)),
+        e => Unfilled::Io(io::Error::other(e)),
+    })?;
+    Ok(state.flush().map(drop).map_err(io::Error::other)?)
 }
 
 /// Lets the log go on from a snapshot file that raft takes up because the state is behind it: one that was fetched, or installed
@@ -1112,7 +1145,7 @@ impl Member {
             return;
         }
         // One that does not answer would make the stop wait, too.
-        let answers = |at: tokio::time::Instant| at.elapsed() < inner.timing.election;
+        let answers = |at: Instant| at.elapsed() < inner.timing.election;
         let heir = view
             .voters()
             .filter(|(id, _, _)| *id != inner.identity.member)

@@ -64,6 +64,7 @@ pub struct Metrics {
     request: HistogramVec,
     pub(crate) read_indexes_failed: IntCounter,
     pub(crate) slow_read_indexes: IntCounter,
+    pub(crate) read_index_rounds: IntCounter,
     pub(crate) learners_promoted: IntCounter,
     pub(crate) learners_not_promoted: IntCounterVec,
     alarms: IntGaugeVec,
@@ -413,6 +414,11 @@ impl Metrics {
             ),
             read_indexes_failed: m.counter("etcd_server_read_indexes_failed_total", "Read indexes that failed."),
             slow_read_indexes: m.counter("etcd_server_slow_read_indexes_total", "Read indexes that timed out."),
+            // Of our own: etcd does not say how many reads a round is for.
+            read_index_rounds: m.counter(
+                "ferretcd_read_index_rounds_total",
+                "Times the leader was asked for a read index, each for all linearizable reads that waited.",
+            ),
             learners_promoted: m.counter("etcd_server_learner_promote_successes", "Learners promoted by this leader."),
             learners_not_promoted: m.counters(
                 "etcd_server_learner_promote_failures",

@@ -120,6 +120,7 @@ impl Inner {
         let index = loop {
             let leader = self.leader_by(deadline).await?;
             let again = (Instant::now() + ROUND_RETRY).min(deadline);
+            self.metrics.read_index_rounds.inc();
             let asked = if leader == self.identity.member {
                 timeout_at(again, self.group.read_index()).await.map(|r| {
                     r.map_err(|e| match e {

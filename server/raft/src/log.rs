@@ -207,4 +207,19 @@ mod tests {
         cut.now_or_never().unwrap().unwrap();
         purged.now_or_never().unwrap().unwrap();
     }
+
+    #[tokio::test]
+    async fn a_request_to_a_follower_holds_a_megabyte_or_one_entry() {
+        let identity = wal::Identity { cluster_id: 1, member_id: 1 };
+        let options = wal::Options { segment_bytes: 16 << 20, ..wal::Options::default() };
+        let (wal, _) = Wal::open_inline(Arc::new(MemFs::new()), Path::new("/wal"), options, identity).unwrap();
+        let sizes = [400_000, 400_000, 400_000, 3 << 20, 1, 1];
+        let entry = |(index, bytes)| wal::Entry { term: 1, index, payload: entry::normal(&vec![b'x'; bytes]) };
+        wal.append((0..).zip(sizes).map(entry).collect(), Box::new(|done| done.unwrap()));
+        let mut log = Log::new(wal);
+        for (first, expected) in [(0, 2), (1, 2), (2, 1), (3, 1), (4, 2)] {
+            // As openraft reads what it sends; with as many entries as it may ask for.
+            assert_eq!(log.limited_get_log_entries(first, 6).await.unwrap().len(), expected, "from {first}");
+        }
+    }
 }

@@ -195,11 +195,20 @@ impl Store {
         queue.rewrite = Rewrite::Wanted;
         self.shared.work.notify_one();
         loop {
-            queue.usable_for_flush()?;
-            if let Rewrite::Done(result) = std::mem::take(&mut queue.rewrite) {
+            if let Rewrite::Done(ended) = std::mem::take(&mut queue.rewrite) {
                 drop(queue);
-                return Ok(result?.map(Replaced::settle).is_some());
+                // Here and not on the writer thread: to delete large files takes its time.
+                return match ended {
+                    Ok(replaced) => Ok(replaced.map(Replaced::settle).is_some()),
+                    Err(Failed { error, copy }) => {
+                        if let Some(copy) = copy {
+                            copy.discard();
+                        }
+                        Err(error)
+                    }
+                };
             }
+            queue.usable_for_flush()?;
             queue.rewrite = Rewrite::Wanted;
             self.shared.progress.wait(&mut queue);
         }
@@ -331,7 +340,16 @@ enum Rewrite {
     #[default]
     None,
     Wanted,
-    Done(Result<Option<Replaced>>),
+    Done(Ended),
+}
+
+/// None: there was nothing to do.
+type Ended = std::result::Result<Option<Replaced>, Failed>;
+
+/// A rewrite that failed, and what there is of the copy.
+struct Failed {
+    error: Error,
+    copy: Option<Copy>,
 }
 
 /// An engine that has given its place to another.
@@ -341,7 +359,7 @@ struct Replaced {
 }
 
 impl Replaced {
-    /// Deletes the old one's files. Not on the writer thread: large files take their time.
+    /// Deletes the old one's files.
     fn settle(self) {
         // Reads that began on the old engine end within milliseconds.
         let patience = Instant::now() + READERS_PATIENCE;
@@ -501,22 +519,15 @@ impl Shared {
                     let merged = queue.take_commit(&self.options);
                     drop(queue);
                     let Some(merged) = merged else { continue };
-                    let mirrored = self.commit(merged, copy.as_mut())?;
-                    if mirrored.is_err()
-                        && let Some(copy) = copy.take()
-                    {
-                        copy.discard();
-                        self.rewritten(mirrored.map(|()| None));
+                    if let Err(error) = self.commit(merged, copy.as_mut())? {
+                        self.rewritten(Err(Failed { error, copy: copy.take() }));
                     }
                 }
                 Step::Rewrite => {
                     drop(queue);
-                    let advanced = self.advance(copy).transpose();
-                    if let Some(ended) = advanced {
-                        if let Some(copy) = copy.take().filter(|_| ended.is_err()) {
-                            copy.discard();
-                        }
-                        self.rewritten(ended);
+                    if let Some(ended) = self.advance(copy).transpose() {
+                        let copy = copy.take();
+                        self.rewritten(ended.map_err(|error| Failed { error, copy }));
                     }
                 }
                 Step::Flush => {
@@ -545,7 +556,7 @@ impl Shared {
         Ok(Some(Some(Replaced { old, by })))
     }
 
-    fn rewritten(&self, ended: Result<Option<Replaced>>) {
+    fn rewritten(&self, ended: Ended) {
         self.queue.lock().rewrite = Rewrite::Done(ended);
         self.progress.notify_all();
     }

@@ -73,9 +73,14 @@ impl Next {
             return Err(Error::Engine(format!("{} is there already", next.path.display())));
         }
         // Before there is anything that a start could take for a complete database.
-        File::create(&next.mark).map_err(Error::io("create", &next.mark))?;
-        sync(parent(&next.mark))?;
+        next.mark()?;
         Ok(next)
+    }
+
+    /// Marks it as unfinished, also anew: after a `finish` that failed the mark may be gone, or come back with the power.
+    fn mark(&self) -> Result<()> {
+        File::create(&self.mark).map_err(Error::io("create", &self.mark))?;
+        sync(parent(&self.mark))
     }
 
     /// It is complete and durable.
@@ -86,8 +91,13 @@ impl Next {
 
     /// Deletes the new database, and its mark after it.
     pub fn discard(&self) -> Result<()> {
+        self.discard_by(|path| fs::remove_dir_all(path))
+    }
+
+    fn discard_by(&self, remove: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+        self.mark()?;
         if self.path.exists() {
-            fs::remove_dir_all(&self.path).map_err(Error::io("delete", &self.path))?;
+            remove(&self.path).map_err(Error::io("delete", &self.path))?;
             sync(parent(&self.path))?;
         }
         fs::remove_file(&self.mark).map_err(Error::io("delete", &self.mark))
@@ -155,5 +165,21 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["engine.10", "engine.damaged", "engine.x.part", "other.12"]);
+    }
+
+    #[test]
+    fn a_rewrite_that_is_given_up_when_its_mark_is_gone_is_never_taken_for_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = dir.path().join("engine");
+        fs::create_dir(&engine).unwrap();
+        let next = Next::begin(&engine).unwrap();
+        fs::create_dir(&next.path).unwrap();
+        next.finish().unwrap();
+        assert_eq!(look(&engine).unwrap().0, next.path);
+        // A crash in the middle of the deletion: what is left is no database.
+        next.discard_by(|_| Err(io::ErrorKind::Interrupted.into())).unwrap_err();
+        assert_eq!(look(&engine).unwrap().0, engine);
+        next.discard().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

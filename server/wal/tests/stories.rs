@@ -155,6 +155,27 @@ fn the_same_on_real_files_with_threads() {
     assert!(on_disk <= 5 * (64 << 10), "{on_disk} bytes are left after the purge");
 }
 
+/// A sync into blocks that are there need not write where they are.
+#[test]
+fn the_blocks_of_a_new_segment_are_there_before_it_is_written() {
+    use std::os::unix::fs::MetadataExt;
+    let home = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 4 << 20, ..small() };
+    let (wal, _) = Wal::open(Arc::new(OsFs), home.path(), options, IDENTITY).unwrap();
+    append(&wal, vec![entry(1, 0, 100)]).unwrap();
+    wal.close().unwrap();
+    let mut segments = 0;
+    for file in std::fs::read_dir(home.path()).unwrap().map(Result::unwrap) {
+        let (name, found) = (file.file_name(), file.metadata().unwrap());
+        if name.to_str().unwrap().ends_with(".wal") {
+            segments += 1;
+            assert_eq!(found.len(), 4 << 20);
+            assert!(found.blocks() * 512 >= found.len(), "{name:?} has {} blocks", found.blocks());
+        }
+    }
+    assert_eq!(segments, 1);
+}
+
 #[test]
 fn other_terms_replace_what_was_truncated() {
     let fs = MemFs::new();

@@ -191,3 +191,38 @@ pub(crate) fn first(
 /// Keys looked at under one hold of the lock: with 512 the writer's wait behind full scans of a million keys fell from
 /// 27 ms to 4 ms at the 99th percentile, with no loss for the readers.
 pub(crate) const CHUNK_KEYS: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::RwLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_writer_that_waits_for_a_long_visit_comes_after_a_few_of_its_keys() {
+        let index = RwLock::new(Index::default());
+        let change = Change { main: 2, sub: 0, created: 2, version: 1, bytes: 1 };
+        (0..3 * CHUNK_KEYS).for_each(|n| index.write().record(format!("{n:06}").as_bytes(), change));
+        let (written, mut seen) = (AtomicBool::new(false), 0);
+        let (index, written) = (&index, &written);
+        std::thread::scope(|scope| {
+            visit(index, &KeyRange::all(), 2, |_, _| {
+                seen += 1;
+                if seen == 1 {
+                    scope.spawn(move || {
+                        let _index = index.write();
+                        written.store(true, Ordering::Relaxed);
+                    });
+                    let begun = Instant::now();
+                    while !index.is_locked_exclusive() {
+                        assert!(begun.elapsed() < Duration::from_secs(60), "the writer does not come");
+                        std::thread::yield_now();
+                    }
+                }
+                assert!(written.load(Ordering::Relaxed) || seen <= CHUNK_KEYS, "it waits at key {seen}");
+            });
+        });
+        assert_eq!(seen, 3 * CHUNK_KEYS);
+    }
+}

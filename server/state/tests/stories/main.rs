@@ -7,6 +7,7 @@ mod adopt;
 mod auth;
 mod compact;
 mod fuzz;
+mod gate;
 mod golden;
 mod kv;
 mod lease;
