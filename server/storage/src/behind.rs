@@ -122,7 +122,9 @@ impl Store {
 
     /// The value last written for `key`: from the queue, else from the cache, else from the engine.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        match self.shared.view.read().get(key) {
+        // In a line of its own, which gives the lock back: a read of the disk must not keep writers waiting.
+        let found = self.shared.view.read().get(key);
+        match found {
             Found::Value(value) => Ok(Some(value)),
             Found::Deleted => Ok(None),
             // A write leaves the queue only after its commit, so the engine has whatever was not found here.
