@@ -303,6 +303,7 @@ async fn round(seed: u64) {
     round_of(seed, engine, names, large, false).await;
 }
 
+/// The same with what is said: each life waits for snapshots and purges if `large`, for a used segment of the log if `again`.
 async fn round_of(seed: u64, engine: &'static str, names: &[&str], large: bool, again: bool) {
     let mut random = Random(seed);
     let begun = std::time::Instant::now();

@@ -126,6 +126,13 @@ Latency distribution:
     }
 
     #[test]
+    fn all_digits_are_read_as_benchmark_writes_them() {
+        let said = SAID.replace("337911.1350", "1.2345678e+06").replace("0.0001 secs", "8.3917e-05 secs");
+        let read = figures(&said, 0.5).unwrap();
+        assert_eq!(read, Figures { rate: 1_234_567.8, latencies: [8.3917e-5, 0.1793], cpu: 0.5 });
+    }
+
+    #[test]
     fn a_run_that_failed_is_an_error_that_names_what_is_missing() {
         let error = figures("dial tcp: connection refused", 0.0).unwrap_err().to_string();
         assert!(error.contains("Requests/sec:"), "{error}");
