@@ -9,8 +9,7 @@ mod support;
 use ferretcd_power_cut::{Cut, Disk, Lose, Random};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::DirEntryExt;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,41 +108,6 @@ impl Place {
             n => Err(format!("{n} of {target}")),
         })
         .await;
-    }
-
-    /// Fills the first member's log until one of its files has a second name, by transactions that change nothing and are
-    /// logged all the same.
-    async fn use_a_segment_again(&self) {
-        use pb::compare::{CompareResult, CompareTarget, TargetUnion};
-        let (key, value) = (bytes::Bytes::from("filler"), vec![b'x'; 1 << 20].into());
-        let never = pb::Compare {
-            key: key.clone(),
-            result: CompareResult::Greater.into(),
-            target: CompareTarget::Version.into(),
-            target_union: Some(TargetUnion::Version(0)),
-            ..Default::default()
-        };
-        let put = pb::request_op::Request::RequestPut(pb::PutRequest { key, value, ..Default::default() });
-        let success = vec![pb::RequestOp { request: Some(put) }];
-        let txn = pb::TxnRequest { compare: vec![never], success, failure: Vec::new() };
-        let mut kv = self.cluster.members[0].kv().await;
-        let mut names: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
-        // Segments are of 64 MiB: more than ten of them.
-        for _ in 0..700 {
-            kv.txn(txn.clone()).await.unwrap();
-            for dir in [self.cluster.members[0].dir.join("member/wal"), self.disks[0].root().join("log/wal")] {
-                for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-                    let name = file.file_name().into_string().unwrap();
-                    if name.ends_with(".wal") {
-                        names.entry(file.ino()).or_default().insert(name);
-                    }
-                }
-            }
-            if names.values().any(|names| names.len() > 1) {
-                return;
-            }
-        }
-        panic!("no segment is used again: {names:?}");
     }
 
     /// Takes the engine of a member that does not run away; false if it has none.
@@ -296,16 +260,11 @@ async fn history(member: &Member, last: i64) -> Result<BTreeMap<i64, (String, St
 
 /// One round: a fresh cluster and some cuts. What it was is in the line that it prints.
 async fn round(seed: u64) {
+    let mut random = Random(seed);
     let engine = if seed.is_multiple_of(2) { "sled" } else { "redb" };
     let names: &[&str] = if (seed / 2).is_multiple_of(2) { &["a"] } else { &["a", "b", "c"] };
     // Snapshots and purges take a minute; the first rounds leave them to the long run.
     let large = seed % 20 == 18 || seed % 20 == 19;
-    round_of(seed, engine, names, large, false).await;
-}
-
-/// The same with what is said: each life waits for snapshots and purges if `large`, for a used segment of the log if `again`.
-async fn round_of(seed: u64, engine: &'static str, names: &[&str], large: bool, again: bool) {
-    let mut random = Random(seed);
     let begun = std::time::Instant::now();
     let mut place = Place::new(names, engine, random.below(2) == 0, large);
     let mut story = String::new();
@@ -316,9 +275,6 @@ async fn round_of(seed: u64, engine: &'static str, names: &[&str], large: bool, 
     for life in 0..LIVES {
         let lose = Lose::ALL[random.below(3) as usize];
         let (stop, clients) = place.clients(&mut random);
-        if again {
-            place.use_a_segment_again().await;
-        }
         if large {
             // A busy machine takes more than one wait for so much.
             for _ in 0..10 {
@@ -521,10 +477,4 @@ async fn nothing_acknowledged_is_lost_when_the_power_goes_with_sled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_power_goes_with_redb() {
     rounds(1).await;
-}
-
-/// What a segment held before must not come back.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_log_whose_segments_are_used_again_loses_nothing_to_a_power_cut() {
-    round_of(1, "redb", &["a"], false, true).await;
 }
