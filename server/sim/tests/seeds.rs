@@ -118,6 +118,15 @@ fn a_seed_does_the_same_again() {
     }
 }
 
+/// Seeds beyond the first thousand that found something: 14453 made openraft send once more what its log was purged of.
+#[test]
+fn seeds_that_found_something_pass() {
+    for seed in [14453] {
+        let output = run(seed);
+        assert!(output.status.success(), "seed {seed}: {output:?}");
+    }
+}
+
 #[test]
 fn a_wall_clock_that_jumps_changes_nothing() {
     for seed in [4, 5, 6] {

@@ -212,6 +212,12 @@ impl Peers {
         self.purgeable.store(upto, Ordering::Relaxed);
     }
 
+    /// Whether the log need not be kept from this entry on, or may be purged of it already.
+    fn is_purgeable(&self, index: u64) -> bool {
+        let upto = self.purgeable.load(Ordering::Relaxed);
+        upto > 0 && index <= upto
+    }
+
     /// Who counts what goes between members.
     pub(crate) fn observer(&self) -> &Arc<dyn PeerObserver> {
         &self.observer
@@ -481,8 +487,7 @@ struct Sent {
 impl Sent {
     /// Whether the log is to be purged of what it carries, and has waited for long enough.
     fn holds_up(&self, peers: &Peers) -> bool {
-        let purged = self.first.is_some_and(|first| first <= peers.purgeable.load(Ordering::Relaxed));
-        purged && self.left.elapsed() > PURGE_PATIENCE
+        self.first.is_some_and(|first| peers.is_purgeable(first)) && self.left.elapsed() > PURGE_PATIENCE
     }
 }
 
@@ -670,14 +675,20 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let times = Arc::new(Mutex::new(VecDeque::<Sent>::new()));
             let left = times.clone();
             let without_quorum = self.peers.without_quorum.clone();
-            let (observer, to) = (self.peers.observer.clone(), MemberId(self.id));
+            let (peers, to) = (self.peers.clone(), MemberId(self.id));
             let sending = async move {
                 let mut input = input;
                 while let Some(request) = input.next().await {
+                    // A stream that goes on and has nothing to send from where the log is purged: it would go on so for ever,
+                    // and never look at what is to be sent instead.
+                    let next = request.prev_log_id.as_ref().map_or(0, |prev| prev.index() + 1);
+                    if !ended && request.entries.is_empty() && peers.is_purgeable(next) {
+                        return;
+                    }
                     let first = request.entries.first().map(|entry| entry.log_id.index());
                     left.lock().push_back(Sent { left: tokio::time::Instant::now(), first });
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
-                    observer.sent(to, message.encoded_len() as u64);
+                    peers.observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
                         return;
                     }
@@ -930,6 +941,27 @@ mod tests {
         (peers(wires), told)
     }
 
+    /// A member that reads what it is given, counts the pieces, and says that all is well once there is no more.
+    fn listener() -> (Peers, Arc<AtomicUsize>) {
+        use tonic::codegen::http;
+        let heard = Arc::new(AtomicUsize::new(0));
+        let counted = heard.clone();
+        let wires = Arc::new(move |_: &str| {
+            let counted = counted.clone();
+            crate::transport::dial::Wire::new(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+                let (counted, mut body) = (counted.clone(), Box::pin(request.into_body()));
+                async move {
+                    while std::future::poll_fn(|cx| http_body::Body::poll_frame(body.as_mut(), cx)).await.is_some() {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let answer = http::Response::builder().header("content-type", "application/grpc");
+                    answer.header("grpc-status", "0").body(tonic::body::Body::empty()).map_err(Into::into)
+                }
+            }))
+        });
+        (peers(wires), heard)
+    }
+
     /// One message, and that all is well.
     fn one(message: &impl Message) -> Vec<Frame> {
         let mut bytes = vec![0];
@@ -1056,6 +1088,27 @@ mod tests {
             assert!(answers.next().await.unwrap().is_ok());
             let next = answers.next().await;
             assert_eq!(matches!(next, Some(Err(RPCError::Timeout(_)))), given_up, "{next:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_has_nothing_to_send_where_the_log_is_purged_ends() {
+        let prev = Some(log_id(LogPos { term: 1, index: 5 }));
+        // It asks again and again, as openraft does.
+        for (purgeable, ends) in [(5, false), (6, true)] {
+            let (peers, heard) = listener();
+            peers.may_purge(purgeable);
+            let mut to = to(peers);
+            let input = Box::pin(stream::unfold((), move |()| async move {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Some((AppendEntriesRequest { prev_log_id: prev, ..heartbeat() }, ()))
+            }));
+            let option = RPCOption::new(Duration::from_millis(100));
+            let answers = tokio::time::timeout(Duration::from_secs(5), async {
+                to.stream_append(input, option).await.unwrap().collect::<Vec<_>>().await
+            });
+            assert_eq!(answers.await.is_ok(), ends, "purged to {purgeable}");
+            assert_eq!(heard.load(Ordering::Relaxed) == 0, ends);
         }
     }
 
