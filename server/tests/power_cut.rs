@@ -10,6 +10,7 @@ use ferretcd_power_cut::{Cut, Disk, Lose, Random};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirEntryExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,8 @@ const CLIENTS: usize = 4;
 const KEYS: u64 = 8;
 /// Memory that must be free for the tests of this file to use it: three at a time, with three members each.
 const ROOM: u64 = 4 << 30;
+/// MiB of a segment of the log, which is an entry of the filler each.
+const SEGMENT_MIB: usize = 64;
 /// How often the power goes in a round.
 const LIVES: u64 = 2;
 
@@ -51,6 +54,8 @@ struct Place {
     large: bool,
     /// An engine was taken away, and has to be made anew.
     without_engine: bool,
+    /// What the segments of the first member's log were called last, by their files.
+    names: BTreeMap<u64, String>,
     /// Where the disks are.
     _tmp: tempfile::TempDir,
 }
@@ -73,7 +78,16 @@ impl Place {
             }
             disks.push(disk);
         }
-        Place { cluster, disks, engine, known: Shared::default(), large, without_engine: false, _tmp: tmp }
+        Place {
+            cluster,
+            disks,
+            engine,
+            known: Shared::default(),
+            large,
+            without_engine: false,
+            names: BTreeMap::new(),
+            _tmp: tmp,
+        }
     }
 
     fn start(&mut self, at: usize) {
@@ -108,6 +122,49 @@ impl Place {
             n => Err(format!("{n} of {target}")),
         })
         .await;
+    }
+
+    /// Fills the first member's log by transactions that change nothing and are logged all the same, until one of its segments
+    /// has a second name. Snapshots come seconds apart, and there is nothing to use again before one: it waits for that.
+    async fn use_a_segment_again(&mut self) {
+        use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+        let (key, value) = (bytes::Bytes::from("filler"), vec![b'x'; 1 << 20].into());
+        let never = pb::Compare {
+            key: key.clone(),
+            result: CompareResult::Greater.into(),
+            target: CompareTarget::Version.into(),
+            target_union: Some(TargetUnion::Version(0)),
+            ..Default::default()
+        };
+        let put = pb::request_op::Request::RequestPut(pb::PutRequest { key, value, ..Default::default() });
+        let success = vec![pb::RequestOp { request: Some(put) }];
+        let txn = pb::TxnRequest { compare: vec![never], success, failure: Vec::new() };
+        let mut kv = self.cluster.members[0].kv().await;
+        let first = self.segments().into_values().min().unwrap();
+        for written in 0..7 * SEGMENT_MIB {
+            if written == 3 * SEGMENT_MIB {
+                eventually("the first segment is purged", async || {
+                    let now = self.segments();
+                    if now.values().all(|name| *name != first) { Ok(()) } else { Err(format!("{now:?}")) }
+                })
+                .await;
+            }
+            kv.txn(txn.clone()).await.unwrap();
+            for (file, name) in self.segments() {
+                if self.names.insert(file, name.clone()).is_some_and(|before| before != name) {
+                    return;
+                }
+            }
+        }
+        panic!("no segment is used again: {:?}", self.names);
+    }
+
+    /// The files of the first member's log that are segments now, and what they are called.
+    fn segments(&self) -> BTreeMap<u64, String> {
+        let dirs = [self.cluster.members[0].dir.join("member/wal"), self.disks[0].root().join("log/wal")];
+        let files = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+        let names = files.map(|file| (file.ino(), file.file_name().into_string().unwrap()));
+        names.filter(|(_, name)| name.ends_with(".wal")).collect()
     }
 
     /// Takes the engine of a member that does not run away; false if it has none.
@@ -260,11 +317,15 @@ async fn history(member: &Member, last: i64) -> Result<BTreeMap<i64, (String, St
 
 /// One round: a fresh cluster and some cuts. What it was is in the line that it prints.
 async fn round(seed: u64) {
-    let mut random = Random(seed);
     let engine = if seed.is_multiple_of(2) { "sled" } else { "redb" };
     let names: &[&str] = if (seed / 2).is_multiple_of(2) { &["a"] } else { &["a", "b", "c"] };
     // Snapshots and purges take a minute; the first rounds leave them to the long run.
     let large = seed % 20 == 18 || seed % 20 == 19;
+    round_of(seed, engine, names, large, false).await;
+}
+
+async fn round_of(seed: u64, engine: &'static str, names: &[&str], large: bool, again: bool) {
+    let mut random = Random(seed);
     let begun = std::time::Instant::now();
     let mut place = Place::new(names, engine, random.below(2) == 0, large);
     let mut story = String::new();
@@ -275,6 +336,9 @@ async fn round(seed: u64) {
     for life in 0..LIVES {
         let lose = Lose::ALL[random.below(3) as usize];
         let (stop, clients) = place.clients(&mut random);
+        if again {
+            place.use_a_segment_again().await;
+        }
         if large {
             // A busy machine takes more than one wait for so much.
             for _ in 0..10 {
@@ -477,4 +541,10 @@ async fn nothing_acknowledged_is_lost_when_the_power_goes_with_sled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_power_goes_with_redb() {
     rounds(1).await;
+}
+
+/// What a segment held before must not come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_segments_are_used_again_loses_nothing_to_a_power_cut() {
+    round_of(1, "redb", &["a"], false, true).await;
 }
