@@ -413,6 +413,8 @@ async fn snapshot_pieces_and_the_first_chunk_of_a_range() {
 /// Frames of HTTP/2 by hand: no client library pings so often.
 struct Frames(TcpStream);
 
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 
@@ -474,6 +476,25 @@ async fn pings() {
     assert_eq!((ours.1, ours.2.as_str()), (etcd.1, "too_many_pings"));
     assert_eq!(ours.0, 3);
     assert!((3..=4).contains(&etcd.0), "{}", etcd.0);
+}
+
+/// Large from the start, and not by what hyper guesses of the wire: small ones make h2 hang up on a burst of small messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn windows() {
+    let cluster = Cluster::start(&["a"]).await;
+    let mut frames = Frames::open(&cluster.members[0].client).await;
+    let (mut stream, mut connection) = (0, 65_535);
+    while connection == 65_535 {
+        match frames.receive().await.unwrap() {
+            (SETTINGS, 0, payload) => {
+                let initial = payload.chunks(6).find(|setting| setting[..2] == [0, 4]).unwrap();
+                stream = u32::from_be_bytes(initial[2..].try_into().unwrap());
+            }
+            (WINDOW_UPDATE, _, payload) => connection += u32::from_be_bytes(payload.try_into().unwrap()),
+            _ => {}
+        }
+    }
+    assert_eq!((connection, stream), (64 << 20, 2 << 20));
 }
 
 #[tokio::test(flavor = "multi_thread")]

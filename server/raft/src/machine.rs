@@ -389,4 +389,45 @@ mod tests {
         assert_ne!(std::fs::read(&anew.snapshot.path).unwrap(), b"no snapshot", "written anew");
         assert_eq!(std::fs::read(tmp.path().join("damaged")).unwrap(), b"no snapshot", "for a person to look at");
     }
+
+    /// Keeps what it was told of as applied.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<u64>>);
+
+    impl Effects for Told {
+        fn publish(&self, _: Vec<Effect>) {}
+        fn reply(&self, _: RequestId, _: Result<Reply, Error>) {}
+        fn installed(&self, _: Vec<Effect>) {}
+        fn applied(&self, pos: LogPos) {
+            self.0.lock().push(pos.index);
+        }
+    }
+
+    #[tokio::test]
+    async fn entries_that_come_together_are_applied_in_one_go() {
+        let tmp = tempfile::tempdir().unwrap();
+        let told = Arc::new(Told::default());
+        let state = state(&Arc::new(MemoryEngine::new()));
+        let mut machine = Machine::new(state, told.clone(), SnapshotDir::open(tmp.path()).unwrap());
+        let entry = |index| Entry { log_id: log_id(LogPos { term: 1, index }), payload: EntryPayload::Blank };
+        // The first comes alone, the others while nobody looked.
+        let others = move |()| futures::stream::iter(2..=301).map(entry);
+        let late = futures::stream::once(Box::pin(tokio::task::yield_now())).flat_map(others);
+        let entries = futures::stream::iter([entry(1)]).chain(late).map(|entry| Ok((entry, None)));
+        machine.apply(entries.boxed()).await.unwrap();
+        assert_eq!(*told.0.lock(), [1, 1 + APPLY_BATCH_MAX as u64, 301]);
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_holds_no_async_worker() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let (disk, answers) = std::sync::mpsc::channel();
+        runtime.block_on(async {
+            let waits = tokio::spawn(async move { blocking(|| answers.recv_timeout(Duration::from_secs(20))) });
+            // Runs on the only worker, which waits.
+            let works = tokio::spawn(async move { disk.send("written") });
+            works.await.unwrap().unwrap();
+            assert_eq!(waits.await.unwrap(), Ok("written"), "nothing else ran until it gave up");
+        });
+    }
 }

@@ -894,6 +894,43 @@ mod tests {
         assert!(!undelivered(&cut), "{cut:?}");
     }
 
+    #[tokio::test]
+    async fn a_connection_has_large_windows_from_its_start() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let call = tokio::spawn(async move {
+            let channel = Dialer::default().connect_lazy(&url).unwrap();
+            client(channel).read_index(pb::ReadIndexRequest {}).await
+        });
+        let (taken, _) = listener.accept().await.unwrap();
+        assert_eq!(windows(taken).await, (CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES));
+        call.abort();
+    }
+
+    /// The windows that a client grants: of its connection, and of each stream (RFC 9113, 6.5.2 and 6.9).
+    async fn windows(mut from: tokio::net::TcpStream) -> (u32, u32) {
+        use tokio::io::AsyncReadExt;
+        const SETTINGS: u8 = 4;
+        const WINDOW_UPDATE: u8 = 8;
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte));
+        from.read_exact(&mut [0; b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()]).await.unwrap();
+        let mut stream = 0;
+        loop {
+            let mut head = [0; 9];
+            from.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; number(&head[..3]) as usize];
+            from.read_exact(&mut payload).await.unwrap();
+            match (head[3], number(&head[5..])) {
+                (SETTINGS, 0) => {
+                    let initial = payload.chunks(6).find(|setting| setting[..2] == [0, 4]);
+                    stream = initial.map_or(stream, |setting| number(&setting[2..]));
+                }
+                (WINDOW_UPDATE, 0) => return (65_535 + number(&payload), stream),
+                _ => {}
+            }
+        }
+    }
+
     type Frame = Result<http_body::Frame<bytes::Bytes>, Status>;
 
     /// An answer's body: these frames after a while, then none; `read` is set once all are read.
@@ -941,8 +978,9 @@ mod tests {
         (peers(wires), told)
     }
 
-    /// A member that reads what it is given, counts the pieces, and says that all is well once there is no more.
+    /// A member that reads what it is given, counts the bytes, and says that all is well once there is no more.
     fn listener() -> (Peers, Arc<AtomicUsize>) {
+        use http_body::Body;
         use tonic::codegen::http;
         let heard = Arc::new(AtomicUsize::new(0));
         let counted = heard.clone();
@@ -951,8 +989,9 @@ mod tests {
             crate::transport::dial::Wire::new(tower::service_fn(move |request: http::Request<tonic::body::Body>| {
                 let (counted, mut body) = (counted.clone(), Box::pin(request.into_body()));
                 async move {
-                    while std::future::poll_fn(|cx| http_body::Body::poll_frame(body.as_mut(), cx)).await.is_some() {
-                        counted.fetch_add(1, Ordering::Relaxed);
+                    while let Some(piece) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+                        let bytes = piece.unwrap().into_data().map_or(0, |data| data.len());
+                        counted.fetch_add(bytes, Ordering::Relaxed);
                     }
                     let answer = http::Response::builder().header("content-type", "application/grpc");
                     answer.header("grpc-status", "0").body(tonic::body::Body::empty()).map_err(Into::into)
@@ -1089,6 +1128,21 @@ mod tests {
             let next = answers.next().await;
             assert_eq!(matches!(next, Some(Err(RPCError::Timeout(_)))), given_up, "{next:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_leave_before_the_first_is_answered() {
+        let (peers, heard) = listener();
+        let mut to = to(peers);
+        let requests: Vec<_> = (1..=10).map(append).collect();
+        let length = |request: &AppendEntriesRequest<TypeConfig>| {
+            5 + convert::append_request(request.clone(), false).encoded_len()
+        };
+        let bytes: usize = requests.iter().map(length).sum();
+        let input = stream::iter(requests).chain(stream::pending());
+        let answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100)));
+        assert!(tokio::time::timeout(Duration::from_secs(1), answers).await.is_err(), "nothing was answered");
+        assert_eq!(heard.load(Ordering::Relaxed), bytes);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,10 @@
 
 use crate::member::{Member, kv, put};
 use ferretcd_state::Effect;
-use ferretcd_types::{DeleteRange, Error, Event, EventKind, KeyRange, KeyValue, LeaseId, Put, Range, Revision};
+use ferretcd_types::{
+    Caller, Command, DeleteRange, Error, Event, EventKind, KeyRange, KeyValue, LeaseId, Proposal, Put, Range,
+    RequestId, Revision, codec,
+};
 
 #[test]
 fn revisions_grow_by_one_per_write_and_not_without_a_change() {
@@ -71,4 +74,20 @@ fn effects_carry_the_events_in_order() {
     let history = member.state.events(2, 1000, 1 << 20).unwrap();
     assert_eq!((history.events.len(), history.next), (4, 5));
     assert_eq!(&history.events[2..], events);
+}
+
+#[test]
+fn values_are_not_copied_on_their_way_to_watchers_and_readers() {
+    let mut member = Member::new();
+    let command = Command::Put(put("a", "a value that is worth a copy"));
+    let entry = codec::encode_proposal(&Proposal { id: RequestId(1), caller: Caller::Member, command });
+    let bytes = entry.as_ptr_range();
+    let Command::Put(put) = codec::decode_proposal(entry.clone()).unwrap().command else { panic!("another command") };
+    let (_, effects) = member.ask_all(put);
+    let [Effect::Events { events, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert!(bytes.contains(&events[0].kv.value.as_ptr()), "what watchers are told is a piece of the entry");
+    member.state.flush().unwrap();
+    // The engine of these tests holds one copy of its own.
+    let [one, other] = [(); 2].map(|()| member.get("a").unwrap().value);
+    assert_eq!(one.as_ptr(), other.as_ptr(), "what readers get is a piece of what is stored");
 }
