@@ -281,8 +281,20 @@ async fn the_last_member_goes_on_alone_with_all_that_was_acknowledged_and_grows_
     grow(&mut cluster, "d").await;
     cluster.members[3].put("grown", "x").await.unwrap();
 
-    // The flag is still set: nothing happens again under the same name.
+    // The flag is still set: nothing happens again under the same name, and a name that cannot be read is not taken for another.
     cluster.members[0].kill();
+    let mark = cluster.members[0].dir.join("member/forced");
+    let right = std::fs::read(&mark).unwrap();
+    for at in [0, right.len() / 2, right.len() - 2] {
+        let mut wrong = right.clone();
+        wrong[at] ^= 1;
+        std::fs::write(&mark, wrong).unwrap();
+        cluster.members[0].start();
+        assert_ne!(cluster.members[0].ended().await, Some(0));
+        let log = cluster.members[0].log();
+        assert!(log.lines().last().unwrap_or_default().contains(mark.to_str().unwrap()), "byte {at}: {log}");
+    }
+    std::fs::write(&mark, right).unwrap();
     cluster.members[0].start();
     cluster.members[0].ready().await;
     assert_eq!(cluster.members[0].etcdctl(&["member", "list"]).unwrap().lines().count(), 2);

@@ -43,7 +43,7 @@ pub(crate) fn unsealed(text: &str) -> Option<&str> {
 }
 
 /// What a small file says, if it is there. What is no text is damaged, and will be told so.
-fn read(path: &Path) -> io::Result<Option<String>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -51,7 +51,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-fn damaged(path: &Path) -> io::Error {
+pub(crate) fn damaged(path: &Path) -> io::Error {
     let why = format!("{} is damaged; restore the file, or replace this member", path.display());
     io::Error::new(io::ErrorKind::InvalidData, why)
 }

@@ -5,6 +5,7 @@ use crate::ids;
 use crate::node::{Inner, Node, from_group};
 use ferretcd_proto::peer::{AddMember, UpdateMember, change_members_request::Change};
 use ferretcd_raft::{GroupView, Role};
+use ferretcd_state::State;
 use ferretcd_types::{Error, Member, MemberId, PeerNode};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -114,9 +115,8 @@ impl Inner {
         let members = self.members();
         let id = match &change {
             Change::Add(add) => {
-                let taken = |id: MemberId| members.iter().any(|m| m.id == id) || self.state.is_removed(id);
                 self.may_add(&view, &members, add)?;
-                ids::member(taken)
+                ids::member(|id| is_taken(id, &members, &self.state))
             }
             Change::Remove(id) => {
                 self.may_remove(&view, &members, MemberId(*id))?;
@@ -276,6 +276,11 @@ impl Inner {
     }
 }
 
+/// A member's ID is its own for ever: who was removed may come back with its data and must not be taken for a new one.
+fn is_taken(id: MemberId, members: &[Member], state: &State) -> bool {
+    members.iter().any(|m| m.id == id) || state.is_removed(id)
+}
+
 /// A member may move to URLs that no other one has. etcd asks for no quorum of healthy members here: the change itself
 /// needs one.
 fn may_update(members: &[Member], update: &UpdateMember) -> Result<(), Error> {
@@ -322,6 +327,27 @@ pub fn is_peer_url(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use ferretcd_storage::{MemoryEngine, Options, Store};
+    use ferretcd_types::LogPos;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_id_of_a_member_is_taken_before_it_is_applied_and_after_it_was_removed() {
+        let store = Store::open(Arc::new(MemoryEngine::new()), Options::default()).unwrap();
+        let state = State::open(store, MemberId(1)).unwrap();
+        let [kept, removed, added, free] = [1, 2, 3, 4].map(MemberId);
+        for (index, group) in [vec![kept, removed], vec![kept]].into_iter().enumerate() {
+            let group: Vec<_> = group.into_iter().map(|id| (id, PeerNode::default(), false)).collect();
+            let at = LogPos { term: 1, index: index as u64 + 1 };
+            state.apply_membership(at, Bytes::new(), &group).unwrap();
+        }
+        // The log has one more that is not applied yet.
+        let member = |id| Member { id, ..Member::default() };
+        let members = [member(kept), member(added)];
+        let taken = |id| is_taken(id, &members, &state);
+        assert_eq!([kept, removed, added, free].map(taken), [true, true, true, false]);
+    }
 
     #[test]
     fn a_member_may_move_where_no_other_is() {

@@ -41,3 +41,22 @@ pub(crate) fn member(taken: impl Fn(MemberId) -> bool) -> MemberId {
 pub(crate) fn epoch() -> Epoch {
     Epoch(rand::random::<u64>().max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn a_member_id_that_is_taken_is_not_given_out() {
+        let asked = RefCell::new(Vec::new());
+        let given = member(|id| {
+            asked.borrow_mut().push(id);
+            asked.borrow().len() <= 2
+        });
+        let asked = asked.into_inner();
+        assert_eq!(asked.len(), 3, "the first two are taken");
+        assert_eq!(given, asked[2]);
+        assert!(!asked[..2].contains(&given));
+    }
+}

@@ -408,6 +408,15 @@ pub enum Force {
 /// The name under which a member was last made the only one.
 const FORCED: &str = "forced";
 
+/// The word under which this member was made the only one last. What cannot be read must not count as none: the members that
+/// came since would be removed. Its errors name the file.
+fn forced(mark: &Path) -> io::Result<Option<String>> {
+    let Some(text) = admission::read(mark)? else { return Ok(None) };
+    let line = admission::unsealed(&text).and_then(|lines| lines.strip_suffix('\n'));
+    let word = line.filter(|line| !line.is_empty() && !line.contains(char::is_whitespace));
+    word.map(|word| Some(word.to_owned())).ok_or_else(|| admission::damaged(mark))
+}
+
 /// Makes this member the only one of its cluster, if that is still to be done. The whole log counts, not only what is
 /// known to be committed: an entry that a client was told of may be the last one here, with its commitment known only to
 /// members that are lost. (etcd drops that tail.) The others are removed, and the history gets a new epoch, so one that
@@ -421,7 +430,7 @@ pub(crate) fn stand_alone(
 ) -> Result<(), BootError> {
     let mark = dir.join(FORCED);
     if let Force::Once(name) = force
-        && fs::read_to_string(&mark).is_ok_and(|done| done.trim_end() == name)
+        && forced(&mark).map_err(|e| BootError::Storage(e.to_string()))?.as_ref() == Some(name)
     {
         tracing::info!(name, "this member was made the only one under this name before: not done again");
         return Ok(());
@@ -446,7 +455,8 @@ pub(crate) fn stand_alone(
     state.reform(position, membership, (me.1, node), ids::epoch()).map_err(|e| failed(&e))?;
     offline::begin_log(wal, state, snapshots, me.1).map_err(|e| failed(&e))?;
     if let Force::Once(name) = force {
-        admission::write_durably(&mark, &format!("{name}\n")).map_err(|e| unwritable(&mark, &e))?;
+        let line = format!("{name}\n");
+        admission::write_durably(&mark, &admission::sealed(&line)).map_err(|e| unwritable(&mark, &e))?;
     }
     Ok(())
 }
@@ -459,6 +469,23 @@ mod tests {
     use ferretcd_wal::{Entry, Identity, Options, Vote};
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn the_word_under_which_a_member_went_on_alone_is_read_with_a_checksum_or_from_before_there_was_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join(FORCED);
+        assert_eq!(forced(&mark).unwrap(), None);
+        let sealed = admission::sealed("fire\n");
+        for text in ["fire\n", &sealed] {
+            fs::write(&mark, text).unwrap();
+            assert_eq!(forced(&mark).unwrap().as_deref(), Some("fire"));
+        }
+        for text in ["", "\n", "fire", "fire\nchecksun = 00000000\n", &sealed.replace("fire", "fare")] {
+            fs::write(&mark, text).unwrap();
+            let told = forced(&mark).unwrap_err().to_string();
+            assert!(told.contains(mark.to_str().unwrap()), "{text:?}: {told}");
+        }
+    }
 
     /// A member's directory without a store: who it is, its format, and a log of a few records.
     fn member_dir() -> tempfile::TempDir {
