@@ -21,6 +21,7 @@ for patch in "$root"/e2e/mutations/*.patch; do
   done
   [ "$left_out" = 0 ] || continue
   [ -z "${FERRETCD_DONE:-}" ] || ! grep -qx "$name" "$FERRETCD_DONE" || continue
+  # Those tests alone that the list says notice it.
   arguments=$(sed -n '1s/^test: //p' "$patch")
   if ! patch --silent --directory="$copy" -p1 < "$patch"; then
     echo "$name: DOES NOT APPLY"; missed=1; continue
@@ -28,13 +29,21 @@ for patch in "$root"/e2e/mutations/*.patch; do
   # shellcheck disable=SC2086
   if ! (cd "$copy" && cargo test --quiet $arguments --no-run > "$copy.log" 2>&1); then
     echo "$name: DOES NOT COMPILE (see $copy.log)"; missed=1
-  elif (cd "$copy" && timeout 900 cargo test $arguments > "$copy.log" 2>&1); then
-    echo "$name: NOT CAUGHT by cargo test $arguments"; missed=1
   else
-    echo "$name: caught by $(sed -n 's/^test \(.*\) \.\.\. FAILED/\1/p' "$copy.log" | head -3 | tr '\n' ' ')"
-    # What the first seeds of the simulation found.
-    sed -n '/: seed .* FAILED$/{n;p}' "$copy.log" | cut -c1-150 | sort | uniq -c | sort -rn | head -3
-    [ -z "${FERRETCD_DONE:-}" ] || echo "$name" >> "$FERRETCD_DONE"
+    code=0
+    (cd "$copy" && timeout 900 cargo test $arguments > "$copy.log" 2>&1) || code=$?
+    noticed=$(sed -n 's/^test \(.*\) \.\.\. FAILED/\1/p' "$copy.log" | head -3 | tr '\n' ' ')
+    # What takes too long, or ends before a test has failed, may do so for any reason.
+    if [ "$code" = 0 ]; then
+      echo "$name: NOT CAUGHT by cargo test $arguments"; missed=1
+    elif [ "$code" = 124 ] || [ -z "$noticed" ]; then
+      echo "$name: NO TEST FAILED, yet cargo test $arguments ended with $code (see $copy.log)"; missed=1
+    else
+      echo "$name: caught by $noticed"
+      # What the first seeds of the simulation found.
+      sed -n '/: seed .* FAILED$/{n;p}' "$copy.log" | cut -c1-150 | sort | uniq -c | sort -rn | head -3
+      [ -z "${FERRETCD_DONE:-}" ] || echo "$name" >> "$FERRETCD_DONE"
+    fi
   fi
   patch --silent --reverse --directory="$copy" -p1 < "$patch"
 done
