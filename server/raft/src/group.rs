@@ -465,3 +465,54 @@ fn view_of(
         fatal: m.running_state.as_ref().err().map(ToString::to_string),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::StoredMembership;
+    use openraft::metrics::RaftServerMetrics;
+    use openraft::type_config::alias::InstantOf;
+
+    /// What openraft tells of member 1, which thinks that it leads so many.
+    fn leads(members: u64) -> (openraft::RaftMetrics<TypeConfig>, RaftServerMetrics<TypeConfig>) {
+        let ids: BTreeSet<u64> = (1..=members).collect();
+        let nodes = ids.iter().map(|id| (*id, PeerNode::default())).collect::<BTreeMap<_, _>>();
+        let membership = Arc::new(StoredMembership::new(None, Membership::new(vec![ids], nodes).unwrap()));
+        let metrics = openraft::RaftMetrics::new_initial(1);
+        let server = RaftServerMetrics {
+            id: 1,
+            vote: metrics.vote,
+            state: ServerState::Leader,
+            current_leader: Some(1),
+            membership_config: membership.clone(),
+            committed_membership_config: membership,
+        };
+        (metrics, server)
+    }
+
+    const ELECTION: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_is_one_until_no_quorum_has_answered_for_one_election_time_out() {
+        let (mut metrics, server) = leads(3);
+        let leader = |metrics: &_, server: &_| view_of(metrics, server, None, ELECTION).leader;
+        assert_eq!(leader(&metrics, &server), None, "nobody has answered it yet");
+        metrics.last_quorum_acked = Some(InstantOf::<TypeConfig>::now().into());
+        tokio::time::advance(ELECTION).await;
+        assert_eq!(leader(&metrics, &server), Some(MemberId(1)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(leader(&metrics, &server), None);
+        let (metrics, server) = leads(1);
+        assert_eq!(leader(&metrics, &server), Some(MemberId(1)), "it is a quorum by itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_has_no_leader_once_it_was_silent_for_two_election_time_outs() {
+        let (metrics, mut server) = leads(3);
+        (server.state, server.current_leader) = (ServerState::Follower, Some(2));
+        let leader = |silence| view_of(&metrics, &server, silence, ELECTION).leader;
+        assert_eq!(leader(Some(ELECTION * 2)), Some(MemberId(2)));
+        assert_eq!(leader(Some(ELECTION * 2 + Duration::from_millis(1))), None);
+        assert_eq!(leader(None), None, "it never spoke");
+    }
+}
