@@ -48,9 +48,50 @@ fn writer() {
     }
 }
 
-fn written(disk: &Disk, syncs: bool) {
+/// How many marks there are, and how many pages are written at once behind them.
+const MARKS: usize = 12;
+const PAGES: usize = 4;
+const PAGE: usize = 4096;
+
+/// Another writer: marks one after the other, appended to one file or the other or as a name; then one write of several
+/// pages. None of it is made durable.
+#[test]
+fn writer_of_marks() {
+    let Some(dir) = std::env::var_os(WRITES_IN) else { return };
+    let dir = Path::new(&dir);
+    let mut appended = ["0", "1"].map(|name| {
+        write(&dir.join(name), "", true);
+        fs::OpenOptions::new().append(true).open(dir.join(name)).unwrap()
+    });
+    write(&dir.join("pages"), &".".repeat(PAGES * PAGE), true);
+    sync(dir);
+    for n in 0..MARKS {
+        match n % 3 {
+            2 => write(&dir.join(n.to_string()), "", false),
+            file => appended[file].write_all(b"!").unwrap(),
+        }
+    }
+    let mut pages = fs::OpenOptions::new().write(true).open(dir.join("pages")).unwrap();
+    pages.write_all("!".repeat(PAGES * PAGE).as_bytes()).unwrap();
+}
+
+/// Which of the marks are there, in their order, and which of the pages, each of them whole.
+fn marks(disk: &Disk) -> (Vec<bool>, Vec<bool>) {
+    let left = left(disk);
+    let mark = |n: usize| match n % 3 {
+        2 => left.contains_key(&n.to_string()),
+        file => left[&file.to_string()].as_bytes().get(n / 3) == Some(&b'!'),
+    };
+    let page = |page: &[u8]| {
+        assert!(page.iter().all(|byte| *byte == page[0]), "half of a page");
+        page[0] == b'!'
+    };
+    ((0..MARKS).map(mark).collect(), left["pages"].as_bytes().chunks(PAGE).map(page).collect())
+}
+
+fn written(disk: &Disk, by: &str, syncs: bool) {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "writer"]).env(WRITES_IN, disk.root());
+    child.args(["--exact", by]).env(WRITES_IN, disk.root());
     if syncs {
         child.env(SYNCS, "yes");
     }
@@ -77,7 +118,7 @@ const AFTER: [(&str, &str); 4] =
 fn what_no_sync_covers_is_as_it_was_names_that_were_removed_and_replaced_too() {
     let place = tempfile::tempdir().unwrap();
     let disk = Disk::new(place.path(), "disk");
-    written(&disk, false);
+    written(&disk, "writer", false);
     assert_eq!(left(&disk), files(&AFTER), "before the power goes");
     let cut = disk.cut(Lose::All, 1);
     assert_eq!(left(&disk), files(&BEFORE));
@@ -90,8 +131,41 @@ fn what_was_synced_stays() {
     for (seed, lose) in Lose::ALL.into_iter().enumerate() {
         let place = tempfile::tempdir().unwrap();
         let disk = Disk::new(place.path(), "disk");
-        written(&disk, true);
+        written(&disk, "writer", true);
         let cut = disk.cut(lose, seed as u64);
         assert_eq!((left(&disk), cut.lost), (files(&AFTER), 0), "{lose:?}");
+    }
+}
+
+#[test]
+fn a_suffix_is_lost_in_the_order_of_the_writes_and_a_half_in_any_with_torn_writes() {
+    for lose in [Lose::Suffix, Lose::Half] {
+        let (mut losing, mut keeping, mut unordered, mut torn) = (0, 0, 0, 0);
+        for seed in 0..30 {
+            let place = tempfile::tempdir().unwrap();
+            let disk = Disk::new(place.path(), "disk");
+            written(&disk, "writer_of_marks", false);
+            assert_eq!(marks(&disk), (vec![true; MARKS], vec![true; PAGES]), "before the power goes");
+            let cut = disk.cut(lose, seed);
+            let (marks, pages) = marks(&disk);
+            let is_torn = pages.iter().any(|page| *page != pages[0]);
+            let there = [marks, pages].concat();
+            // What may be torn is counted by its pages.
+            let counted = if lose == Lose::Half { there.len() } else { MARKS + 1 };
+            let lost = there[..counted].iter().filter(|kept| !**kept).count();
+            assert_eq!((cut.unsynced, cut.lost), (MARKS + 1, lost), "{lose:?}, seed {seed}: {there:?}");
+            losing += usize::from(lost > 0);
+            keeping += usize::from(there.contains(&true));
+            unordered += usize::from(!there[..=MARKS].is_sorted_by(|earlier, later| earlier >= later));
+            torn += usize::from(is_torn);
+        }
+        println!("{lose:?}: {losing} lose, {keeping} keep, {unordered} in another order, {torn} torn");
+        assert!(losing > 0 && keeping > 0, "{lose:?}: {losing} lose something, {keeping} keep something");
+        let any_order = lose == Lose::Half;
+        assert_eq!(
+            (unordered > 0, torn > 0),
+            (any_order, any_order),
+            "{lose:?}: {unordered} in another order, {torn} torn"
+        );
     }
 }

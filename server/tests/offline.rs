@@ -5,6 +5,7 @@
 
 mod support;
 
+use ferretcd_proto::etcdserverpb::HashKvRequest;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -256,7 +257,6 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let told: serde_json::Value = serde_json::from_str(&ours(&["inspect", "-w", "json", text(&dir)]).unwrap()).unwrap();
     assert_eq!((&told["store"]["revision"], &told["store"]["keys"]), (&51.into(), &50.into()));
     assert_eq!(told["log"]["last"], told["store"]["applied"]);
-    ours(&["defrag", "--data-dir", text(&dir)]).unwrap();
 
     // Files and targets that are wrong; nothing is left behind.
     let good = std::fs::read(&file).unwrap();
@@ -306,6 +306,52 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
         assert!(refused.contains("00000001.wal is damaged at offset"), "{verb:?}: {refused}");
     }
     assert!(before == bytes_of(&dir));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn defrag_gives_the_space_of_a_stopped_member_back_and_keeps_all_that_it_has() {
+    for engine in ["sled", "redb"] {
+        let mut cluster = Cluster::start_with(&["solo"], &[&format!("--storage-engine={engine}")]).await;
+        let member = &mut cluster.members[0];
+        let value = "x".repeat(100_000);
+        for n in 0..60 {
+            member.put(&format!("k{}", n % 5), &format!("{n} {value}")).await.unwrap();
+        }
+        let revision = member.put("last", "x").await.unwrap().to_string();
+        member.etcdctl(&["compaction", "--physical", &revision]).unwrap();
+        eventually("what was overwritten is deleted", async || match member.status().await?.db_size_in_use {
+            few if few < 10 * value.len() as i64 => Ok(()),
+            many => Err(format!("{many} bytes in use")),
+        })
+        .await;
+        let facts = async |member: &Member| {
+            let asked = member.maintenance().await.hash_kv(HashKvRequest { revision: 0 }).await.unwrap().into_inner();
+            (member.everything().await, asked.hash_revision, asked.compact_revision, asked.hash)
+        };
+        let wanted = facts(member).await;
+        assert_eq!(wanted.0.len(), 6);
+        assert_eq!(member.terminate().await, Some(0));
+
+        let store = member.dir.join("member");
+        // What an interrupted rewrite left does not count, and goes.
+        std::fs::create_dir(store.join("engine.7.part")).unwrap();
+        let engines = || -> Vec<PathBuf> {
+            let paths = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
+            paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("engine")).collect()
+        };
+        let size = || -> usize { engines().iter().flat_map(|dir| bytes_of(dir).into_values()).map(|b| b.len()).sum() };
+        let before = size();
+        let told = ours(&["defrag", "--data-dir", text(&member.dir)]).unwrap();
+        let after = size();
+        println!("{engine}: {before} bytes before, {after} after: {told}");
+        assert!(after < before / 2, "{engine}: {before} bytes before, {after} after: {told}");
+        assert_eq!(engines().len(), 1, "{engine}: {:?}", engines());
+
+        member.start();
+        member.ready().await;
+        assert!(facts(member).await == wanted, "{engine}: other keys or another hash");
+        assert!(!member.log().contains("setting it aside"), "{}", member.log());
+    }
 }
 
 /// What `inspect` says of a member that is stopped, in JSON and in words.

@@ -1,6 +1,7 @@
 //! The judge: replays a history by revision.
 
 use crate::model::{Answer, Event, Request, Span, State};
+use crate::refusal;
 use crate::watch::Seen;
 use crate::{Call, History, Outcome};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,8 +23,12 @@ pub enum Rule {
     Answer,
     /// What was answered before a call was made comes before it.
     Clock,
-    /// A lease that ended takes its keys with it.
+    /// A lease that ended takes its keys with it, and does not come back.
     Lease,
+    /// A lease that was granted or renewed lives for its time, unless it is revoked.
+    LeaseLost,
+    /// A revision that somebody was told of is no future one for who reads later.
+    Future,
     /// Watchers are told in order, and once.
     WatchOrder,
     /// Watchers are told of everything.
@@ -95,6 +100,7 @@ struct Place {
 
 /// Is there an order of all calls, by their revisions and the clock, in which every answer and every watch is right?
 pub fn check(history: &History) -> Result<Verdict, Violation> {
+    refusal::check(&history.calls)?;
     let judge = Judge::new(history)?;
     let (path, place) = judge.replay()?;
     let events = |revision: i64| -> &[Event] {
@@ -126,7 +132,7 @@ impl<'h> Judge<'h> {
                 *ends = (*ends).max(call.begun + ttl);
             }
             match &call.outcome {
-                Outcome::Refused => {}
+                Outcome::Refused(_) => {}
                 Outcome::Unknown => {
                     let Call { client, begun, request, .. } = call;
                     judge.perhaps.push(Perhaps { client, begun: *begun, request: request.clone(), only: None });
@@ -377,13 +383,14 @@ impl Place {
     }
 }
 
-fn told(call: &Call) -> String {
+pub(crate) fn told(call: &Call) -> String {
     let Call { client, begun, ended, request, outcome } = call;
     match outcome {
         Outcome::Done { revision, answer } => {
             format!("{client} [{begun}..{ended}] {request:?} was answered {answer:?} at {revision}")
         }
-        _ => format!("{client} [{begun}..] {request:?}"),
+        Outcome::Refused(why) => format!("{client} [{begun}..{ended}] {request:?} was refused: {why:?}"),
+        Outcome::Unknown => format!("{client} [{begun}..] {request:?}"),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod judge;
 mod model;
+mod refusal;
 mod watch;
 
 pub use judge::{Rule, Verdict, Violation, check};
@@ -50,7 +51,18 @@ pub enum Outcome {
         answer: Answer,
     },
     /// It was refused, and surely has not happened.
-    Refused,
+    Refused(Refusal),
     /// Nobody knows: it may happen at any time after it was asked, or never.
     Unknown,
+}
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such lease.
+    LeaseNotFound,
+    /// The revision that was to be read is still to come.
+    FutureRevision,
+    /// Anything else. Whether that was right is not judged.
+    Other,
 }

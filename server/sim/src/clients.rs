@@ -3,7 +3,7 @@
 use crate::chance::Chance;
 use crate::trace::MOMENTS;
 use crate::world::World;
-use ferretcd_history::{Act, Answer, Call, Compare, Event, Kv, Outcome, Request, Seen, Span, Watch};
+use ferretcd_history::{Act, Answer, Call, Compare, Event, Kv, Outcome, Refusal, Request, Seen, Span, Watch};
 use ferretcd_node::{Node, WatchCreate, WatchMessage};
 use ferretcd_types as types;
 use ferretcd_types::{CompareResult, CompareTarget, Error, EventKind, KeyRange, KeyValue, LeaseId, OpReply, TxnOp};
@@ -62,17 +62,16 @@ fn reply(reply: &OpReply) -> Answer {
     }
 }
 
-/// Refusals that mean that nothing has happened.
-fn refused(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Compacted
-            | Error::FutureRevision
-            | Error::LeaseNotFound
-            | Error::LeaseExists
-            | Error::TooManyRequests
-            | Error::NotSupportedForLearner
-    )
+/// Of an error that means that nothing has happened: which refusal it is.
+fn refused(error: &Error) -> Option<Refusal> {
+    match error {
+        Error::LeaseNotFound => Some(Refusal::LeaseNotFound),
+        Error::FutureRevision => Some(Refusal::FutureRevision),
+        Error::Compacted | Error::LeaseExists | Error::TooManyRequests | Error::NotSupportedForLearner => {
+            Some(Refusal::Other)
+        }
+        _ => None,
+    }
 }
 
 /// One call at one member.
@@ -241,11 +240,34 @@ pub async fn call(
     }
     let outcome = match &answered {
         Some(Ok((revision, answer))) => Outcome::Done { revision: *revision, answer: answer.clone() },
-        Some(Err(error)) if refused(error) => Outcome::Refused,
-        _ => Outcome::Unknown,
+        Some(Err(error)) => refused(error).map_or(Outcome::Unknown, Outcome::Refused),
+        None => Outcome::Unknown,
     };
+    if let Outcome::Refused(Refusal::LeaseNotFound) = outcome {
+        world.trace.count("leases that were not found");
+    }
     world.history.lock().calls.push(Call { client: format!("{name}@h{at}"), begun, ended, request, outcome });
     answered.and_then(Result::ok)
+}
+
+/// Asks once more for each lease that was granted: one that was revoked is to be gone for ever, and one that lives to
+/// be found. In the end, when the group is well again, so that each is answered. All at once: their time is short.
+pub async fn last_leases(world: &Arc<World>, patience: Duration) {
+    let granted = |call: &Call| match (&call.request, &call.outcome) {
+        (Request::Grant { lease, ttl }, Outcome::Done { .. }) => Some(Request::KeepAlive { lease: *lease, ttl: *ttl }),
+        _ => None,
+    };
+    let asked: Vec<Request> = world.history.lock().calls.iter().filter_map(granted).collect();
+    let running = world.running();
+    let calls = asked.into_iter().zip(running.iter().copied().cycle()).map(|(request, at)| {
+        let world = world.clone();
+        tokio::spawn(async move { call(&world, "last", at, request, patience).await })
+    });
+    for asking in calls.collect::<Vec<_>>() {
+        if let Err(e) = asking.await {
+            world.fault(format!("a task of the simulation ended: {e}"));
+        }
+    }
 }
 
 /// A watcher of all keys or some, who goes on at another member when its own is gone, from where it was; until it has

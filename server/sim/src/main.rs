@@ -94,6 +94,7 @@ async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<St
     match nemesis::converge(&world).await {
         Err(why) => world.fault(why),
         Ok(_) => {
+            clients::last_leases(&world, Duration::from_secs(10)).await;
             // Leases may still end; a last read on each member fixes what everybody must have seen.
             let mut last = 1;
             for at in world.running() {

@@ -542,7 +542,7 @@ fn pieces_of(length: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{keyspace, suite};
+    use crate::{Options, Store, keyspace, suite};
     use std::fs;
 
     const CACHE: u64 = 16 << 20;
@@ -672,6 +672,34 @@ mod tests {
             engine.flush().unwrap();
             assert!(sync_range::refused() > before, "flush {n} made no fsync");
         }
+    }
+
+    /// sled's own thread may have heard of a sync that failed, and says nothing: what tells us is the second handle.
+    #[test]
+    fn a_sync_of_sleds_file_that_fails_for_our_handle_alone_fails_the_flush_and_ends_the_store() {
+        let (dir, mut engine) = fresh();
+        let inode = |metadata: fs::Metadata| std::os::unix::fs::MetadataExt::ino(&metadata);
+        let sleds = inode(fs::metadata(dir.path().join("db/db")).unwrap());
+        assert_eq!(inode(engine.file.metadata().unwrap()), sleds, "it is sled's file");
+        engine.commit(Batch::new().put("ka", "1")).unwrap();
+        engine.flush().unwrap();
+        // What no sync works on; sled's own handle is sound.
+        engine.file = File::open("/dev/null").unwrap();
+        engine.commit(Batch::new().put("kb", "1")).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(engine.flush(), Err(Error::Io { .. })));
+            flushed(&engine.db).unwrap();
+        }
+        let store = Store::open(Arc::new(engine), Options::default()).unwrap();
+        let mut batch = Batch::new();
+        batch.put("kc", "1");
+        store.write(batch.clone(), 1).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(store.flush(), Err(Error::Stopped { .. })));
+            assert!(matches!(store.write(batch.clone(), 2), Err(Error::Stopped { .. })));
+        }
+        assert!(matches!(store.close(), Err(Error::Stopped { .. })));
+        assert_eq!(store.flushed_position(), 0);
     }
 
     #[test]

@@ -4,11 +4,14 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use super::support::{Cluster, PATIENCE, eventually};
-use ferretcd_history::{Act, Answer, Call, Compare, Event, History, Kv, Outcome, Request, Seen, Span, Watch, check};
+use ferretcd_history::{Act, Answer, Call, Compare, Event, History, Kv, Outcome};
+use ferretcd_history::{Refusal, Request, Seen, Span, Watch, check};
 use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use ferretcd_proto::etcdserverpb::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
 use ferretcd_proto::etcdserverpb::{request_op, response_op, watch_request::RequestUnion};
 use ferretcd_proto::mvccpb;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 const CLIENTS: u64 = 6;
 const KEYS: u64 = 6;
@@ -31,6 +34,8 @@ pub struct Load {
     history: Arc<Mutex<History>>,
     clients: Vec<JoinHandle<()>>,
     watchers: Vec<JoinHandle<(Watch, usize)>>,
+    /// One for each member: who leads in which term, as it says.
+    leaders: Vec<JoinHandle<BTreeSet<(u64, u64)>>>,
     /// Tells the watchers up to which revision they must see everything.
     finish: watch::Sender<i64>,
 }
@@ -43,7 +48,9 @@ impl Load {
         let (finish, finished) = watch::channel(0);
         let watchers = (0..WATCHERS).map(|n| tokio::spawn(watcher(members.clone(), n as usize, finished.clone())));
         let watchers = watchers.collect();
-        let mut load = Load { seed, members, over, acknowledged, history, clients: Vec::new(), watchers, finish };
+        let leaders = members.iter().map(|member| tokio::spawn(leaders(member.clone(), over.clone()))).collect();
+        let clients = Vec::new();
+        let mut load = Load { seed, members, over, acknowledged, history, clients, watchers, leaders, finish };
         for n in 0..CLIENTS {
             let client = Client {
                 name: format!("c{n}"),
@@ -80,6 +87,18 @@ impl Load {
         for client in self.clients {
             client.await.unwrap();
         }
+        let mut terms: BTreeMap<u64, u64> = BTreeMap::new();
+        for (member, named) in self.members.iter().zip(self.leaders) {
+            for (term, leader) in named.await.unwrap() {
+                let known = *terms.entry(term).or_insert(leader);
+                let seed = self.seed;
+                assert_eq!(
+                    known, leader,
+                    "seed {seed}: {member} names another leader of term {term} than one before it"
+                );
+            }
+        }
+        assert!(!terms.is_empty(), "no member names a leader");
         cluster.agreed().await;
         let hashes = eventually("the members' hashes are of one revision", async || {
             let mut hashes = Vec::new();
@@ -95,6 +114,16 @@ impl Load {
         })
         .await;
         assert!(hashes.iter().all(|hash| *hash == hashes[0]), "seed {}: the hashes differ: {hashes:x?}", self.seed);
+        let whole = eventually("the members have applied the same", async || {
+            let first = whole(cluster).await?;
+            // What a member says it has applied may be a moment older than what it hashes; twice the same is not.
+            match whole(cluster).await? {
+                again if again == first && again.iter().all(|(applied, _)| *applied == again[0].0) => Ok(again),
+                again => Err(format!("{first:x?}, then {again:x?}")),
+            }
+        })
+        .await;
+        assert!(whole.iter().all(|hash| *hash == whole[0]), "seed {}: the members differ: {whole:x?}", self.seed);
         let mut history = std::mem::take(&mut *self.history.lock().await);
         let last = hashes[0].0;
         self.finish.send_replace(last);
@@ -112,8 +141,41 @@ impl Load {
         let answered = history.calls.iter().filter(|call| call.outcome != Outcome::Unknown).count();
         assert!(answered > least, "only {answered} of {} calls were answered", history.calls.len());
         let verdict = check(&history).unwrap_or_else(|violation| panic!("seed {}: {violation}", self.seed));
-        format!("{answered} of {} calls, revision {last}, {} late", history.calls.len(), verdict.late)
+        let ended =
+            history.calls.iter().filter(|call| call.outcome == Outcome::Refused(Refusal::LeaseNotFound)).count();
+        let (calls, late, terms) = (history.calls.len(), verdict.late, terms.len());
+        format!("{answered} of {calls} calls, revision {last}, {late} late, {ended} ended leases, {terms} terms")
     }
+}
+
+/// What each running member has applied, and the hash of all that it holds: leases, members, users and alarms, too. It
+/// is the same with every engine: what is hashed is what a snapshot file for clients holds.
+async fn whole(cluster: &Cluster) -> Result<Vec<(u64, u32)>, String> {
+    let mut all = Vec::new();
+    for member in cluster.members.iter().filter(|m| m.runs()) {
+        let applied = member.status().await?.raft_applied_index;
+        let asked = member.maintenance().await.hash(pb::HashRequest {}).await;
+        all.push((applied, asked.map_err(|e| e.to_string())?.into_inner().hash));
+    }
+    Ok(all)
+}
+
+/// The leaders that a member names, by term, until the load is over.
+async fn leaders(member: String, over: Arc<AtomicBool>) -> BTreeSet<(u64, u64)> {
+    let endpoint = Endpoint::from_shared(format!("http://{member}")).unwrap();
+    let endpoint = endpoint.connect_timeout(Duration::from_millis(500)).timeout(Duration::from_secs(1));
+    let mut client = MaintenanceClient::new(endpoint.connect_lazy());
+    let (mut named, mut before) = (BTreeSet::new(), None);
+    while !over.load(Ordering::Relaxed) {
+        let asked = client.status(pb::StatusRequest {}).await.ok().map(tonic::Response::into_inner);
+        let now = asked.map(|status| (status.raft_term, status.leader));
+        // A member puts term and leader together from two reports of its raft, one of which may be a moment older: what
+        // it says twice in a row is of one moment. A leader of 0 is none.
+        named.extend(now.filter(|(_, leader)| *leader != 0 && now == before));
+        before = now;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    named
 }
 
 pub fn number(name: &str, otherwise: u64) -> u64 {
@@ -199,6 +261,18 @@ impl Callee {
     }
 }
 
+const LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
+const FUTURE_REVISION: &str = "etcdserver: mvcc: required revision is a future revision";
+
+/// Of a failure that means that nothing has happened, and that the judge knows: which refusal it is.
+fn refused(status: &Status) -> Option<Refusal> {
+    match (status.code(), status.message()) {
+        (Code::NotFound, LEASE_NOT_FOUND) => Some(Refusal::LeaseNotFound),
+        (Code::OutOfRange, FUTURE_REVISION) => Some(Refusal::FutureRevision),
+        _ => None,
+    }
+}
+
 async fn ask(callee: &mut Callee, request: &Request) -> Result<(i64, Answer), Status> {
     let (client, leases) = (&mut callee.kv, &mut callee.lease);
     match request {
@@ -253,7 +327,9 @@ async fn ask(callee: &mut Callee, request: &Request) -> Result<(i64, Answer), St
             let mut answers = leases.lease_keep_alive(asked).await?.into_inner();
             match answers.message().await? {
                 Some(renewed) if renewed.ttl > 0 => Ok((0, Answer::Done)),
-                _ => Err(Status::not_found("it has ended")),
+                // That it has none is how the API says it of a renewal.
+                Some(_) => Err(Status::not_found(LEASE_NOT_FOUND)),
+                None => Err(Status::unavailable("the stream ended")),
             }
         }
         Request::Revoke { lease } => {
@@ -291,7 +367,8 @@ impl Client {
             let ended = self.began.elapsed().as_nanos() as u64;
             let outcome = match answered {
                 Ok(Ok((revision, answer))) => Outcome::Done { revision, answer },
-                Ok(Err(_)) | Err(_) => Outcome::Unknown,
+                Ok(Err(status)) => refused(&status).map_or(Outcome::Unknown, Outcome::Refused),
+                Err(_) => Outcome::Unknown,
             };
             if let Outcome::Done { revision, .. } = outcome {
                 newest = revision.max(newest);
@@ -345,7 +422,8 @@ impl Client {
                     16 | 17 => Request::Do(Act::Put { key: key(chance), value, lease }),
                     18 => Request::KeepAlive { lease, ttl },
                     _ => {
-                        *held = None;
+                        // It may be asked for once more, wherever that is: nobody may find it.
+                        *held = held.filter(|_| chance.below(3) == 0);
                         Request::Revoke { lease }
                     }
                 },

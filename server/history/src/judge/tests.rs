@@ -1,6 +1,7 @@
 //! Good histories pass, and each kind of bad one is found.
 
 use super::*;
+use crate::Refusal;
 use crate::model::{Act, Compare, Kv};
 use crate::watch::Watch;
 
@@ -10,6 +11,10 @@ fn call(begun: u64, ended: u64, request: Request, revision: i64, answer: Answer)
 
 fn unknown(begun: u64, request: Request) -> Call {
     Call { client: format!("c{begun}"), begun, ended: u64::MAX, request, outcome: Outcome::Unknown }
+}
+
+fn refused(begun: u64, ended: u64, request: Request, why: Refusal) -> Call {
+    Call { client: format!("c{begun}"), begun, ended, request, outcome: Outcome::Refused(why) }
 }
 
 fn put(key: &str, value: &str) -> Request {
@@ -149,6 +154,82 @@ fn leases_take_their_keys_not_before_their_time_and_never_give_them_back() {
     assert_eq!(judge(with(vec![revoked(2)])).unwrap_err(), Rule::Lease, "its key is still there");
     let again = call(14, 15, leased("a", "2", 7), 4, Answer::Done);
     assert_eq!(judge(with(vec![revoked(3), again])).unwrap_err(), Rule::Lease);
+}
+
+const GRANT: Request = Request::Grant { lease: 7, ttl: 100 };
+const RENEW: Request = Request::KeepAlive { lease: 7, ttl: 100 };
+const REVOKE: Request = Request::Revoke { lease: 7 };
+
+/// Calls after a lease was granted at 10 to 20, which lives until 110 at least.
+fn granted(rest: &[Call]) -> Result<(), Rule> {
+    judge([&[call(10, 20, GRANT, 1, Answer::Done)], rest].concat()).map(drop)
+}
+
+#[test]
+fn a_lease_is_found_for_its_time_by_all_that_need_it() {
+    let lost = |begun, ended, request| refused(begun, ended, request, Refusal::LeaseNotFound);
+    for request in [RENEW, REVOKE, leased("a", "1", 7)] {
+        assert_eq!(granted(&[lost(30, 109, request.clone())]), Err(Rule::LeaseLost), "{request:?}");
+        assert_eq!(granted(&[lost(30, 110, request.clone())]), Ok(()), "{request:?}: it may have expired");
+        assert_eq!(granted(&[lost(19, 30, request.clone())]), Ok(()), "{request:?}: it may come before the grant");
+        // A renewal is a grant of its own.
+        let renewed = |at| call(at, at + 1, RENEW, 0, Answer::Done);
+        assert_eq!(granted(&[renewed(100), lost(110, 199, request.clone())]), Err(Rule::LeaseLost), "{request:?}");
+        assert_eq!(granted(&[renewed(100), lost(110, 200, request.clone())]), Ok(()), "{request:?}");
+        // Of another lease, and for another reason, it says nothing.
+        assert_eq!(granted(&[refused(30, 40, request.clone(), Refusal::Other)]), Ok(()), "{request:?}");
+    }
+    let another = Request::KeepAlive { lease: 8, ttl: 100 };
+    assert_eq!(granted(&[lost(30, 40, another)]), Ok(()));
+    assert_eq!(judge(vec![unknown(10, GRANT), lost(30, 40, RENEW)]).map(drop), Ok(()), "perhaps it was never granted");
+}
+
+#[test]
+fn a_lease_may_be_gone_early_once_somebody_asked_to_revoke_it() {
+    let lost = || refused(30, 40, RENEW, Refusal::LeaseNotFound);
+    let done = |begun| call(begun, begun + 20, REVOKE, 1, Answer::Done);
+    for asked in [25, 39] {
+        assert_eq!(granted(&[done(asked), lost()]), Ok(()), "from {asked} on");
+        assert_eq!(granted(&[unknown(asked, REVOKE), lost()]), Ok(()), "in doubt, from {asked} on");
+        let not = refused(asked, asked + 1, REVOKE, Refusal::Other);
+        assert_eq!(granted(&[not, lost()]), Err(Rule::LeaseLost), "a revocation that was refused ends nothing");
+    }
+    assert_eq!(granted(&[unknown(41, REVOKE), lost()]), Err(Rule::LeaseLost), "it was asked for too late");
+}
+
+#[test]
+fn a_lease_that_has_ended_is_not_found_again() {
+    let revoked = |revoke: Call, request: Request, begun| {
+        let answered = call(begun, 80, request.clone(), if request == RENEW { 0 } else { 1 }, Answer::Done);
+        granted(&[revoke, answered])
+    };
+    let acknowledged = || call(30, 40, REVOKE, 1, Answer::Done);
+    let not_found = || refused(130, 140, RENEW, Refusal::LeaseNotFound);
+    for request in [RENEW, REVOKE] {
+        assert_eq!(revoked(acknowledged(), request.clone(), 41), Err(Rule::Lease), "{request:?}");
+        assert_eq!(revoked(acknowledged(), request.clone(), 40), Ok(()), "{request:?}: it may come before");
+        let in_doubt = Call { ended: 40, ..unknown(30, REVOKE) };
+        assert_eq!(revoked(in_doubt, request.clone(), 41), Ok(()), "{request:?}: perhaps it was not revoked");
+    }
+    // Nor does it come back once it has expired.
+    assert_eq!(granted(&[not_found(), call(141, 150, REVOKE, 1, Answer::Done)]), Err(Rule::Lease));
+    assert_eq!(granted(&[not_found(), call(140, 150, REVOKE, 1, Answer::Done)]), Ok(()));
+    let early = refused(5, 9, RENEW, Refusal::LeaseNotFound);
+    assert_eq!(granted(&[early, call(30, 31, RENEW, 0, Answer::Done)]), Ok(()), "it was not granted yet");
+}
+
+#[test]
+fn a_revision_that_somebody_was_told_of_is_no_future_one() {
+    let written = call(0, 10, put("a", "1"), 2, Answer::Done);
+    let read = |begun, then| refused(begun, 20, Request::Past(Span::all(), then), Refusal::FutureRevision);
+    let told = |read| judge(vec![written.clone(), read]).map(drop);
+    assert_eq!(told(read(11, 2)), Err(Rule::Future));
+    assert_eq!(told(read(11, 1)), Err(Rule::Future));
+    assert_eq!(told(read(10, 2)), Ok(()), "it may come before");
+    assert_eq!(told(read(11, 3)), Ok(()), "nobody has seen that one");
+    let compacted = refused(11, 20, Request::Past(Span::all(), 1), Refusal::Other);
+    assert_eq!(told(compacted), Ok(()));
+    assert_eq!(judge(vec![unknown(0, put("a", "1")), read(11, 2)]).map(drop), Ok(()), "perhaps it was never made");
 }
 
 fn events(list: &[(i64, &str)]) -> Seen {
