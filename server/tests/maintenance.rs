@@ -7,6 +7,8 @@ mod support;
 
 use ferretcd_proto::etcdserverpb as pb;
 use pb::maintenance_client::MaintenanceClient;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 use support::{Busy, Cluster, Member, eventually};
 use tonic::transport::Endpoint;
@@ -202,4 +204,62 @@ async fn defragmenting_gives_space_back_while_the_member_serves() {
     assert_eq!(cluster.members[0].everything().await, everything);
     assert_eq!(cluster.members[0].get("busy", false).await.unwrap(), Some((written - 1).to_string()));
     assert!(!cluster.members[0].log().contains("setting it aside"), "{}", cluster.members[0].log());
+}
+
+/// Where a member's store is: names, and which file or directory it is that has the name.
+fn stores(member: &Member) -> BTreeMap<String, u64> {
+    let entries = std::fs::read_dir(member.dir.join("member")).unwrap().map(Result::unwrap);
+    let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().ino()));
+    named.filter(|(name, _)| name.starts_with("engine")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn defragmenting_one_member_leaves_the_others_alone() {
+    let cluster = Cluster::start(ABC).await;
+    let leader = cluster.leader().await;
+    let value = "x".repeat(200_000);
+    for n in 0..100 {
+        cluster.members[leader].put(&format!("k{}", n % 5), &value).await.unwrap();
+    }
+    let revision = cluster.members[leader].status().await.unwrap().header.unwrap().revision;
+    cluster.members[leader].etcdctl(&["compaction", "--physical", &revision.to_string()]).unwrap();
+    let everything = cluster.agreed().await;
+    eventually("every member has deleted what was overwritten", async || {
+        for m in &cluster.members {
+            let in_use = m.status().await?.db_size_in_use;
+            if in_use > 10 * value.len() as i64 {
+                return Err(format!("{} has {in_use} bytes in use", m.name));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    let look = async || {
+        let mut all = Vec::new();
+        for m in &cluster.members {
+            all.push((m.status().await.unwrap().db_size, stores(m), hash(m).await));
+        }
+        all
+    };
+    // A follower, and then the member that leads.
+    for one in [(leader + 1) % 3, leader] {
+        let before = look().await;
+        cluster.members[one].maintenance().await.defragment(pb::DefragmentRequest {}).await.unwrap();
+        let after = look().await;
+        for (at, ((size_before, stores_before, hash), (size, stores, hash_after))) in
+            before.iter().zip(&after).enumerate()
+        {
+            let name = &cluster.members[at].name;
+            assert_eq!((hash_after, hash), (hash, &before[0].2), "{name}");
+            if at == one {
+                assert!(*size < size_before / 2, "{name}: {size_before} bytes before, {size} after");
+                assert_ne!(stores, stores_before, "{name}: it was rewritten");
+            } else {
+                // What is still on its way to the disk may come meanwhile, but nothing goes.
+                assert!(size >= size_before, "{name}: {size_before} bytes before, {size} after");
+                assert_eq!(stores, stores_before, "{name}");
+            }
+        }
+    }
+    assert_eq!(cluster.agreed().await, everything);
 }

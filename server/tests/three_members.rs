@@ -452,6 +452,23 @@ async fn a_full_quota_stops_writes_on_every_member_over_a_restart_until_it_is_di
 /// Its clock says that the lease has ended: it heard nothing of what its successor was told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhile() {
+    /// A machine that is slower than the lease tells nothing; one that is so each time is a member that renews no lease.
+    const ATTEMPTS: usize = 3;
+    let mut told = Vec::new();
+    while told.len() < ATTEMPTS {
+        match a_lease_is_kept_while_the_leader_stands_still().await {
+            Ok(()) => return,
+            Err(why) => {
+                println!("{why}");
+                told.push(why);
+            }
+        }
+    }
+    panic!("the lease could not be kept alive: {told:?}");
+}
+
+/// Tells when the holder could not do its part.
+async fn a_lease_is_kept_while_the_leader_stands_still() -> Result<(), String> {
     const TTL: i64 = 4;
     let mut cluster = Cluster::start(ABC).await;
     let leader = cluster.leader().await;
@@ -464,7 +481,7 @@ async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhil
     let begun = Instant::now();
     let mut kept = begun;
     // As long as the paused one counts, and as long again after it woke. A holder asks often, so that an election between costs
-    // it nothing; a machine that is slower than the lease tells nothing.
+    // it nothing.
     for (asleep, until) in [(true, Duration::from_secs(6)), (false, Duration::from_secs(10))] {
         while begun.elapsed() < until {
             let ask = futures::stream::iter([pb::LeaseKeepAliveRequest { id }]);
@@ -473,8 +490,7 @@ async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhil
             let answer = tokio::time::timeout(Duration::from_secs(1), answer).await.ok().flatten();
             let ttl = answer.map(|answer| answer.ttl);
             if kept.elapsed() > Duration::from_secs(TTL as u64) {
-                println!("not kept alive for {:?}, asleep: {asleep}", kept.elapsed());
-                return;
+                return Err(format!("not kept alive for {:?}, asleep: {asleep}", kept.elapsed()));
             }
             assert_ne!(ttl, Some(0), "revoked after {:?}, asleep: {asleep}", begun.elapsed());
             if ttl.is_some() {
@@ -487,6 +503,7 @@ async fn a_leader_that_stood_still_revokes_no_lease_that_was_kept_alive_meanwhil
         }
     }
     assert_eq!(cluster.members[other].get("held", false).await.unwrap().as_deref(), Some("x"));
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

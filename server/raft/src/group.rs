@@ -8,7 +8,7 @@ use crate::machine::{Effects, Machine};
 use crate::offer::{self, Offer};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::{Network, Peers};
-use crate::types::{Membership, TypeConfig, log_pos};
+use crate::types::{Membership, TypeConfig, log_pos, vote_to_wal};
 use bytes::Bytes;
 use ferretcd_state::State;
 use ferretcd_types::{LogPos, MemberId, PeerNode};
@@ -450,7 +450,8 @@ fn view_of(
         (MemberId(*id), Progress { matched: matched.as_ref().map(|l| l.index()), last_heard })
     });
     GroupView {
-        term: m.current_term,
+        // Of the same moment as the role and the leader: a term has one.
+        term: vote_to_wal(&server.vote).term,
         role,
         leader: if quorum_lost || leader_silent { None } else { server.current_leader.map(MemberId) },
         last_log_index: m.last_log_index.unwrap_or_default(),

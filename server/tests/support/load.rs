@@ -165,14 +165,11 @@ async fn leaders(member: String, over: Arc<AtomicBool>) -> BTreeSet<(u64, u64)> 
     let endpoint = Endpoint::from_shared(format!("http://{member}")).unwrap();
     let endpoint = endpoint.connect_timeout(Duration::from_millis(500)).timeout(Duration::from_secs(1));
     let mut client = MaintenanceClient::new(endpoint.connect_lazy());
-    let (mut named, mut before) = (BTreeSet::new(), None);
+    let mut named = BTreeSet::new();
     while !over.load(Ordering::Relaxed) {
         let asked = client.status(pb::StatusRequest {}).await.ok().map(tonic::Response::into_inner);
-        let now = asked.map(|status| (status.raft_term, status.leader));
-        // A member puts term and leader together from two reports of its raft, one of which may be a moment older: what
-        // it says twice in a row is of one moment. A leader of 0 is none.
-        named.extend(now.filter(|(_, leader)| *leader != 0 && now == before));
-        before = now;
+        // A leader of 0 is none.
+        named.extend(asked.map(|status| (status.raft_term, status.leader)).filter(|(_, leader)| *leader != 0));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     named
@@ -360,17 +357,8 @@ impl Client {
                 break;
             }
             let request = self.request(n, &mut held, newest);
-            let at = self.chance.below(callees.len() as u64) as usize;
-            let begun = self.began.elapsed().as_nanos() as u64;
-            // Shorter than the server's own time-outs: some answers are not waited for.
-            let answered = tokio::time::timeout(self.wait, ask(&mut callees[at], &request)).await;
-            let ended = self.began.elapsed().as_nanos() as u64;
-            let outcome = match answered {
-                Ok(Ok((revision, answer))) => Outcome::Done { revision, answer },
-                Ok(Err(status)) => refused(&status).map_or(Outcome::Unknown, Outcome::Refused),
-                Err(_) => Outcome::Unknown,
-            };
-            if let Outcome::Done { revision, .. } = outcome {
+            let call = self.call(&mut callees, request).await;
+            if let Outcome::Done { revision, .. } = call.outcome {
                 newest = revision.max(newest);
                 self.acknowledged.fetch_add(1, Ordering::Relaxed);
             } else {
@@ -378,11 +366,32 @@ impl Client {
                 held = None;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            calls.push(Call { client: format!("{}@{at}", self.name), begun, ended, request, outcome });
+            calls.push(call);
             // Some rest, so that the judge has thousands of calls and not tens of them.
             tokio::time::sleep(Duration::from_millis(self.chance.below(15))).await;
         }
+        // Each lease once more, when the members are well: one that lives is found, and one that was revoked is not.
+        for n in 0..calls.len() {
+            if let Call { request: Request::Grant { lease, ttl }, outcome: Outcome::Done { .. }, .. } = calls[n] {
+                calls.push(self.call(&mut callees, Request::KeepAlive { lease, ttl }).await);
+            }
+        }
         self.history.lock().await.calls.extend(calls);
+    }
+
+    /// Makes the call at one of the members.
+    async fn call(&mut self, callees: &mut [Callee], request: Request) -> Call {
+        let at = self.chance.below(callees.len() as u64) as usize;
+        let begun = self.began.elapsed().as_nanos() as u64;
+        // Shorter than the server's own time-outs: some answers are not waited for.
+        let answered = tokio::time::timeout(self.wait, ask(&mut callees[at], &request)).await;
+        let ended = self.began.elapsed().as_nanos() as u64;
+        let outcome = match answered {
+            Ok(Ok((revision, answer))) => Outcome::Done { revision, answer },
+            Ok(Err(status)) => refused(&status).map_or(Outcome::Unknown, Outcome::Refused),
+            Err(_) => Outcome::Unknown,
+        };
+        Call { client: format!("{}@{at}", self.name), begun, ended, request, outcome }
     }
 
     /// The client's next call, its `n`th; one that writes writes a value of its own.
