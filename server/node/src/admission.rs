@@ -51,7 +51,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-pub(crate) fn damaged(path: &Path) -> io::Error {
+fn damaged(path: &Path) -> io::Error {
     let why = format!("{} is damaged; restore the file, or replace this member", path.display());
     io::Error::new(io::ErrorKind::InvalidData, why)
 }

@@ -414,7 +414,16 @@ fn forced(mark: &Path) -> io::Result<Option<String>> {
     let Some(text) = admission::read(mark)? else { return Ok(None) };
     let line = admission::unsealed(&text).and_then(|lines| lines.strip_suffix('\n'));
     let word = line.filter(|line| !line.is_empty() && !line.contains(char::is_whitespace));
-    word.map(|word| Some(word.to_owned())).ok_or_else(|| admission::damaged(mark))
+    // Not to replace this member, as after other damage: it may be the only one that has the data.
+    let damaged = || {
+        let why = format!(
+            "{} is damaged, which says under which word this member went on alone; if it has done so under this one, take \
+             --force-new-cluster-once away, else remove the file",
+            mark.display()
+        );
+        io::Error::new(io::ErrorKind::InvalidData, why)
+    };
+    word.map(|word| Some(word.to_owned())).ok_or_else(damaged)
 }
 
 /// Makes this member the only one of its cluster, if that is still to be done. The whole log counts, not only what is
