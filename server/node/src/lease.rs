@@ -3,14 +3,15 @@
 
 use crate::node::{Inner, Node};
 use bytes::Bytes;
-use ferretcd_raft::Role;
+use ferretcd_raft::{GroupView, Role};
 use ferretcd_state::{Access, LeaseTimes, Permits};
-use ferretcd_types::{Client, Command, Error, KeyRange, LeaseCheckpoint, LeaseId, LeaseRevoke};
+use ferretcd_types::{Client, Command, Error, KeyRange, LeaseCheckpoint, LeaseId, LeaseRevoke, MemberId};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How often the leader looks for expired leases (etcd's 500 ms).
@@ -55,6 +56,20 @@ struct Deadlines {
     by_time: BTreeSet<(Instant, LeaseId)>,
     /// When it is to be noted what is left of a lease.
     checkpoints: BTreeSet<(Instant, LeaseId)>,
+    /// Leases whose time is over and somebody waits to hear that they are revoked: told by the sender's end. No more
+    /// than there are leases.
+    awaited: HashMap<LeaseId, watch::Sender<()>>,
+}
+
+/// What came of a renewal.
+#[derive(Debug)]
+enum Renewal {
+    /// It has its full time again: that many seconds.
+    Renewed(i64),
+    /// There is no such lease.
+    Unknown,
+    /// Its time is over, but it is not revoked yet. This ends when it is, or when the clock starts anew.
+    Ends(watch::Receiver<()>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +119,9 @@ impl LeaseClock {
     }
 
     pub(crate) fn revoked(&self, id: LeaseId) {
-        self.inner.lock().remove(id);
+        let mut inner = self.inner.lock();
+        inner.remove(id);
+        inner.awaited.remove(&id);
     }
 
     /// The log has noted what is left of a lease. Its end stays where it is: only a new leader starts by it.
@@ -139,16 +156,16 @@ impl LeaseClock {
         self.inner.lock().led_term
     }
 
-    /// Gives a lease its full time again; its seconds, or `None` when there is none or it has expired already.
-    fn renew(&self, id: LeaseId) -> Option<i64> {
+    /// Gives a lease its full time again, unless that is over.
+    fn renew(&self, id: LeaseId) -> Renewal {
         let mut inner = self.inner.lock();
-        let lease = *inner.by_lease.get(&id)?;
+        let Some(lease) = inner.by_lease.get(&id).copied() else { return Renewal::Unknown };
         let now = Instant::now();
         if lease.at <= now {
-            return None;
+            return Renewal::Ends(inner.awaited.entry(id).or_default().subscribe());
         }
         inner.set(id, Counted { at: now + seconds(lease.ttl), ..lease });
-        Some(lease.ttl)
+        Renewal::Renewed(lease.ttl)
     }
 
     /// Whether a new leader would start this lease with less than its full time.
@@ -280,14 +297,17 @@ fn may_see(permits: &Permits, client: &Client, keys: &[Bytes]) -> Result<(), Err
     keys.iter().try_for_each(|key| permits.check(client, Access::Read, &KeyRange::single(key.clone())))
 }
 
+fn leads(view: &GroupView, member: MemberId) -> bool {
+    view.role == Role::Leader && view.leader == Some(member)
+}
+
 impl Inner {
     fn lease_keys(&self, id: LeaseId) -> Vec<Bytes> {
         self.state.lease(id).map(|lease| lease.keys).unwrap_or_default()
     }
 
     fn leads(&self) -> bool {
-        let view = self.view();
-        view.role == Role::Leader && view.leader == Some(self.identity.member)
+        leads(&self.view.borrow(), self.identity.member)
     }
 
     /// Leads, and has set the lease clock since it does.
@@ -297,24 +317,44 @@ impl Inner {
 
     /// Renews a lease on this member's clock. A leader that was replaced and does not know it yet must not: it asks
     /// its quorum first.
+    ///
+    /// A lease whose time is over is gone only when it is revoked, and this waits for that, as etcd does
+    /// (`lessor.Renew`): until then it can be used by others, and a new leader would give it its full time again.
+    ///
+    /// # Errors
+    /// `NotLeader` if this member does not lead, or no longer; `Timeout` if a lease that ends is not revoked in the time
+    /// that requests have.
     pub(crate) async fn local_keep_alive(&self, id: LeaseId) -> Result<i64, Error> {
-        if !self.counts() {
-            return Err(Error::NotLeader);
+        let (deadline, me) = (Instant::now() + self.timing.request_timeout(), self.identity.member);
+        loop {
+            if !self.counts() {
+                return Err(Error::NotLeader);
+            }
+            self.linearize().await?;
+            if !self.counts() {
+                return Err(Error::NotLeader);
+            }
+            // A new leader must not start it with less than its holder is told. Once per checkpoint: two entries for each.
+            if self.lease_clock.is_noted(id) {
+                let full = LeaseCheckpoint { remaining: vec![(id, 0)] };
+                self.propose(Command::LeaseCheckpoint(full)).await?;
+            }
+            let mut ends = match self.lease_clock.renew(id) {
+                Renewal::Renewed(ttl) => {
+                    self.metrics.leases_renewed.inc();
+                    return Ok(ttl);
+                }
+                Renewal::Unknown => return Ok(0),
+                Renewal::Ends(ends) => ends,
+            };
+            let mut view = self.view.clone();
+            tokio::select! {
+                _ = ends.changed() => {}
+                lost = view.wait_for(|view| !leads(view, me)) => { lost.map_err(|_| Error::Stopped)?; }
+                () = self.stop.cancelled() => return Err(Error::Stopped),
+                () = tokio::time::sleep_until(deadline) => return Err(Error::Timeout),
+            }
         }
-        self.linearize().await?;
-        if !self.counts() {
-            return Err(Error::NotLeader);
-        }
-        // A new leader must not start it with less than its holder is told. Once per checkpoint: two entries for each.
-        if self.lease_clock.is_noted(id) {
-            let full = LeaseCheckpoint { remaining: vec![(id, 0)] };
-            self.propose(Command::LeaseCheckpoint(full)).await?;
-        }
-        let renewed = self.lease_clock.renew(id);
-        if renewed.is_some() {
-            self.metrics.leases_renewed.inc();
-        }
-        Ok(renewed.unwrap_or(0))
     }
 
     pub(crate) fn local_time_to_live(&self, id: LeaseId) -> Result<i64, Error> {
@@ -352,7 +392,7 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            Ok(_) = view.wait_for(|view| view.role == Role::Leader && view.leader == Some(me)), if begins => {}
+            Ok(_) = view.wait_for(|view| leads(view, me)), if begins => {}
             () = inner.stop.cancelled() => return,
         }
         if !inner.leads() {
@@ -403,6 +443,14 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
 mod tests {
     use super::*;
 
+    /// The seconds that a lease is renewed for, if it is.
+    fn renewed(clock: &LeaseClock, id: i64) -> Option<i64> {
+        match clock.renew(LeaseId(id)) {
+            Renewal::Renewed(ttl) => Some(ttl),
+            Renewal::Unknown | Renewal::Ends(_) => None,
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_lease_expires_after_its_time_and_not_before_and_renewal_starts_it_anew() {
         let clock = LeaseClock::default();
@@ -410,12 +458,36 @@ mod tests {
         clock.granted(LeaseId(2), 20);
         tokio::time::advance(Duration::from_millis(9_999)).await;
         assert!(clock.expired().is_empty());
-        assert_eq!(clock.renew(LeaseId(1)), Some(10));
+        assert_eq!(renewed(&clock, 1), Some(10));
         tokio::time::advance(Duration::from_millis(9_999)).await;
         assert!(clock.expired().is_empty());
         tokio::time::advance(Duration::from_millis(2)).await;
         assert_eq!(clock.expired(), [LeaseId(1), LeaseId(2)]);
-        assert_eq!(clock.renew(LeaseId(1)), None, "an expired lease is gone, whoever asks");
+        assert_eq!(renewed(&clock, 1), None, "an expired lease is not renewed, whoever asks");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_renews_a_lease_that_ends_hears_when_it_is_revoked_or_the_clock_starts_anew() {
+        let clock = LeaseClock::default();
+        let times = |id| LeaseTimes { id: LeaseId(id), ttl: 10, remaining: 0 };
+        let ends = |id| match clock.renew(LeaseId(id)) {
+            Renewal::Ends(ends) => ends,
+            other => panic!("{other:?}"),
+        };
+        clock.granted(LeaseId(1), 10);
+        clock.granted(LeaseId(2), 10);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let (mut first, mut again, mut other) = (ends(1), ends(1), ends(2));
+        clock.revoked(LeaseId(1));
+        assert!(first.changed().await.is_err() && again.changed().await.is_err());
+        assert!(matches!(clock.renew(LeaseId(1)), Renewal::Unknown));
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), other.changed()).await.is_err(),
+            "that one is not revoked"
+        );
+        clock.reset(|| vec![times(2)], Duration::ZERO);
+        assert!(other.changed().await.is_err());
+        assert_eq!(renewed(&clock, 2), Some(10), "a new leader's clock gave it its time again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -427,9 +499,9 @@ mod tests {
         assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(3), LeaseId(1)]);
         tokio::time::advance(Duration::from_millis(9_001)).await;
         assert_eq!((clock.remaining(LeaseId(2)), clock.remaining(LeaseId(1))), (Some(0), Some(20)));
-        assert_eq!(clock.renew(LeaseId(2)), Some(10));
+        assert_eq!(renewed(&clock, 2), Some(10));
         assert_eq!(clock.remaining(LeaseId(2)), Some(10));
-        assert_eq!(clock.renew(LeaseId(3)), Some(25));
+        assert_eq!(renewed(&clock, 3), Some(25));
         assert_eq!(clock.in_order(), [LeaseId(2), LeaseId(1), LeaseId(3)]);
         assert_eq!(clock.remaining(LeaseId(9)), None);
     }
@@ -478,7 +550,7 @@ mod tests {
             clock.granted(LeaseId(1), 1000);
         }
         tokio::time::advance(EVERY).await;
-        assert_eq!((clock.renew(LeaseId(1)), off.to_note()), (Some(1000), vec![]));
+        assert_eq!((renewed(&clock, 1), off.to_note()), (Some(1000), vec![]));
         assert_eq!(clock.to_note(), []);
         tokio::time::advance(EVERY).await;
         assert_eq!(clock.to_note(), [(LeaseId(1), 700)], "it comes again");
@@ -497,7 +569,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(2)).await;
         assert_eq!(clock.expired(), [LeaseId(1)]);
         clock.reset(|| vec![noted], Duration::ZERO);
-        assert_eq!(clock.renew(LeaseId(1)), Some(1000), "renewed, it has its full time");
+        assert_eq!(renewed(&clock, 1), Some(1000), "renewed, it has its full time");
         assert_eq!(clock.remaining(LeaseId(1)), Some(1000));
     }
 }

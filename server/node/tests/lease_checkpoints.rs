@@ -1,4 +1,4 @@
-//! A member in this process, started again and again: what its log has noted of a lease.
+//! Leases of a member in this process: what its log has noted of one, and when one is gone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ferretcd_node::{Member, Node};
 use ferretcd_proto::peer as pb;
 use ferretcd_raft::transport::server::{Answer, Door, PeerRequests};
-use ferretcd_types::{Error, LeaseId, MemberId};
+use ferretcd_types::{Error, LeaseId, LeaseRevoke, MemberId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -50,6 +50,28 @@ async fn a_new_leader_starts_a_lease_with_what_was_noted_and_renewing_it_gives_i
     let member = run(dir.path(), None).await;
     let left = ttl(&member).await;
     assert!(left > 96, "{left}: the note outlived the renewal");
+    member.stop().await;
+}
+
+/// etcd's `lessor.Renew` waits for the revocation, too: whoever hears that a lease is gone may take its place at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ends_is_called_gone_only_when_it_is_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = run(dir.path(), None).await;
+    // The leader looks for ended leases every half second: some of these have ended and it did not look yet.
+    let node = &member.node;
+    let leases = (1..=8).map(|id| async move {
+        tokio::time::sleep(Duration::from_millis(60 * id as u64)).await;
+        let granted = node.lease_grant(LeaseId(id), 1).await.unwrap();
+        // Its time is counted from before it was answered, so now it is over.
+        tokio::time::sleep(Duration::from_secs(granted.ttl as u64)).await;
+        let left = node.lease_keep_alive(LeaseId(id)).await.unwrap();
+        (left, node.propose(LeaseRevoke { id: LeaseId(id) }).await)
+    });
+    for (left, revoked) in futures::future::join_all(leases).await {
+        assert_eq!(left, 0);
+        assert!(matches!(revoked, Err(Error::LeaseNotFound)), "{revoked:?}");
+    }
     member.stop().await;
 }
 
