@@ -88,3 +88,28 @@ async fn a_stranger_is_refused_in_every_call_of_the_peer_service() {
     }
     solo.put("after", "x").await.unwrap();
 }
+
+/// A leader that calls again at once burns a core for each member that is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_away_is_called_about_once_in_a_heartbeat() {
+    const LOOKED: Duration = Duration::from_secs(3);
+    let mut cluster = Cluster::start(&["a", "b", "c"]).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    cluster.members[away].kill();
+    // In its place somebody who hangs up.
+    let place = cluster.members[away].peer_url().replace("http://", "");
+    let listener = tokio::net::TcpListener::bind(place).await.unwrap();
+    cluster.members[leader].put("for", "both").await.unwrap();
+    let mut calls = 0;
+    let counted = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+            calls += 1;
+        }
+    };
+    assert!(tokio::time::timeout(LOOKED, counted).await.is_err());
+    println!("{calls} calls in {LOOKED:?}");
+    // A heartbeat and an attempt to send the entry each 100 ms, and looks at how it is.
+    assert!((10..200).contains(&calls), "{calls} calls in {LOOKED:?}");
+}

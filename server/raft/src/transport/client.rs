@@ -29,8 +29,9 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
@@ -479,7 +480,7 @@ pub(crate) struct PeerConnection {
 
 /// A request whose answer is awaited.
 struct Sent {
-    left: tokio::time::Instant,
+    left: Instant,
     /// The index of its first entry; a heartbeat has none.
     first: Option<u64>,
 }
@@ -655,18 +656,23 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
     {
         Box::pin(async move {
             let ttl = option.hard_ttl();
-            // A heartbeat is a stream of one empty request; its time-out is the interval of heartbeats.
             let mut input = input;
-            let first = input.next().now_or_never();
-            let second = if let Some(Some(_)) = first { input.next().now_or_never() } else { None };
-            let ended = matches!(first, Some(None)) || matches!(second, Some(None));
-            // openraft's probes are streams of one request, too, but of one with entries.
-            let heartbeat = ended && first.iter().flatten().all(|request| request.entries.is_empty());
+            // openraft waits in here between two attempts at a member that is away: one that is called before has refused
+            // by then, and would be tried again at once, for ever.
+            let Some(first) = input.next().await else {
+                let none: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(stream::empty());
+                return Ok(none);
+            };
+            // A heartbeat is a stream of one empty request; its time-out is the interval of heartbeats. openraft's probes are
+            // streams of one request, too, but of one with entries.
+            let second = input.next().now_or_never();
+            let ended = matches!(second, Some(None));
+            let heartbeat = ended && first.entries.is_empty();
             if heartbeat {
                 self.beats(ttl);
             }
             let begun_at = self.beat.take();
-            let taken = [first, second].into_iter().flatten().flatten();
+            let taken = std::iter::once(first).chain(second.flatten());
             let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
@@ -686,7 +692,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                         return;
                     }
                     let first = request.entries.first().map(|entry| entry.log_id.index());
-                    left.lock().push_back(Sent { left: tokio::time::Instant::now(), first });
+                    left.lock().push_back(Sent { left: Instant::now(), first });
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
                     peers.observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
@@ -712,7 +718,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             self.beat = begun_at;
             let this = &*self;
             let answers = stream::unfold(
-                (answers, sending, tokio::time::Instant::now(), times, false),
+                (answers, sending, Instant::now(), times, false),
                 move |(mut answers, mut sending, heard, times, over)| async move {
                     if over {
                         return None;
@@ -725,7 +731,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                             let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, PURGE_PATIENCE));
                             return Some((Err(late), (answers, sending, heard, times, true)));
                         }
-                        let until = late_at().unwrap_or_else(|| tokio::time::Instant::now() + patience);
+                        let until = late_at().unwrap_or_else(|| Instant::now() + patience);
                         match sending.beside(tokio::time::timeout_at(until, answers.message())).await {
                             Ok(Ok(Some(answer))) => {
                                 if let Some(Sent { left, first: None }) = times.lock().pop_front() {
@@ -734,13 +740,13 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
                                 let over = !matches!(result, Ok(Ok(_)));
-                                return Some((result, (answers, sending, tokio::time::Instant::now(), times, over)));
+                                return Some((result, (answers, sending, Instant::now(), times, over)));
                             }
                             Ok(Ok(None)) => return None,
                             Ok(Err(status)) => {
                                 return Some((Err(this.failure(&status)), (answers, sending, heard, times, true)));
                             }
-                            Err(_) if late_at().is_none_or(|at| at > tokio::time::Instant::now()) => {}
+                            Err(_) if late_at().is_none_or(|at| at > Instant::now()) => {}
                             Err(_) => {
                                 let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, patience));
                                 return Some((Err(late), (answers, sending, heard, times, true)));
@@ -933,7 +939,7 @@ mod tests {
 
     type Frame = Result<http_body::Frame<bytes::Bytes>, Status>;
 
-    /// An answer's body: these frames after a while, then none; `read` is set once all are read.
+    /// An answer's body: these frames, the last message after a while, then none; `read` is set once all are read.
     struct Said {
         sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
         frames: VecDeque<Frame>,
@@ -948,7 +954,10 @@ mod tests {
             mut self: std::pin::Pin<&mut Self>,
             cx: &mut std::task::Context<'_>,
         ) -> std::task::Poll<Option<Frame>> {
-            std::task::ready!(self.sleep.as_mut().poll(cx));
+            // Behind the last message come trailers at most.
+            if self.frames.len() <= 2 {
+                std::task::ready!(self.sleep.as_mut().poll(cx));
+            }
             let frame = self.frames.pop_front();
             self.read.store(self.frames.is_empty(), Ordering::Relaxed);
             frame.map_or(std::task::Poll::Pending, |frame| std::task::Poll::Ready(Some(frame)))
@@ -960,7 +969,8 @@ mod tests {
         Peers::new(identity, Dialer::within(wires, Duration::from_secs(1)), Arc::new(()))
     }
 
-    /// A member that takes each call, keeps what it was given and reads nothing of it, and says this after so long.
+    /// A member that takes each call, keeps what it was given and reads nothing of it, and says this, the last message after
+    /// so long.
     fn member(says: fn() -> Vec<Frame>, after: Duration) -> (Peers, Arc<AtomicBool>) {
         use tonic::codegen::http;
         let (kept, read) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
@@ -1058,7 +1068,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
             propose(b"other").await
         };
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let one = propose(b"one");
         let (one, (other, took)) = tokio::join!(one, async { (later.await, begun.elapsed()) });
         assert_eq!((other, took < Duration::from_secs(1)), (Ok(()), true), "{took:?}");
@@ -1088,13 +1098,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_follower_that_takes_seconds_for_an_answer_is_waited_for() {
         for (seconds, waited_for) in [(28, true), (56, true), (58, false)] {
-            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), Duration::from_secs(seconds));
+            let twice = || {
+                let answer = || one(&convert::append_response(Ok(None)));
+                answer().into_iter().take(1).chain(answer()).collect()
+            };
+            let (peers, _) = member(twice, Duration::from_secs(seconds));
             let mut to = to(peers);
-            // It leaves while the stream is idle, late in a while of waiting: its own time begins then.
-            let input = stream::once(async { tokio::time::sleep(APPEND_PATIENCE * 9 / 10).await });
-            let input = Box::pin(input.map(|()| heartbeat()).chain(stream::pending()));
-            let begun = tokio::time::Instant::now();
+            // The second leaves while the stream is idle, late in a while of waiting: its own time begins then.
+            let later = stream::once(async { tokio::time::sleep(APPEND_PATIENCE * 9 / 10).await });
+            let input = stream::iter([heartbeat()]).chain(later.map(|()| heartbeat())).chain(stream::pending());
+            let begun = Instant::now();
+            let input = Box::pin(input);
             let mut answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();
+            assert!(answers.next().await.unwrap().is_ok());
             let answer = answers.next().await.unwrap();
             assert_eq!(answer.is_ok(), waited_for, "{seconds} s: {answer:?} after {:?}", begun.elapsed());
         }
@@ -1128,6 +1144,24 @@ mod tests {
             let next = answers.next().await;
             assert_eq!(matches!(next, Some(Err(RPCError::Timeout(_)))), given_up, "{next:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_is_not_called_before_there_is_something_for_it() {
+        let refuses = |_: &str| {
+            crate::transport::dial::Wire::new(tower::service_fn(|_: tonic::codegen::http::Request<_>| async {
+                Err("nobody is there".into())
+            }))
+        };
+        let mut to = to(peers(Arc::new(refuses)));
+        let option = RPCOption::new(Duration::from_millis(100));
+        // openraft waits in its stream after a failure, and leaves it when there is something else to do.
+        let waits = Box::pin(stream::once(tokio::time::sleep(Duration::from_millis(100))).map(|()| heartbeat()));
+        let begun = Instant::now();
+        assert!(to.stream_append(waits, option.clone()).await.is_err());
+        assert_eq!(begun.elapsed(), Duration::from_millis(100));
+        let told = to.stream_append(stream::empty(), option).await.unwrap().collect::<Vec<_>>().await;
+        assert!(told.is_empty(), "{told:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a member must not have answered before it is told: one late answer is no news, and elections take as long.
 const TELL_AFTER: Duration = Duration::from_secs(1);
