@@ -110,7 +110,7 @@ fn no_seed_breaks_a_promise() {
     assert!(count < 1000 || seldom.is_empty(), "of these there is less than {seldom:?} in 1,000 seeds: {counts:#?}");
 }
 
-/// Many, since whatever reads another clock or another chance does so only where a rare event leads to it: two of these and
+/// Many, since whatever reads another clock or another chance does so only where a rare event leads to it: ten of these and
 /// the last move a member, which then had two addresses that were tried by the machine's clock.
 #[test]
 fn a_seed_does_the_same_again() {
