@@ -108,11 +108,16 @@ pub async fn trouble(world: Arc<World>, until: u64) {
             }
             (29..31, Some(at)) => world.damage_snapshot(at, &chance),
             (31, Some(at)) => {
+                // One of two that has lost both has what the other needs to lead, and needs what only a leader can give: people must
+                // decide there, as with etcd, whose group of two does not go on without one either.
+                let of_two = world.group(at).is_none_or(|group| group.view().borrow().voters().count() <= 2);
                 world.crash(at, some_crash(&chance));
-                if chance.one_in(2) {
+                if chance.one_in(2) && !of_two {
                     world.damage_snapshot(at, &chance);
                 }
-                world.lose_store(at);
+                if !(of_two && world.has_damaged_snapshot(at)) {
+                    world.lose_store(at);
+                }
                 come_back(&world, at, chance.millis(50, 2500));
             }
             (32, Some(at)) => {

@@ -244,6 +244,11 @@ impl World {
         }
     }
 
+    /// A bit of a snapshot file of this host was flipped, and no start has found the file sound since.
+    pub fn has_damaged_snapshot(&self, at: usize) -> bool {
+        self.hosts.lock().get(&at).is_some_and(|host| !host.rotten.is_empty())
+    }
+
     /// The store of a stopped host can't be used when it starts. One at a time: two of three members without a store and a
     /// snapshot file have lost what was acknowledged.
     pub fn lose_store(&self, at: usize) {
