@@ -34,7 +34,7 @@ test-local: tools ## Unit tests, and the server as real processes on loopback
 test-clients: tools ## Programs in Go, Python, Rust and shell that use three members through other people's clients
 	$(E2E) tools go-clients python-clients rust-clients
 	# Named among all crates, so that these are those that are built already: a crate tested alone gets other features.
-	cargo test --workspace --exclude ferretcd-e2e --test clients
+	cargo test --workspace --exclude ferretcd-e2e --test stories -- --ignored clients::
 
 .PHONY: test-kubernetes
 test-kubernetes: tools ## The operator and the whole story on the local Kubernetes
@@ -66,7 +66,7 @@ long-chaos:
 	@$(call begun,chaos); \
 	for from in $$(seq 1 20 181); do \
 	  grep -qx "$$from" $$done && continue; \
-	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test chaos; \
+	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test stories chaos::; \
 	  echo "$$from" >> $$done; \
 	done; echo "200 kill rounds lost nothing"
 
@@ -76,9 +76,9 @@ long-partitions:
 	@$(call begun,partitions); \
 	for from in $$(seq 1 20 181); do \
 	  grep -qx "$$from" $$done && continue; \
-	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test partitions cut_at_random -- --nocapture; \
+	  FERRETCD_SEED=$$from FERRETCD_ROUNDS=20 $(LONG) --package ferretcd --test stories cut_at_random -- --nocapture; \
 	  echo "$$from" >> $$done; \
-	done; FERRETCD_SLOW_MIB=600 $(LONG) --package ferretcd --test partitions slow_wire -- --nocapture; \
+	done; FERRETCD_SLOW_MIB=600 $(LONG) --package ferretcd --test stories slow_wire -- --nocapture; \
 	echo "200 rounds of cut wires lost nothing"
 
 .PHONY: long-differential long-power-cuts long-control-plane long-watchers long-snapshot long-fuzz
@@ -87,7 +87,7 @@ long-differential:
 	for from in $$(seq 1 1000 49001); do \
 	  grep -qx "$$from" $$done && continue; \
 	  echo "sequences from $$from of 50000"; \
-	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 FERRETCD_WORKERS=10 $(LONG) --package ferretcd --test differential; \
+	  FERRETCD_SEED=$$from FERRETCD_SEQUENCES=1000 FERRETCD_WORKERS=10 $(LONG) --package ferretcd --test stories differential::; \
 	  echo "$$from" >> $$done; \
 	done; echo "50000 sequences answered as by etcd"
 
@@ -95,7 +95,7 @@ long-power-cuts:
 	@$(call begun,power-cuts,power-cut); \
 	for from in $$(seq 1 10 191); do \
 	  grep -qx "$$from" $$done && continue; \
-	  FERRETCD_SEED=$$from FERRETCD_POWER_CUTS=10 $(LONG) --package ferretcd --test power_cut the_power_goes -- --nocapture; \
+	  FERRETCD_SEED=$$from FERRETCD_POWER_CUTS=10 $(LONG) --package ferretcd --test stories the_power_goes -- --nocapture; \
 	  echo "$$from" >> $$done; \
 	done; echo "200 rounds of power cuts lost nothing"
 
@@ -104,10 +104,10 @@ long-control-plane:
 	grep -qx control-plane $$done || { $(E2E) test-control-plane; echo control-plane >> $$done; }
 
 long-watchers:
-	FERRETCD_WATCH_ROUNDS=40 $(LONG) --package ferretcd --test watchers -- --nocapture
+	FERRETCD_WATCH_ROUNDS=40 $(LONG) --package ferretcd --test stories watchers:: -- --nocapture
 
 long-snapshot:
-	FERRETCD_SNAPSHOT_MIB=1024 FERRETCD_START_KEYS=1000000 $(LONG) --package ferretcd --test large_snapshot -- --nocapture
+	FERRETCD_SNAPSHOT_MIB=1024 FERRETCD_START_KEYS=1000000 $(LONG) --package ferretcd --test stories large_snapshot:: -- --nocapture
 
 # As many targets at a time as there are cores: each works by itself.
 long-fuzz:
@@ -135,7 +135,6 @@ tools: ## Build etcd, Kubernetes and the other tools into the cache
 verify: ## Check without writing: format, lints, generated files, each crate alone
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
-	cargo clippy --workspace --test clients -- --deny warnings
 	$(E2E) tools helm
 	HELM=$$(ls -d $(FERRETCD_CACHE)/bin/helm-*/helm | tail -1) cargo xtask generate --check
 	$(MAKE) --no-print-directory check-alone

@@ -1,11 +1,8 @@
 //! Users, roles and permissions through real processes: as etcdctl uses them, on three members, over restarts,
 //! snapshots and restores, and call by call beside real etcd.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::pki::{Cert, Pki};
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished};
 use bytes::Bytes;
 use ferretcd_proto::authpb;
 use ferretcd_proto::etcdserverpb::{
@@ -28,8 +25,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use support::pki::{Cert, Pki};
-use support::{Cluster, Member, etcd_tool, eventually, finished};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 use tonic::Status;

@@ -1,18 +1,11 @@
 //! Members that are killed, held still and moved under load, and a judge of everything that their clients saw.
 //! `FERRETCD_ROUNDS` (each kills a member, every second one holds one still first) and `FERRETCD_SEED` choose how often and where.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "support/load.rs"]
-mod load;
-mod support;
-
+use crate::support::load::{Chance, Load, number};
+use crate::support::{Cluster, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
-use load::{Chance, Load, number};
 use std::time::Duration;
-use support::{Cluster, eventually};
 use tonic::transport::Channel;
 
 async fn disturbed(names: &[&str], rounds: u64, seed: u64) {

@@ -1,16 +1,12 @@
 //! What people do with an etcd cluster, through clients that others maintain, on three real members. The programs are in
 //! `e2e/clients`; `make test-clients` builds them. Where it matters, the leader is killed in the middle and started again.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::http::{Ask, try_ask};
+use crate::support::{Cluster, cached, eventually};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use support::http::{Ask, try_ask};
-use support::{Cluster, cached, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
@@ -115,6 +111,7 @@ async fn go(cluster: &mut Cluster, program: &str, disturb: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn patterns_with_etcds_go_client() {
     let mut cluster = calm().await;
     for program in ["discovery", "balance", "config", "pubsub", "flags", "queue", "barrier", "double-barrier", "rwlock"]
@@ -124,6 +121,7 @@ async fn patterns_with_etcds_go_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn all_parts_of_etcds_go_client() {
     let mut cluster = calm().await;
     for program in ["kv", "stm", "leasing", "namespace", "ordering", "mirror", "kubernetes", "upkeep"] {
@@ -132,26 +130,31 @@ async fn all_parts_of_etcds_go_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_lock_while_the_leader_is_lost() {
     go(&mut three().await, "lock", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_elect_while_the_leader_is_lost() {
     go(&mut three().await, "election", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_watch_while_the_leader_is_lost() {
     go(&mut three().await, "watch", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn a_go_client_keeps_a_lease_while_the_leader_is_lost() {
     go(&mut three().await, "lease", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn a_go_clients_user_writes_on_while_the_leader_is_lost() {
     go(&mut three().await, "auth", true).await;
 }
@@ -164,16 +167,19 @@ async fn python(program: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn pythons_aetcd_over_grpc() {
     python("grpc_client.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn pythons_etcd3gw_over_the_gateway() {
     python("gateway_client.py").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn rusts_etcd_client() {
     let mut cluster = calm().await;
     let mut command = Command::new(cached("rust-clients-0.21.1/rust-clients", MADE_BY));
@@ -182,6 +188,7 @@ async fn rusts_etcd_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn curl() {
     let mut cluster = calm().await;
     let mut command = Command::new("bash");

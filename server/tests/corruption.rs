@@ -1,14 +1,10 @@
 //! Members that hold different data find it out; members that hold the same are never accused.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_storage::{Batch, Engine, EngineKind, SledEngine, keyspace};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{Cluster, Member, eventually};
 
 const ABC: &[&str] = &["a", "b", "c"];
 

@@ -8,19 +8,13 @@
 //! `FERRETCD_SEQUENCES` sets how many sequences run (500 if unset), `FERRETCD_SEED` where they begin: a failure names
 //! the seed that shows it again. `FERRETCD_WORKERS` says how many pairs of servers are at work at once.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod call;
+mod generate;
+mod side;
 
-mod differential {
-    pub mod call;
-    pub mod generate;
-    pub mod side;
-}
-mod support;
-
-use differential::call::Call;
-use differential::generate::{Random, World, users};
-use differential::side::{Pair, Side};
+use call::Call;
+use generate::{Random, World, users};
+use side::{Pair, Side};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

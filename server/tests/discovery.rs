@@ -1,13 +1,8 @@
 //! Members that find each other through another etcd cluster, as real etcd does.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, etcd_tool, eventually};
 use std::process::{Child, Command, Stdio};
-use support::etcd::Etcd;
-use support::{Cluster, Member, etcd_tool, eventually};
 
 fn by_discovery(member: &mut Member, service: &str) {
     member.flags =

@@ -1,10 +1,7 @@
 //! Stories of `--discovery-srv`: members that DNS names, with a small DNS server in a network of the test's own, and real
 //! etcd in the same one, which must find the same members with the same IDs and fail in the same words.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Member, etcd_tool, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use std::collections::BTreeMap;
@@ -12,12 +9,11 @@ use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use support::{Member, etcd_tool, eventually};
 
 /// Set where the test runs again within its own network.
 const WITHIN: &str = "FERRETCD_TEST_WITHIN";
 
-/// Runs a test of this file again where port 53 and `/etc/resolv.conf` are its own. False if that needs rights that are
+/// Runs a story of this file again where port 53 and `/etc/resolv.conf` are its own. False if that needs rights that are
 /// not there.
 fn runs_within(name: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
@@ -32,7 +28,7 @@ fn runs_within(name: &str) -> bool {
         .args(["--net", "--mount", "sh", "-c", script])
         .arg(&conf)
         .arg(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture"])
+        .args([&format!("discovery_srv::{name}"), "--exact", "--nocapture"])
         .env(WITHIN, "1")
         .status()
         .unwrap();

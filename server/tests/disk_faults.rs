@@ -1,23 +1,17 @@
 //! Disks that are full, whose syncs fail, or that give back other bytes than they got: a member goes on with what is
 //! right, or says what is wrong and stops. It never answers with something else, and never forgets what it acknowledged.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "support/load.rs"]
-mod load;
-mod support;
-
+use crate::support;
+use crate::support::load::{Load, number};
+use crate::support::{Cluster, Contents, Member, eventually};
 use ferretcd_power_cut::{Disk, Lose, Random};
 use ferretcd_proto::etcdserverpb as pb;
-use load::{Load, number};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Cluster, Contents, Member, eventually};
 
 fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();

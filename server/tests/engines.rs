@@ -1,13 +1,8 @@
 //! The two storage engines, behind real processes: what one of them does, the other does, and neither opens the
 //! other's directory.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
-use support::{Cluster, Member, eventually};
 
 fn on(cluster: &mut Cluster, member: usize, engine: &str) {
     cluster.members[member].flags.push(format!("--storage-engine={engine}"));

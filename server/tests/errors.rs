@@ -1,10 +1,8 @@
 //! Each refusal of etcd's table by its name, provoked at real etcd and at this server: the same code and text. Those that
 //! have a story of their own elsewhere, or that no call brings about, stand in [`ELSEWHERE`].
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::both::{Both, ended};
+use crate::support::{Member, etcd_tool, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::auth_client::AuthClient;
 use pb::cluster_client::ClusterClient;
@@ -14,8 +12,6 @@ use pb::request_op::Request as Op;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use support::both::{Both, ended};
-use support::{Member, etcd_tool, eventually};
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 

@@ -1,16 +1,12 @@
 //! Every command of etcdctl with the same arguments against three members of real etcd and three of this server: the same
 //! words must come out, in each of its formats, IDs, addresses and times apart.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, PATIENCE, etcd_tool, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use support::etcd::Etcd;
-use support::{Cluster, Member, PATIENCE, etcd_tool, eventually};
 
 /// One line for each call. In front of it may stand:
 /// `*` in every output format; `sorted` where the order of lines is that of IDs; `~` both;

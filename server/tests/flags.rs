@@ -1,16 +1,13 @@
 //! Stories of starting: flags, variables and files as people's units, charts and tools give them, with the binary
 //! exchanged and nothing else. Where it is cheap, real etcd is started with the same and must say the same.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::{Cluster, Member, PATIENCE, etcd_tool, eventually, finished};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{Cluster, Member, PATIENCE, etcd_tool, eventually, finished};
 
 fn ferretcd(args: &[&str], env: &[(&str, &str)]) -> Output {
     run(Path::new(env!("CARGO_BIN_EXE_ferretcd")), args, env)

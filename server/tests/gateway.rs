@@ -1,19 +1,15 @@
 //! The JSON gateway and the HTTP endpoints beside real etcd: the same requests to both, and the answers compared.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-use support::{
+use crate::support::{
     Cluster,
     etcd::Etcd,
     eventually,
     http::{Answer, Ask, Connection, ask},
 };
+use serde_json::Value;
 
 /// A request, and what about its answers need not agree.
 struct Row {

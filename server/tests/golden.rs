@@ -1,14 +1,10 @@
 //! Data directories of earlier releases, as a process left them: today's starts on them, and holds what they held. See
 //! `golden/README.md`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::{Cluster, Member, eventually};
 
 /// The member's name and peer URL are in its files.
 const NAME: &str = "golden";

@@ -1,9 +1,8 @@
 //! The gRPC proxy before real processes: members of ours, real etcdctl as the client, real etcd's proxy as the oracle.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::pki::Pki;
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished, free_address, http};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
@@ -13,8 +12,6 @@ use ferretcd_proto::v3lockpb::lock_client::LockClient;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use support::pki::Pki;
-use support::{Cluster, Member, etcd_tool, eventually, finished, free_address, http};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;

@@ -1,11 +1,7 @@
 //! Snapshots of any size in memory of a fixed one: out of a member, into a cluster, and into a data directory; and a start
 //! with many keys. `FERRETCD_SNAPSHOT_MIB` says how large (1024 in `make test-long`), `FERRETCD_START_KEYS` how many (a million).
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member};
 use bytes::Bytes;
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -16,7 +12,6 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Cluster, Member};
 use tonic::transport::Endpoint;
 
 /// The engine's cache (64 MiB) and the one before it (128 MiB), the log's recent entries (32 MiB) and its queue, a commit under

@@ -1,11 +1,9 @@
 //! etcd's limits, each by its name: at the limit it works, one above it etcd's error comes. Where it is cheap, real etcd
 //! is asked the same beside this server.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::both::{Both, ended};
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, eventually, http};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::lease_client::LeaseClient;
@@ -13,9 +11,6 @@ use pb::request_op::Request;
 use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
 use std::time::Duration;
-use support::both::{Both, ended};
-use support::etcd::Etcd;
-use support::{Cluster, Member, eventually, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;

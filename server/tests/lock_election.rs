@@ -1,10 +1,6 @@
 //! Locks and elections: the services, and etcdctl's own commands on plain keys, through the process.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use ferretcd_proto::v3electionpb as epb;
@@ -13,7 +9,6 @@ use ferretcd_proto::v3lockpb as lpb;
 use ferretcd_proto::v3lockpb::lock_client::LockClient;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use support::{Cluster, Member, eventually};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 

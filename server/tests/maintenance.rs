@@ -1,16 +1,11 @@
 //! Maintenance and membership as an operator of etcd does them: downgrade, hash, member update, through the process.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Busy, Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::maintenance_client::MaintenanceClient;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
-use support::{Busy, Cluster, Member, eventually};
 use tonic::transport::Endpoint;
 
 const ABC: &[&str] = &["a", "b", "c"];

@@ -1,14 +1,9 @@
 //! Changes of the members that go beyond a learner's way: a second voter, and a member that goes on alone.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, PATIENCE, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
-use support::etcd::Etcd;
-use support::{Cluster, Member, PATIENCE, eventually};
 use tonic::transport::Endpoint;
 
 const ABC: &[&str] = &["a", "b", "c"];

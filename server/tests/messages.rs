@@ -1,14 +1,11 @@
 //! What people read when something is wrong: each story makes one trouble with real processes, and looks for the line of
 //! the log that names who, why and how much.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use serde_json::Value;
 use std::time::Duration;
-use support::{Cluster, Member, eventually};
 
 /// The first line with all of these in the log of one of the members, once it is there.
 async fn line(members: &[&Member], parts: &[&str]) -> Value {

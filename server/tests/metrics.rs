@@ -1,16 +1,12 @@
 //! `/metrics` beside real etcd's after the same work: every family that etcd shows is there under the same name, with the
 //! same type and labels, or stands in a list with the reason why it does not.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::pki::Pki;
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished, free_address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use support::pki::Pki;
-use support::{Cluster, Member, etcd_tool, eventually, finished, free_address};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What etcd shows and we leave out: names begin so.

@@ -1,10 +1,7 @@
 //! Members of several releases in one cluster. This build is the older one where it meets a cluster that has gone further,
 //! and the newer one where a member does not say what it knows.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use bytes::Bytes;
 use ferretcd_proto::peer as pb;
 use ferretcd_raft::transport::client::probe;
@@ -15,7 +12,6 @@ use ferretcd_types::codec::LOG_FORMAT;
 use ferretcd_types::{Error, LeaseId, MemberId};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Cluster, Member, eventually};
 
 /// The exit code of a member whose data or cluster is not for it.
 const NOT_FOR_IT: Option<i32> = Some(78);

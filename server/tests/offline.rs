@@ -1,17 +1,12 @@
 //! Verbs on files that no process runs on, judged by etcd's own tools and by real etcd.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished};
 use ferretcd_proto::etcdserverpb::HashKvRequest;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use support::etcd::Etcd;
-use support::{Cluster, Member, etcd_tool, eventually, finished};
 
 const ABC: &[&str] = &["a", "b", "c"];
 

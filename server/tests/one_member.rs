@@ -1,14 +1,10 @@
 //! One member, as real process, with etcdctl as its client.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::{Cluster, Member, finished};
 use ferretcd_proto::etcdserverpb as pb;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
-use support::{Cluster, Member, finished};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_puts_gets_deletes_compares_leases_and_lists() {

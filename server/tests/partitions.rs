@@ -1,22 +1,13 @@
 //! Members on hosts of their own, whose wires are cut, one way or both, and made slow; and the judge of what clients saw
 //! meanwhile. Needs root. `FERRETCD_ROUNDS` and `FERRETCD_SEED` choose how often wires are cut at random, and which.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "support/load.rs"]
-mod load;
-#[path = "support/network.rs"]
-mod network;
-mod support;
-
+use crate::support::load::{Chance, Load, number};
+use crate::support::network::Network;
+use crate::support::{Busy, Cluster, Member, etcd_tool, eventually};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
-use load::{Chance, Load, number};
-use network::Network;
 use std::time::{Duration, Instant};
-use support::{Busy, Cluster, Member, etcd_tool, eventually};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 

@@ -1,14 +1,9 @@
 //! The door for other members: whoever belongs to another cluster, or to another history of this one, is refused in each call.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member};
 use ferretcd_proto::peer::peer_server::SERVICE_NAME;
 use ferretcd_proto::peer::{ProbeRequest, ProbeResponse, peer_client::PeerClient};
 use std::time::Duration;
-use support::{Cluster, Member};
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};

@@ -1,11 +1,7 @@
 //! Power cuts under real members: clients write, one member or all of them lose their power at any moment, and with it
 //! what was not synced. Whatever was acknowledged is there afterwards, at its revision, on all members.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually};
 use ferretcd_power_cut::{Cut, Disk, Lose, Random};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
@@ -15,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::{Cluster, Member, eventually};
 
 /// Clients that write at once, each to keys of its own.
 const CLIENTS: usize = 4;

@@ -1,12 +1,7 @@
 //! KV/RangeStream through the process, as kube-apiserver 1.37 and `etcdctl get --stream` use it.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member};
 use ferretcd_proto::etcdserverpb as pb;
-use support::{Cluster, Member};
 use tonic::Code;
 
 fn all() -> pb::RangeRequest {

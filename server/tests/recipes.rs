@@ -1,17 +1,13 @@
 //! The files and commands of `docs/operating` that people copy, run as they stand: only addresses and folders are put in
 //! their places, and the program is found by its second name, `etcd`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, PATIENCE, etcd_tool, eventually, finished, free_address};
 use serde_yaml::Value;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{Cluster, Member, PATIENCE, etcd_tool, eventually, finished, free_address};
 
 fn document(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating").join(path)).unwrap()

@@ -1,10 +1,6 @@
 //! Snapshots out of and restores into running clusters, as real processes, judged by etcd's own tools.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished};
 use bytes::Bytes;
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::ferretcd_v1::maintenance_client::MaintenanceClient as OwnMaintenanceClient;
@@ -19,7 +15,6 @@ use std::path::Path;
 use std::process::Command as Process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{Cluster, Member, etcd_tool, eventually, finished};
 use tonic::transport::Endpoint;
 
 const ABC: &[&str] = &["a", "b", "c"];

@@ -1,10 +1,6 @@
 //! Three members, as real processes: losing one, being asked anywhere, coming and going.
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::{Cluster, Member, eventually, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
@@ -12,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Cluster, Member, eventually, free_address};
 
 const ABC: &[&str] = &["a", "b", "c"];
 

@@ -1,10 +1,9 @@
 //! Stories of TLS with real processes and real clients: who gets in and who does not, and certificates that change while
 //! everybody works.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::pki::{Cert, Pki};
+use crate::support::{Cluster, Member, etcd_tool, eventually, finished};
 use rustls::pki_types::ServerName;
 use std::fs;
 use std::io::{Read, Write};
@@ -12,8 +11,6 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use support::pki::{Cert, Pki};
-use support::{Cluster, Member, etcd_tool, eventually, finished};
 
 /// A client that runs beside the test and ends with it, however that ends.
 struct Beside(Child);

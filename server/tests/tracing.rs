@@ -1,10 +1,8 @@
 //! Stories of `--enable-distributed-tracing`, against a small collector: the same calls to real etcd must leave the same
 //! spans, times and IDs apart.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support::etcd::Etcd;
+use crate::support::{Cluster, Member, eventually, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::{
     kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
@@ -14,8 +12,6 @@ use ferretcd_proto::otlp::{ExportTraceServiceRequest, ExportTraceServiceResponse
 use futures::stream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use support::etcd::Etcd;
-use support::{Cluster, Member, eventually, free_address};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 

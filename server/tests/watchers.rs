@@ -3,11 +3,8 @@
 //!
 //! `FERRETCD_WATCH_ROUNDS` sets how often every key is written while memory is measured (2 if unset).
 
-// Clippy's leave for tests does not reach their helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod support;
-
+use crate::support;
+use crate::support::{Cluster, Member, eventually, http};
 use ferretcd_proto::etcdserverpb as pb;
 use futures::StreamExt;
 use pb::watch_client::WatchClient;
@@ -16,7 +13,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::{Cluster, Member, eventually, http};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;

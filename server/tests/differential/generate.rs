@@ -1,6 +1,6 @@
 //! Makes calls from numbers: mostly sensible ones on few keys, so that they meet; some are wrong on purpose.
 
-use crate::differential::call::{Answer, AuthCall, Call, Who};
+use super::call::{Answer, AuthCall, Call, Who};
 use bytes::Bytes;
 use ferretcd_proto::{authpb, etcdserverpb as pb};
 use pb::compare::TargetUnion;

@@ -1,7 +1,7 @@
 //! One of the two servers, and how its answers become comparable.
 
-use crate::differential::call::{Answer, AuthCall, Call, Who};
-use crate::differential::generate::STREAMS;
+use super::call::{Answer, AuthCall, Call, Who};
+use super::generate::STREAMS;
 use crate::support::{PATIENCE, etcd_tool, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use pb::watch_request::RequestUnion;

@@ -1,9 +1,7 @@
 //! Clients that call members at random and write down what they see, and the judge of it (`ferretcd-history`): one order
 //! of all calls must explain every answer.
 
-#![allow(dead_code)] // Each test binary uses its part.
-
-use super::support::{Cluster, PATIENCE, eventually};
+use super::{Cluster, PATIENCE, eventually};
 use ferretcd_history::{Act, Answer, Call, Compare, Event, History, Kv, Outcome};
 use ferretcd_history::{Refusal, Request, Seen, Span, Watch, check};
 use ferretcd_proto::etcdserverpb as pb;

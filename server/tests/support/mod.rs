@@ -1,10 +1,10 @@
 //! Real processes on loopback: members of the server under test, and etcdctl as the client.
 
-#![allow(dead_code)] // Each test binary uses its part.
-
 pub mod both;
 pub mod etcd;
 pub mod http;
+pub mod load;
+pub mod network;
 pub mod pki;
 
 use ferretcd_proto::etcdserverpb as pb;
@@ -128,7 +128,7 @@ impl Member {
             format!("--initial-advertise-peer-urls={}", self.peer_url()),
         ];
         command.args(&self.program[1..]).args(own).args(&self.flags).args(extra).env_clear();
-        // Every story with the other engine: FERRETCD_TEST_ENGINE=redb cargo test -p ferretcd --test one_member
+        // Every story with the other engine: FERRETCD_TEST_ENGINE=redb cargo test -p ferretcd --test stories one_member::
         let ours = self.program.last().is_some_and(|program| program == env!("CARGO_BIN_EXE_ferretcd"));
         if let (Ok(engine), true) = (std::env::var("FERRETCD_TEST_ENGINE"), ours) {
             command.arg(format!("--storage-engine={engine}"));

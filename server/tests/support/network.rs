@@ -1,9 +1,7 @@
 //! Hosts for members: network namespaces on one switch, whose wires can be cut one way or both, and made slow. It needs
 //! root, and of the kernel bridges and veth pairs; the slow wires need its token bucket (`sch_tbf`).
 
-#![allow(dead_code)] // Each test binary uses its part.
-
-use super::support::{Cluster, Member, left_out};
+use super::{Cluster, Member, left_out};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
