@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
@@ -149,10 +150,17 @@ func balance(ctx context.Context, e *env) error {
 			last, since = now, 0
 		}
 	}
-	list, err := manager.List(ctx)
-	if err != nil {
-		return err
+	// The list is a serializable read, of whichever member is asked: one that is behind may still name three.
+	for {
+		list, err := manager.List(ctx)
+		if err != nil {
+			return fmt.Errorf("two are listed: %w", err)
+		}
+		if len(list) == 2 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 	e.say("and to two when one is not registered any more")
-	return want("registered endpoints", len(list), 2)
+	return nil
 }
