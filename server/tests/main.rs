@@ -1,6 +1,5 @@
-//! The server as real processes, through its clients: one story after another for each file here. They are one program,
-//! since each would be compiled and linked anew with all that they share, and since most of them wait for processes and can
-//! do so beside each other.
+//! Stories of the server as real processes, told by its clients, a file for each subject. They are one program: forty would each be
+//! compiled and linked with all that they share, and run one after the other though most of them only wait.
 
 // Clippy's leave for tests does not reach their helper functions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
