@@ -474,6 +474,9 @@ pub(crate) struct PeerConnection {
     peers: Peers,
     id: u64,
     node: PeerNode,
+    /// Whether it is for heartbeats: streams of one empty request, whose time-out is their interval. Replication has streams of
+    /// one empty request, too.
+    heartbeats: bool,
     /// When the last heartbeat left, if it was answered.
     beat: Option<Instant>,
 }
@@ -521,7 +524,11 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerConnection;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
-        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone(), beat: None }
+        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone(), heartbeats: false, beat: None }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
+        PeerConnection { heartbeats: true, ..self.new_client(target, node).await }
     }
 }
 
@@ -663,12 +670,9 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                 let none: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(stream::empty());
                 return Ok(none);
             };
-            // A heartbeat is a stream of one empty request; its time-out is the interval of heartbeats. openraft's probes are
-            // streams of one request, too, but of one with entries.
             let second = input.next().now_or_never();
             let ended = matches!(second, Some(None));
-            let heartbeat = ended && first.entries.is_empty();
-            if heartbeat {
+            if self.heartbeats {
                 self.beats(ttl);
             }
             let begun_at = self.beat.take();
@@ -676,7 +680,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
-            let patience = if heartbeat { ttl } else { APPEND_PATIENCE.max(ttl) };
+            let patience = if self.heartbeats { ttl } else { APPEND_PATIENCE.max(ttl) };
             // The requests whose answers are awaited.
             let times = Arc::new(Mutex::new(VecDeque::<Sent>::new()));
             let left = times.clone();
@@ -1026,7 +1030,7 @@ mod tests {
     }
 
     fn to(peers: Peers) -> PeerConnection {
-        PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), beat: None }
+        PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), heartbeats: false, beat: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -1122,13 +1126,44 @@ mod tests {
         AppendEntriesRequest { entries: vec![entry], ..heartbeat() }
     }
 
+    /// Counts heartbeats that left late.
+    #[derive(Default)]
+    struct Late(AtomicUsize);
+
+    impl PeerObserver for Late {
+        fn sent(&self, _to: MemberId, _bytes: u64) {}
+        fn received(&self, _from: MemberId, _bytes: u64) {}
+        fn send_failed(&self, _to: MemberId) {}
+        fn round_trip(&self, _to: MemberId, _took: Duration) {}
+        fn disconnected(&self, _from: MemberId, _to: MemberId) {}
+        fn heartbeat_late(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn snapshot_begins(&self, _way: Way, _member: MemberId) {}
+        fn snapshot_ends(&self, _way: Way, _member: MemberId, _well: bool, _took: Duration) {}
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn one_request_with_entries_is_no_heartbeat() {
+    async fn what_replication_sends_is_no_heartbeat_though_it_is_empty() {
         let option = RPCOption::new(Duration::from_millis(100));
-        for (request, waited_for) in [(append(1), true), (heartbeat(), false)] {
-            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), Duration::from_secs(20));
-            let answer = to(peers).append_entries(request, option.clone()).await;
-            assert_eq!(answer.is_ok(), waited_for, "{answer:?}");
+        for (answered_after, heartbeats_fail) in [(Duration::from_secs(20), true), (Duration::ZERO, false)] {
+            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), answered_after);
+            let observer = Arc::new(Late::default());
+            let mut network = Network { peers: Peers { observer: observer.clone(), ..peers } };
+            let at = node(&["http://127.0.0.1:1"]);
+            let (mut replicates, mut beats) =
+                (network.new_client(2, &at).await, network.new_heartbeat_client(2, &at).await);
+            for request in [append(1), heartbeat(), heartbeat()] {
+                let answer = replicates.append_entries(request, option.clone()).await;
+                assert!(answer.is_ok(), "given up early: {answer:?}");
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+            assert_eq!(observer.0.load(Ordering::Relaxed), 0, "replication is idle, and no heartbeat late");
+            for _ in 0..2 {
+                assert_eq!(beats.append_entries(heartbeat(), option.clone()).await.is_err(), heartbeats_fail);
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+            assert_eq!(observer.0.load(Ordering::Relaxed), 1, "the second was five seconds after the first");
         }
     }
 
