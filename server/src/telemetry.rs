@@ -15,7 +15,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriter};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -48,7 +48,7 @@ pub fn init(flags: &Flags) -> Result<(), String> {
     let writer = outputs(&flags.log_outputs.0, rotation.as_ref())?;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(Outside(writer));
     // A second call is a refusal being reported; the log is there already then.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
     Ok(())
@@ -116,6 +116,33 @@ fn file(path: &str, rotation: Option<&rotation::Settings>) -> io::Result<BoxMake
     }
     let file = OpenOptions::new().create(true).append(true).open(path)?;
     Ok(BoxMakeWriter::new(move || Appender(file.try_clone())))
+}
+
+/// Writes lines where they hold no async worker. A full pipe and a disk that is busy take nothing for seconds, which is when
+/// members have most to say, and a worker that waits for them keeps to itself the task that it would run next: tokio's other
+/// workers cannot take that from it, be it the heartbeats to a member.
+struct Outside<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Outside<W> {
+    type Writer = Outside<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Outside(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, of: &tracing::Metadata<'_>) -> Self::Writer {
+        Outside(self.0.make_writer_for(of))
+    }
+}
+
+impl<W: Write> Write for Outside<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        ferretcd_raft::blocking(|| self.0.write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        ferretcd_raft::blocking(|| self.0.flush())
+    }
 }
 
 /// A file of the log, opened once and written in whole lines.
@@ -324,5 +351,32 @@ mod tests {
         assert!(json.ends_with(&format!("{end}\n")), "{json}");
         let console = line(Format::Console);
         assert!(console.contains("Z\twarn\tsrc/telemetry.rs:"), "{console}");
+    }
+
+    /// Takes a line once somebody else has done something, for which it waits a while.
+    struct Stuck(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<bool>);
+
+    impl Write for Stuck {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.1.send(self.0.recv_timeout(std::time::Duration::from_secs(10)).is_ok());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_nobody_takes_holds_up_no_task() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (done, awaited) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        runtime.spawn(async move {
+            // In the worker's own slot, since it is what was woken last.
+            tokio::spawn(async move { done.send(()) });
+            Outside(Stuck(awaited, tell)).write_all(b"a line")
+        });
+        assert!(told.recv().unwrap(), "the other task ran only when the line was written");
     }
 }
