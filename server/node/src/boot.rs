@@ -592,10 +592,7 @@ impl Boot {
             }
             let refusals = refusals.join("; ");
             if started.elapsed() > JOIN_TIMEOUT {
-                return Err(BootError::Unreachable(format!(
-                    "{lack}, and no other member gives a snapshot within {JOIN_TIMEOUT:?} ({refusals}); see that one can be reached, \
-                     or remove this member and add a new one"
-                )));
+                return Err(BootError::Unreachable(lack.nobody_fills(&refusals, self.other_urls().len())));
             }
             if reported.elapsed() > PROBE_REPORT {
                 reported = Instant::now();
@@ -831,6 +828,23 @@ pub(crate) struct Lack {
     why: String,
     /// The least index that a snapshot must stand for to help.
     at_least: u64,
+}
+
+impl Lack {
+    /// Why this member does not start, and what to do: who else there is cannot lead without it if there is one alone.
+    fn nobody_fills(&self, refusals: &str, others: usize) -> String {
+        let alone = match others {
+            1 => {
+                "; if the other one cannot lead without this one, start it once with --force-new-cluster-once, which keeps all \
+                  that it has"
+            }
+            _ => "",
+        };
+        format!(
+            "{self}, and no other member gives a snapshot within {JOIN_TIMEOUT:?} ({refusals}); see that one can be reached, or \
+             remove this member and add a new one{alone}"
+        )
+    }
 }
 
 impl std::fmt::Display for Lack {
@@ -1185,6 +1199,18 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_gets_no_snapshot_is_told_what_to_do_in_a_group_of_two() {
+        let lack = Lack { why: "the store is damaged".to_owned(), at_least: 7 };
+        let of_three = lack.nobody_fills("http://b: refused; http://c: refused", 2);
+        assert!(
+            of_three.starts_with("the store is damaged, and no other member gives a snapshot within"),
+            "{of_three}"
+        );
+        assert!(of_three.ends_with("or remove this member and add a new one"), "{of_three}");
+        assert!(lack.nobody_fills("http://b: refused", 1).contains("start it once with --force-new-cluster-once"));
+    }
 
     #[test]
     fn a_sound_store_is_not_set_aside_for_a_full_disk() {
