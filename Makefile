@@ -27,7 +27,8 @@ test: test-local test-clients test-kubernetes ## Run everything: unit tests, rea
 
 .PHONY: test-local
 test-local: tools ## Unit tests, and the server as real processes on loopback
-	cargo test --workspace --exclude ferretcd-e2e --no-fail-fast
+	# Twice as many at a time as there are cores: most stories of real processes wait.
+	RUST_TEST_THREADS=$$(( $$(nproc) * 2 )) cargo test --workspace --exclude ferretcd-e2e --no-fail-fast
 	cargo test --package ferretcd-e2e --lib --bins
 
 .PHONY: test-clients
