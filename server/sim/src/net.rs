@@ -152,6 +152,17 @@ impl Net {
         self.inside.lock().up.get(&host).is_some_and(|(now, _)| *now == life)
     }
 
+    /// Ends with this life of a host.
+    async fn death(&self, host: Host, life: u64) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.lives(host, life) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     fn latency(&self, from: Host, to: Host) -> Duration {
         let slow: u64 = {
             let inside = self.inside.lock();
@@ -209,7 +220,15 @@ impl Net {
         let request = http::Request::from_parts(parts, Body::new(passing));
         // On a task of the one that serves: it goes on when the caller gives up.
         let served = tokio::spawn(async move { service.call(request).await });
-        let response = served.await.map_err(StdError::from)?.map_err(|never| match never {})?;
+        // One that dies with the call in its hands breaks the connection, whatever is left of it waits for.
+        let response = tokio::select! {
+            biased;
+            served = served => served.map_err(StdError::from)?.map_err(|never| match never {})?,
+            () = self.death(to, to_life) => {
+                self.pass(to, from).await;
+                return Err(broken());
+            }
+        };
         // A refusal has its code at its head.
         if installs && !response.headers().contains_key("grpc-status") {
             self.trace.count("installed snapshots");
