@@ -1,5 +1,7 @@
 //! Makes sled fsync. On Linux sled 0.34 ends each write with `sync_file_range`, which neither flushes the disk's cache
-//! nor persists the file's new size, so a power cut loses or corrupts what was "flushed". When the call fails with
+//! nor persists the file's new size, so a power cut loses or corrupts what was "flushed". A sync of our own
+//! at each flush does not make up for it: recovery believes what a segment says of those before it, so one of them that
+//! was written and not synced leaves a store that cannot be opened. When the call fails with
 //! ENOSYS, sled falls back to fsync, at no measurable cost. So this crate defines the symbol and refuses every call; the
 //! linker prefers it to libc's. sled itself stays untouched.
 
