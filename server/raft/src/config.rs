@@ -92,7 +92,8 @@ mod tests {
         assert_eq!(config.enable_leader_restore, Some(false), "a restored leader would answer from a state that lags");
         assert!(matches!(config.snapshot_policy, SnapshotPolicy::Never), "the node decides by bytes, too");
         assert_eq!(config.enable_pre_vote, Some(true));
-        assert!(config.quorum_loss_probe_interval.is_some(), "half a cut keeps a leader that can do nothing");
+        let probe = config.quorum_loss_probe_interval;
+        assert!(probe >= Some(2 * config.election_timeout_max), "half a cut keeps a leader that can do nothing");
         assert_eq!(config.heartbeat_interval, 100);
         assert_eq!((config.max_in_snapshot_log_to_keep, config.purge_batch_size), (5000, 1024));
     }

@@ -168,6 +168,9 @@ impl Net {
             let inside = self.inside.lock();
             [from, to].iter().filter_map(|host| inside.slow.get(host)).sum()
         };
+        if slow > 0 {
+            self.trace.count("messages over slow lines");
+        }
         let usual = self.chance.micros(200, 2000);
         let spike = if self.chance.one_in(100) { self.chance.millis(5, 150) } else { Duration::ZERO };
         usual + spike + Duration::from_micros(slow)
@@ -203,6 +206,9 @@ impl Net {
         let lost = self.inside.lock().lost;
         let (lost_there, lost_back) = (self.chance.below(1000) < lost, self.chance.below(1000) < lost);
         self.trace.note(format_args!("h{from}>h{to} {}", request.uri().path()));
+        if lost_there || lost_back {
+            self.trace.count("lost calls");
+        }
         if lost_there {
             return Err(broken());
         }

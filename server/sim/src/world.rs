@@ -34,6 +34,9 @@ const CACHE_BYTES: usize = 4 << 10;
 /// Within this time a member ends whose log could not be written.
 const LAST_BREATH: Duration = Duration::from_secs(5);
 
+/// A sync that takes this long is counted as slow: six times what a disk needs at most that nobody has slowed down.
+const SLOW_SYNC: Duration = Duration::from_millis(10);
+
 /// Why a host is not started that runs, or is removed.
 pub const NOT_NOW: &str = "it runs or is removed";
 /// What a member says that finds no place any more.
@@ -550,7 +553,11 @@ impl World {
         let (mut doomed, mut end) = (false, wal.end_index());
         loop {
             bell.notified().await;
-            tokio::time::sleep(chance.micros(50, micros.load(Ordering::Relaxed))).await;
+            let takes = chance.micros(50, micros.load(Ordering::Relaxed));
+            if takes >= SLOW_SYNC {
+                self.trace.count("slow syncs");
+            }
+            tokio::time::sleep(takes).await;
             if wal.end_index() < end {
                 self.trace.count("truncated logs");
             }
