@@ -626,6 +626,7 @@ async fn a_snapshot_over_a_slow_wire_slows_nobody_and_takes_no_memory() {
     let leader = cluster.leader().await;
     let (away, third) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.members[away].kill();
+    // More than a segment of the log (64 MiB), which is gone when it is purged.
     let value = "v".repeat(1 << 20);
     for n in 0..values {
         cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
@@ -637,6 +638,13 @@ async fn a_snapshot_over_a_slow_wire_slows_nobody_and_takes_no_memory() {
     })
     .await;
     assert!(bytes >= values << 20, "{bytes}");
+    // Whoever comes back before is sent entries first, and fills its caches with them while the snapshot comes.
+    let first = cluster.members[leader].dir.join("member/wal/00000001.wal");
+    eventually("the log is purged", async || match first.exists() {
+        true => Err(format!("{} is there", first.display())),
+        false => Ok(()),
+    })
+    .await;
     network.slow(away, (bytes / 1024 / SECONDS) as u32);
     cluster.members[leader].forget_peak();
     let before_sending = cluster.members[leader].resident_bytes();
