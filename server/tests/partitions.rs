@@ -611,7 +611,7 @@ async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_lea
     println!("caught up after {:?}", begun.elapsed());
 }
 
-/// `FERRETCD_SLOW_MIB` says how large the snapshot is.
+/// `FERRETCD_SLOW_MIB` says how large the snapshot is: more than a segment of the log (64 MiB), which is gone when that is purged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_over_a_slow_wire_slows_nobody_and_takes_no_memory() {
     /// How long it is on its way.
@@ -626,7 +626,6 @@ async fn a_snapshot_over_a_slow_wire_slows_nobody_and_takes_no_memory() {
     let leader = cluster.leader().await;
     let (away, third) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.members[away].kill();
-    // More than a segment of the log (64 MiB), which is gone when it is purged.
     let value = "v".repeat(1 << 20);
     for n in 0..values {
         cluster.members[leader].put(&format!("large{n}"), &value).await.unwrap();
