@@ -8,6 +8,7 @@ use ferretcd_node::{Node, WatchCreate, WatchMessage};
 use ferretcd_types as types;
 use ferretcd_types::{CompareResult, CompareTarget, Error, EventKind, KeyRange, KeyValue, LeaseId, OpReply, TxnOp};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Keys; few, so that clients meet.
@@ -343,6 +344,13 @@ pub async fn watch(world: Arc<World>, name: String, span: Span, mut finish: toki
                 }
                 WatchMessage::Cancelled { compact_revision, .. } => {
                     world.trace.count("compacted watches");
+                    let asked = world.compaction.load(Ordering::Relaxed);
+                    // What it is told is gone it never asks for again: that must be gone, and wanted.
+                    if !compact_revision.is_some_and(|compacted| next < compacted && compacted <= asked) {
+                        world.fault(format!(
+                            "{name}@h{at} wants {next}, is told that {compact_revision:?} is compacted, and somebody asked for {asked}"
+                        ));
+                    }
                     compacted = compact_revision;
                     break;
                 }

@@ -93,15 +93,19 @@ async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<St
     tokio::time::sleep(Duration::from_secs(1)).await;
     match nemesis::converge(&world).await {
         Err(why) => world.fault(why),
-        Ok(_) => {
+        Ok(agreed) => {
             clients::last_leases(&world, Duration::from_secs(10)).await;
-            // Leases may still end; a last read on each member fixes what everybody must have seen.
-            let mut last = 1;
-            for at in world.running() {
+            // Leases may still end; a last read on each voter fixes what everybody must have seen.
+            let (mut last, mut told) = (agreed.revision, false);
+            for at in agreed.voters {
                 let read = ferretcd_history::Request::Do(ferretcd_history::Act::Range(Span::all()));
+                // One may be on its way out still.
                 if let Some((revision, _)) = clients::call(&world, "last", at, read, Duration::from_secs(10)).await {
-                    last = last.max(revision);
+                    (last, told) = (last.max(revision), true);
                 }
+            }
+            if !told {
+                world.fault("nobody answers the last read".to_owned());
             }
             finish.send_replace(last);
             for watcher in watchers {

@@ -11,6 +11,7 @@ use ferretcd_wal::fs::mem::{Call, PowerLoss};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Hosts there may be in all: founders and those that were added.
@@ -65,6 +66,7 @@ pub async fn trouble(world: Arc<World>, until: u64) {
             (18, Some(at)) => {
                 if let Some((node, state, gone)) = world.node(at) {
                     let revision = state.revision() - chance.below(20) as i64;
+                    world.compaction.fetch_max(revision, Ordering::Relaxed);
                     let name = world.clone();
                     tokio::spawn(async move {
                         tokio::select! {
@@ -358,8 +360,15 @@ async fn damage(world: Arc<World>, chance: Chance, at: usize) {
     }
 }
 
-/// All is mended, and everybody comes back. Gives the revision at which all agree.
-pub async fn converge(world: &Arc<World>) -> Result<i64, String> {
+/// What the group has come to in the end.
+pub struct Agreed {
+    pub revision: i64,
+    /// Hosts of those that vote, each of which answers.
+    pub voters: Vec<usize>,
+}
+
+/// All is mended, and everybody comes back, until all agree.
+pub async fn converge(world: &Arc<World>) -> Result<Agreed, String> {
     const PATIENCE: Duration = Duration::from_secs(120);
     // Somebody may have heard only of the first address of another.
     world.hosts.lock().keys().for_each(|at| world.net.listen_from(*at, FIRST_PORT));
@@ -373,7 +382,7 @@ pub async fn converge(world: &Arc<World>) -> Result<i64, String> {
             come_back(world, at, Duration::ZERO);
         }
         let missing = match agreed(world).await {
-            Ok(revision) if moved => return Ok(revision),
+            Ok(agreed) if moved => return Ok(agreed),
             Ok(_) => {
                 moved = true;
                 world.only_as_listed();
@@ -388,7 +397,7 @@ pub async fn converge(world: &Arc<World>) -> Result<i64, String> {
     }
 }
 
-async fn agreed(world: &Arc<World>) -> Result<i64, String> {
+async fn agreed(world: &Arc<World>) -> Result<Agreed, String> {
     let leader = leader(world).ok_or("there is no leader")?;
     let (node, state, _) = world.node(leader).ok_or("the leader is gone")?;
     let members = node.member_list(true).await.map_err(|e| format!("the members are not listed: {e}"))?;
@@ -400,10 +409,12 @@ async fn agreed(world: &Arc<World>) -> Result<i64, String> {
     let revision = state.revision();
     let hash = state.pin().hash().map_err(|e| e.to_string())?;
     let applied = state.applied();
+    let mut voters = Vec::new();
     for member in &members {
         let at = world.host_with(member.id).ok_or_else(|| format!("{} has no host", member.id))?;
         let (other, state, _) = world.node(at).ok_or_else(|| format!("h{at} does not run"))?;
         if !member.is_learner {
+            voters.push(at);
             let read = tokio::time::timeout(Duration::from_secs(3), other.member_list(true)).await;
             read.map_err(|_| format!("h{at} does not answer"))?.map_err(|e| format!("h{at}: {e}"))?;
         }
@@ -421,7 +432,7 @@ async fn agreed(world: &Arc<World>) -> Result<i64, String> {
         !members.iter().any(|member| Some(member.id) == id)
     });
     match strangers.collect::<Vec<_>>()[..] {
-        [] => Ok(revision),
+        [] => Ok(Agreed { revision, voters }),
         ref still => Err(format!("{still:?} were removed and run")),
     }
 }

@@ -4,13 +4,21 @@
 
 use rustix::time::{ClockId, Timespec, clock_gettime as real};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 /// Jumps are drawn from here; 0 lets it tell the time.
 static STATE: AtomicU64 = AtomicU64::new(0);
 
 /// Lets the clock jump from now on. The product's own chance is not drawn from.
+///
+/// # Panics
+/// Where the standard library does not ask the call below: no seed would show anything of clocks then.
 pub fn jump() {
     STATE.store(1, Ordering::Relaxed);
+    let looks = [(); 3].map(|()| SystemTime::now());
+    let apart = |a: SystemTime, b: SystemTime| a.duration_since(b).or_else(|_| b.duration_since(a));
+    let jumps = looks.windows(2).any(|pair| apart(pair[0], pair[1]).is_ok_and(|by| by > Duration::from_secs(86_400)));
+    assert!(jumps, "the wall clock does not jump: {looks:?}");
 }
 
 /// The C library's call, for everybody in this process. The monotonic clock stays as it is: the simulation has its own.

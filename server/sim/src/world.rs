@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -49,6 +49,8 @@ pub struct World {
     pub trace: Arc<Trace>,
     pub hosts: Mutex<BTreeMap<usize, Host>>,
     pub history: Mutex<History>,
+    /// The last revision that somebody asked to compact.
+    pub compaction: AtomicI64,
     /// How far a follower may be behind before it needs a snapshot.
     pub catch_up: u64,
     /// After how many entries a member writes a snapshot by itself.
@@ -137,6 +139,7 @@ impl World {
             trace,
             hosts: Mutex::default(),
             history: Mutex::default(),
+            compaction: AtomicI64::new(0),
             founders: names,
             cluster,
             tmp,
