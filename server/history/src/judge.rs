@@ -140,7 +140,13 @@ impl<'h> Judge<'h> {
                 // Renewals are not in the log; their revision is that of some moment.
                 Outcome::Done { .. } if matches!(call.request, Request::KeepAlive { .. }) => {}
                 Outcome::Done { revision, answer } => {
-                    if answer.wrote(&call.request) {
+                    let wrote = answer.wrote(&call.request);
+                    // The empty store is revision 1: nothing is read before it, and no write makes it.
+                    if *revision < 1 + i64::from(wrote) {
+                        let story = format!("{}, which is a revision that never was", told(call));
+                        return Err(Violation { rule: Rule::Answer, story });
+                    }
+                    if wrote {
                         if let Some(other) = judge.authors.insert(*revision, at) {
                             let story = format!(
                                 "revision {revision} was given to {} and to {}",

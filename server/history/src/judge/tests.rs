@@ -60,7 +60,36 @@ fn writes_reads_transactions_and_deletions_in_order_are_good() {
         call(10, 11, Request::Past(Span::all(), 3), 4, found(&both)),
         call(10, 11, Request::Serializable(Span::key("a")), 2, found(&[a])),
     ];
-    assert_eq!(judge(calls).unwrap().last.revision, 4);
+    assert_eq!(judge(calls.clone()).unwrap().last.revision, 4);
+
+    // Each of them with another answer.
+    let spoiled = |at: usize, answer: Answer| {
+        let mut calls = calls.clone();
+        let Outcome::Done { revision, .. } = calls[at].outcome else { panic!("it was answered") };
+        calls[at].outcome = Outcome::Done { revision, answer };
+        judge(calls).map(drop)
+    };
+    let txn = |succeeded, answers: &[Answer]| Answer::Txn { succeeded, answers: answers.to_vec() };
+    assert_eq!(spoiled(2, txn(true, &[Answer::Done, found(&both)])), Ok(()), "as it was");
+    assert_eq!(spoiled(2, txn(false, &[Answer::Done, found(&both)])), Err(Rule::Author), "it names the other branch");
+    assert_eq!(spoiled(2, txn(false, &[Answer::Deleted(1)])), Err(Rule::Answer), "it is the other branch");
+    assert_eq!(spoiled(2, txn(true, &[Answer::Done, found(&both[1..])])), Err(Rule::Answer), "a key is missing");
+    assert_eq!(spoiled(2, txn(true, &[Answer::Done])), Err(Rule::Answer), "an answer is missing");
+    assert_eq!(spoiled(3, txn(true, &[Answer::Deleted(2)])), Err(Rule::Answer), "it names the other branch");
+    assert_eq!(spoiled(3, txn(true, &[Answer::Done, found(&both)])), Err(Rule::Answer), "it is the other branch");
+    assert_eq!(spoiled(3, txn(false, &[Answer::Deleted(1)])), Err(Rule::Answer), "two were there");
+    assert_eq!(spoiled(4, Answer::Deleted(1)), Err(Rule::OneWrite), "none was there");
+    assert_eq!(spoiled(5, found(&both[..1])), Err(Rule::Answer), "a key is missing");
+}
+
+#[test]
+fn an_answer_of_a_revision_that_never_was_is_found() {
+    let one = |request, revision, answer| judge(vec![call(0, 1, request, revision, answer)]).map(drop);
+    let delete = || Request::Do(Act::Delete(Span::all()));
+    assert_eq!(one(get("a"), 0, found(&[])), Err(Rule::Answer));
+    assert_eq!(one(put("a", "1"), 1, Answer::Done), Err(Rule::Answer), "the empty store is the first");
+    assert_eq!(one(delete(), 1, Answer::Deleted(1)), Err(Rule::Answer));
+    assert_eq!(one(delete(), 1, Answer::Deleted(0)), Ok(()));
 }
 
 #[test]
@@ -282,21 +311,26 @@ impl Chance {
     }
 }
 
-/// Calls that a right store answers at a moment between their beginning and their end.
-fn random(seed: u64) -> History {
+/// Calls that a right store answers at a moment between their beginning and their end; if asked for, some that are lost.
+fn random(seed: u64, loses: bool) -> History {
     let mut chance = Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (mut state, mut history) = (State::default(), History::default());
     for n in 0..120u64 {
         let key = format!("k{}", chance.below(3));
-        let act = match chance.below(8) {
-            0..4 => Act::Put { key, value: n.to_string(), lease: 0 },
-            4 => Act::Delete(Span::all()),
-            _ => Act::Range(Span::key(&key)),
+        let value = n.to_string();
+        let request = match chance.below(10) {
+            0..4 => Request::Do(Act::Put { key, value, lease: 0 }),
+            4 => Request::Do(Act::Delete(Span::all())),
+            5..7 => Request::Txn {
+                compares: vec![Compare::Version(key.clone(), chance.below(3) as i64)],
+                otherwise: vec![Act::Delete(Span::key(&key)), Act::Range(Span::all())],
+                then: vec![Act::Put { key, value, lease: 0 }, Act::Range(Span::all())],
+            },
+            _ => Request::Do(Act::Range(Span::key(&key))),
         };
         let now = 10 * (n + 10);
         let (begun, ended) = (now - chance.below(60), now + chance.below(60));
-        let request = Request::Do(act);
-        let lost = chance.below(12) == 0;
+        let lost = loses && chance.below(12) == 0;
         let outcome = if lost && chance.below(2) == 0 {
             Outcome::Unknown
         } else {
@@ -309,11 +343,36 @@ fn random(seed: u64) -> History {
     history
 }
 
+/// Makes an answer wrong, if there is something in it: of a transaction the branch it took, or what that answered.
+fn spoil(answer: &mut Answer, branch: bool) -> bool {
+    match answer {
+        Answer::Done => return false,
+        Answer::Deleted(n) => *n += 1,
+        Answer::Kvs(kvs) => return kvs.pop().is_some(),
+        Answer::Txn { succeeded, .. } if branch => *succeeded = !*succeeded,
+        Answer::Txn { answers, .. } => return answers.iter_mut().any(|answer| spoil(answer, branch)),
+    }
+    true
+}
+
 #[test]
 fn random_good_histories_pass_and_each_answer_in_them_matters() {
-    let mut caught = 0;
+    let (mut caught, mut spoiled) = (0, 0);
     for seed in 1..=200 {
-        let mut history = random(seed);
+        // Where nothing is lost each revision has its author, so that no other order of the calls explains a wrong answer.
+        let mut history = random(seed, false);
+        check(&history).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        let at = Chance(seed).below(history.calls.len() as u64) as usize;
+        let wrong = history.calls[at..].iter_mut().find_map(|call| match &mut call.outcome {
+            Outcome::Done { answer, .. } => spoil(answer, seed % 2 == 0).then(|| told(call)),
+            _ => None,
+        });
+        if let Some(wrong) = wrong {
+            assert!(check(&history).is_err(), "seed {seed}: {wrong}");
+            spoiled += 1;
+        }
+
+        let mut history = random(seed, true);
         check(&history).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
         let mut chance = Chance(seed);
         let at = chance.below(history.calls.len() as u64) as usize;
@@ -321,5 +380,5 @@ fn random_good_histories_pass_and_each_answer_in_them_matters() {
         *revision += 1;
         caught += usize::from(check(&history).is_err());
     }
-    assert!(caught > 120, "{caught} of 200");
+    assert!(caught > 120 && spoiled > 190, "{caught} and {spoiled} of 200");
 }
