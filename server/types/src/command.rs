@@ -371,9 +371,38 @@ impl Command {
     /// The first [`codec::LOG_FORMAT`](crate::codec::LOG_FORMAT) that has this kind: it is proposed only in a cluster that has come
     /// so far, since a member of an earlier one stops at an entry with it.
     pub fn log_format(&self) -> u32 {
+        // Without `_`, so that a new kind has to choose its format.
         match self {
             Command::LeaseCheckpoint(_) => 2,
-            _ => 1,
+            Command::Genesis(_)
+            | Command::Put(_)
+            | Command::DeleteRange(_)
+            | Command::Txn(_)
+            | Command::Compact(_)
+            | Command::LeaseGrant(_)
+            | Command::LeaseRevoke(_)
+            | Command::MemberAttributes(_)
+            | Command::SetAlarm(_)
+            | Command::RestoreBegin(_)
+            | Command::RestoreChunk(_)
+            | Command::RestoreCommit(_)
+            | Command::RestoreAbort(_)
+            | Command::Authenticate(_)
+            | Command::SetClusterVersion(_)
+            | Command::SetDowngrade(_) => 1,
+            Command::Auth(
+                AuthChange::Enable
+                | AuthChange::Disable
+                | AuthChange::UserAdd { .. }
+                | AuthChange::UserDelete { .. }
+                | AuthChange::UserChangePassword { .. }
+                | AuthChange::UserGrantRole { .. }
+                | AuthChange::UserRevokeRole { .. }
+                | AuthChange::RoleAdd { .. }
+                | AuthChange::RoleDelete { .. }
+                | AuthChange::RoleGrantPermission { .. }
+                | AuthChange::RoleRevokePermission { .. },
+            ) => 1,
         }
     }
 }
