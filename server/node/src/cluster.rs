@@ -226,32 +226,29 @@ impl Inner {
         if !by_learner && !alone && started < quorum_after {
             return Err(Error::NotEnoughStartedMembers);
         }
-        if self.connected(view) < voters.len() {
+        // The new one counts as one that is down (etcd 3.7: 3.6 and before wanted all voters up).
+        if !may_have_another(voters.len(), self.connected(view)) {
             return Err(Error::Unhealthy);
         }
         Ok(())
     }
 
     fn may_remove(&self, view: &GroupView, members: &[Member], id: MemberId) -> Result<(), Error> {
-        let member = members.iter().find(|m| m.id == id).ok_or(Error::MemberNotFound)?;
-        if member.is_learner || !self.config.strict_reconfig_check {
-            return Ok(());
+        let member = members.iter().find(|m| m.id == id).ok_or(Error::MemberNotFound);
+        if !self.config.strict_reconfig_check || member.as_ref().is_ok_and(|m| m.is_learner) {
+            return member.map(drop);
         }
-        let voters: Vec<&Member> = members.iter().filter(|m| !m.is_learner).collect();
-        if voters.len() == 1 {
-            // A cluster without voters could never be changed again.
-            return Err(Error::NotEnoughStartedMembers);
-        }
-        let quorum_after = (voters.len() - 1) / 2 + 1;
-        let started_after = voters.iter().filter(|m| m.id != id && !m.name.is_empty()).count();
-        if started_after < quorum_after {
+        // In etcd's order: who is asked for is looked for last.
+        let left: Vec<&Member> = members.iter().filter(|m| !m.is_learner && m.id != id).collect();
+        let quorum_after = left.len() / 2 + 1;
+        if left.iter().filter(|m| !m.name.is_empty()).count() < quorum_after {
             return Err(Error::NotEnoughStartedMembers);
         }
         let is_up = id == self.identity.member || heard(view, id);
         if is_up && self.connected(view) < quorum_after + 1 {
             return Err(Error::Unhealthy);
         }
-        Ok(())
+        member.map(drop)
     }
 
     fn may_promote(&self, view: &GroupView, members: &[Member], id: MemberId) -> Result<(), Error> {
@@ -260,7 +257,7 @@ impl Inner {
             return Err(Error::MemberNotLearner);
         }
         let matched = view.progress.get(&id).and_then(|p| p.matched).unwrap_or(0);
-        if (matched as f64) < view.last_log_index as f64 * LEARNER_READY {
+        if !has_caught_up(matched, view.last_log_index) {
             return Err(Error::LearnerNotReady);
         }
         let voters = members.iter().filter(|m| !m.is_learner).count();
@@ -306,6 +303,17 @@ fn in_force(view: &GroupView, known: &[Member]) -> Vec<Member> {
         ..known.iter().find(|m| m.id == *id).cloned().unwrap_or_default()
     };
     view.members.iter().map(member).collect()
+}
+
+/// Whether so many voters may be told of another, which nobody has heard of yet, with `connected` of them up: one alone may
+/// always, others when they would still have a quorum without it.
+fn may_have_another(voters: usize, connected: usize) -> bool {
+    voters == 1 || connected > voters.div_ceil(2)
+}
+
+/// Whether a learner whose log is held up to `matched` may vote, when the leader's ends at `last`.
+fn has_caught_up(matched: u64, last: u64) -> bool {
+    matched as f64 >= last as f64 * LEARNER_READY
 }
 
 fn heard(view: &GroupView, id: MemberId) -> bool {
@@ -360,6 +368,21 @@ mod tests {
         assert_eq!(update(3, "http://c:1"), Err(Error::MemberNotFound));
         assert_eq!(update(1, "c"), Err(Error::BadMemberUrls));
         assert_eq!(may_update(&members, &UpdateMember { id: 1, peer_urls: vec![] }), Err(Error::BadMemberUrls));
+    }
+
+    #[test]
+    fn voters_may_have_another_when_they_keep_a_quorum_without_it() {
+        let least = [(1, 0), (2, 2), (3, 3), (4, 3), (5, 4), (6, 4), (7, 5)];
+        for (voters, connected) in least {
+            assert!(may_have_another(voters, connected), "{connected} of {voters}");
+            assert!(connected == 0 || !may_have_another(voters, connected - 1), "{} of {voters}", connected - 1);
+        }
+    }
+
+    #[test]
+    fn a_learner_may_vote_once_it_holds_nine_tenths_of_the_log() {
+        assert!(!has_caught_up(89, 100));
+        assert!(has_caught_up(90, 100));
     }
 
     #[test]
