@@ -43,7 +43,9 @@ async fn more_proposals_than_may_be_under_way_are_refused() {
     let member = support::run(dir.path(), None).await;
     let put = |_| Box::pin(member.node.propose(Put { key: "k".into(), value: "v".into(), ..Put::default() }));
     let mut puts: Vec<_> = (0..20_010).map(put).collect();
-    assert_eq!(refused(&mut puts).await, 10);
+    // The member's own of its start, attributes and cluster version, may still be among those that wait.
+    let refused = refused(&mut puts).await;
+    assert!((10..=12).contains(&refused), "{refused}");
     puts.remove(0).await.unwrap();
     drop(puts);
     member.stop().await;
