@@ -27,7 +27,7 @@ for patch in "$root"/e2e/mutations/*.patch; do
     echo "$name: DOES NOT APPLY"; missed=1; continue
   fi
   # shellcheck disable=SC2086
-  if ! (cd "$copy" && cargo test --quiet $arguments --no-run > "$copy.log" 2>&1); then
+  if ! (cd "$copy" && cargo test --quiet --no-run $arguments > "$copy.log" 2>&1); then
     echo "$name: DOES NOT COMPILE (see $copy.log)"; missed=1
   else
     code=0

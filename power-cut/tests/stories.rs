@@ -137,6 +137,37 @@ fn what_was_synced_stays() {
     }
 }
 
+/// The replacement, the removal and the renaming, in the order in which they were done.
+#[test]
+fn a_name_that_is_taken_over_removed_or_changed_is_lost_or_kept_wholly_and_with_half_in_any_order() {
+    for lose in [Lose::Suffix, Lose::Half] {
+        let (mut kept, mut lost) = ([0; 3], [0; 3]);
+        let mut unordered = 0;
+        for seed in 0..30 {
+            let place = tempfile::tempdir().unwrap();
+            let disk = Disk::new(place.path(), "disk");
+            written(&disk, "writer", false);
+            disk.cut(lose, seed);
+            let left = left(&disk);
+            let is = |name: &str, content: &str| left.get(name).is_some_and(|found| found == content);
+            // What these names stand for is durable, so each of them has all of its content.
+            let done = [is("replaced", "after"), !left.contains_key("removed"), is("elsewhere", "before")];
+            let undone = [is("replaced", "before"), is("removed", "before"), is("moved", "before")];
+            for (n, (done, undone)) in done.into_iter().zip(undone).enumerate() {
+                assert!(done != undone, "{lose:?}, seed {seed}: {left:?}");
+                kept[n] += usize::from(done);
+                lost[n] += usize::from(undone);
+            }
+            unordered += usize::from(!done.is_sorted_by(|earlier, later| earlier >= later));
+            assert!(is("created", "after") || !left.contains_key("created"), "{lose:?}, seed {seed}: {left:?}");
+        }
+        let counts = format!("{lose:?}: {kept:?} kept, {lost:?} lost, {unordered} in another order");
+        println!("{counts}");
+        assert!(kept.iter().chain(&lost).all(|seen| *seen > 0), "{counts}");
+        assert_eq!(unordered > 0, lose == Lose::Half, "{counts}");
+    }
+}
+
 #[test]
 fn a_suffix_is_lost_in_the_order_of_the_writes_and_a_half_in_any_with_torn_writes() {
     for lose in [Lose::Suffix, Lose::Half] {

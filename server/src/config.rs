@@ -807,6 +807,16 @@ mod tests {
     }
 
     #[test]
+    fn compacted_records_are_deleted_as_fast_as_asked_for_or_as_in_etcd() {
+        let of = |args: &[&str]| config(args).unwrap().boot.node.compaction_pace;
+        let pace = |batch, millis| Pace::new(batch, Duration::from_millis(millis));
+        assert_eq!(of(&[]), pace(1000, 10));
+        assert_eq!(of(&["--compaction-batch-limit=50", "--compaction-sleep-interval=200ms"]), pace(50, 200));
+        assert_eq!(of(&["--compaction-batch-limit=-1", "--compaction-sleep-interval=0s"]), pace(1000, 10));
+        assert_eq!(of(&["--compaction-sleep-interval=1h"]), pace(1000, 60_000));
+    }
+
+    #[test]
     fn time_outs_between_members_have_etcds_least_value() {
         let c = config(&["--raft-read-timeout=1s", "--raft-write-timeout=20s"]).unwrap();
         assert_eq!((c.peer_patience.read.as_secs(), c.peer_patience.write.as_secs()), (5, 20));

@@ -207,10 +207,11 @@ async fn a_long_file_of_few_keys_is_restored_in_the_memory_of_a_short_one() {
 /// A start reads each key's record, and builds the index of them. The debug build of `make test` has few keys for the same time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_many_keys_starts_in_seconds() {
-    const START_MAX: Duration = Duration::from_secs(15);
     /// As many as etcd takes at most in one transaction.
     const AT_ONCE: usize = 128;
     let keys: usize = std::env::var("FERRETCD_START_KEYS").map_or(20_000, |text| text.parse().unwrap());
+    // A process that starts, its log and its election are in it, on two busy cores.
+    let start_max = Duration::from_secs(if keys < 100_000 { 6 } else { 15 });
     let mut cluster = Cluster::start(&["solo"]).await;
     let mut kv = cluster.members[0].kv().await;
     for first in (0..keys).step_by(AT_ONCE) {
@@ -244,6 +245,6 @@ async fn a_member_with_many_keys_starts_in_seconds() {
             member.resident_bytes() >> 20
         );
         assert_eq!(count, keys as i64);
-        assert!(took < START_MAX, "{took:?}");
+        assert!(took < start_max, "{took:?}");
     }
 }

@@ -641,6 +641,24 @@ fn a_rewrite_ends_though_more_is_written_than_it_copies_at_once() {
     assert!(new.inner.durable_copy().scan(b"", None, usize::MAX).unwrap() == all);
 }
 
+/// Writers wait for the end of a rewrite, which must not have all of the copy to sync.
+#[test]
+fn a_copy_is_made_durable_on_its_way_so_that_little_is_left_for_the_end() {
+    let (old, new) = (Arc::new(Rig::default()), Arc::new(Rig::default()));
+    let value = Bytes::from(vec![7; 1 << 20]);
+    let mut all = Batch::new();
+    for n in 0..40 {
+        all.put(keyspace::lease(n), value.clone());
+    }
+    old.inner.commit(&all).unwrap();
+    *old.next.lock() = Some(new.clone());
+    let store = Store::open(old, patient()).unwrap();
+    assert!(store.rewrite().unwrap());
+    // Behind 16 MiB, behind 32, and at the end.
+    let flushes = new.flushes.load(Ordering::SeqCst);
+    assert!(flushes >= 3, "{flushes} flushes of 40 MiB");
+}
+
 #[test]
 fn a_copy_that_fails_ends_the_rewrite_and_nothing_else() {
     let (old, new, _) = two_rigs(4500);

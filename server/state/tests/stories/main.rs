@@ -1,4 +1,4 @@
-//! Stories of the state machine, told through its public face on the memory engine.
+//! Stories of the state machine, told through its public face on the memory engine; that of its readers on those on disk, too.
 
 // clippy.toml allows these in test functions; here all functions are a test's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,8 +1,12 @@
 //! Readers beside the applier: each answer is of one moment, whatever is compacted, restored or installed meanwhile.
 
-use crate::member::{Member, put};
+use crate::member::{put, write};
 use ferretcd_state::{SnapshotKind, State};
-use ferretcd_types::{Caller, Command, Compact, Error, KeyRange, LogPos, Proposal, Put, Range, RequestId, Txn, TxnOp};
+use ferretcd_storage::{Engine, EngineKind, MemoryEngine, Options, Store, keyspace};
+use ferretcd_types::{
+    Caller, Command, Compact, Error, KeyRange, LogPos, MemberId, Proposal, Put, Range, RequestId, Txn, TxnOp,
+};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn apply(state: &State, index: &mut u64, command: impl Into<Command>) {
@@ -26,10 +30,28 @@ fn furnish(state: &State, index: &mut u64) {
 
 #[test]
 fn readers_see_whole_moments() {
-    let member = Member::new();
-    let (state, mut index) = (&member.state, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let on_disk = |kind: EngineKind| kind.open(&dir.path().join(kind.name()), 16 << 20).unwrap();
+    let memory: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+    // A debug build does not optimise those on disk.
+    let engines = [
+        ("memory", memory, 3000, 5),
+        ("sled", on_disk(EngineKind::Sled), 600, 2),
+        ("redb", on_disk(EngineKind::Redb), 600, 2),
+    ];
+    for (name, engine, writes, installs) in engines {
+        println!("on {name}");
+        whole_moments_are_read_from(engine, writes, installs);
+    }
+}
+
+/// With nothing in memory in front of the engine but what is not committed yet: an iterator of sled's is of no moment by itself.
+fn whole_moments_are_read_from(engine: Arc<dyn Engine>, writes: u64, installs: usize) {
+    let store = Store::open(engine.clone(), Options { cache_bytes: 0, ..Options::default() }).unwrap();
+    let (state, mut index) = (State::open(store, MemberId(1)).unwrap(), 0);
+    let state = &state;
     furnish(state, &mut index);
-    let snapshot = member.snapshot(SnapshotKind::Raft);
+    let snapshot = write(&state.pin(), SnapshotKind::Raft);
     let done = AtomicBool::new(false);
     let read_keys = || {
         let mut reads = 0;
@@ -67,10 +89,14 @@ fn readers_see_whole_moments() {
             scope.spawn(read_keys);
         }
         scope.spawn(read_history);
-        for n in 1..3000 {
+        for n in 1..writes {
             apply(state, &mut index, pair(n));
             if n % 3 == 0 {
                 apply(state, &mut index, Compact { revision: state.revision() });
+            }
+            // Otherwise all that is new would be read from the queue.
+            if n % 25 == 0 {
+                state.flush().unwrap();
             }
         }
         done.store(true, Ordering::Relaxed);
@@ -81,11 +107,13 @@ fn readers_see_whole_moments() {
         for _ in 0..2 {
             scope.spawn(read_keys);
         }
-        for _ in 0..5 {
+        for _ in 0..installs {
             state.install(&&snapshot[..]).unwrap();
         }
         done.store(true, Ordering::Relaxed);
     });
     state.wait_deleted().unwrap();
-    assert_eq!(member.key_records(), 1202);
+    state.flush().unwrap();
+    let (start, end) = keyspace::keyspace_range(keyspace::KEYS);
+    assert_eq!(engine.scan(&start, Some(&end), usize::MAX).unwrap().len(), 1202);
 }
