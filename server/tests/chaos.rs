@@ -14,6 +14,8 @@ async fn disturbed(names: &[&str], rounds: u64, seed: u64) {
     let load = Load::start(members, seed, Duration::from_secs(3));
     let mut chance = Chance(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1);
     for round in 0..rounds {
+        // Each round has something to lose.
+        load.answered(20).await;
         // Mostly whoever leads.
         let any = chance.below(names.len() as u64) as usize;
         let at = if chance.below(3) > 0 { cluster.leader().await } else { any };
@@ -33,7 +35,7 @@ async fn disturbed(names: &[&str], rounds: u64, seed: u64) {
         member.start();
         tokio::time::sleep(Duration::from_millis(chance.below(300))).await;
     }
-    println!("{}", load.judge(&cluster, rounds as usize * 5).await);
+    println!("{}", load.judge(&cluster, rounds as usize * 20).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

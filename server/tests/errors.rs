@@ -31,8 +31,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "ErrRequestTooManyRequests",
         "watchers.rs: snapshots beyond the fourth; for writes only a member that applies thousands late has it",
     ),
-    ("ErrWatchCanceled", "of a member that stops, which the client sees as a lost connection more often than not"),
-    ("ErrStopped", "the same"),
+    ("ErrWatchCanceled", "limits.rs: time_to_stop; etcd's client sees a lost connection more often than not"),
+    ("ErrStopped", "of a member that stops, which the client sees as a lost connection more often than not"),
     ("ErrTimeoutDueToLeaderFail", "a_leader_that_was_lost_is_blamed_before_the_connection_to_it in propose.rs: a race"),
     ("ErrTimeoutDueToConnectionLost", "the same"),
     ("ErrTimeoutWaitAppliedIndex", "of a member that applies seconds late: not provoked"),
@@ -87,6 +87,9 @@ const TABLE: &[(&str, &str)] = &[
     ("ErrUnhealthy", "Unavailable: etcdserver: unhealthy cluster"),
     ("ErrNotSupportedForLearner", "FailedPrecondition: etcdserver: rpc not supported for learner"),
     ("ErrBadLeaderTransferee", "FailedPrecondition: etcdserver: bad leader transferee"),
+    // Two of them once more, told of a removal.
+    ("too few started to remove", "Unknown: etcdserver: re-configuration failed due to not enough started members"),
+    ("too few up to remove", "Unavailable: etcdserver: unhealthy cluster"),
     // In no table of etcd's, but on the wire.
     ("unknown method", "Unknown: etcdserver: unknown method"),
     ("no such method", "Unimplemented: unknown method Pot for service etcdserverpb.KV"),
@@ -231,7 +234,13 @@ async fn members(m: &Member, tell: &mut impl FnMut(&'static str, String)) {
     tell("ErrMemberNotFound", ended(cluster.member_remove(pb::MemberRemoveRequest { id: 99 }).await));
     tell("ErrMemberNotLearner", ended(cluster.member_promote(pb::MemberPromoteRequest { id: own.id }).await));
     cluster.member_add(add(vec!["http://127.0.0.1:1".into()])).await.unwrap();
-    tell("ErrMemberNotEnoughStarted", ended(cluster.member_add(add(vec!["http://127.0.0.1:2".into()])).await));
+    // Both at once: each of them waits for an election time-out here, since no quorum takes up the change before it.
+    let mut other = cluster.clone();
+    let third = add(vec!["http://127.0.0.1:2".into()]);
+    let remove = pb::MemberRemoveRequest { id: own.id };
+    let (added, removed) = tokio::join!(cluster.member_add(third), other.member_remove(remove));
+    tell("ErrMemberNotEnoughStarted", ended(added));
+    tell("too few started to remove", ended(removed));
     let wanting = async || {
         let mut request = Request::new(pb::RangeRequest { serializable: true, ..range("k") });
         request.metadata_mut().insert("hasleader", "true".parse().unwrap());
@@ -317,6 +326,10 @@ async fn several(program: Option<&Path>) -> Told {
         }
     });
     told.insert("ErrUnhealthy", lost.await);
+    // Nor may one go that is up: of the two that are left one is down.
+    let remove = pb::MemberRemoveRequest { id: ids[follower] };
+    let asked = ClusterClient::new(members[leader].channel().await).member_remove(remove).await;
+    told.insert("too few up to remove", ended(asked));
     told
 }
 

@@ -520,13 +520,15 @@ async fn time_to_stop() {
     let mut cluster = Cluster::start(&["solo"]).await;
     let member = &mut cluster.members[0];
     // A stream that nobody ends, and a client that never finishes its request.
-    let _open = quiet_watch(member.channel().await).await;
+    let (_asks, mut answers) = quiet_watch(member.channel().await).await;
     let mut half = TcpStream::connect(&member.client).await.unwrap();
     half.write_all(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
     let begun = std::time::Instant::now();
     assert_eq!(member.terminate().await, Some(0));
     // etcd's 1.5 s, and as much again for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // Who watches is told.
+    assert_eq!(ended(answers.message().await), "Cancelled: etcdserver: watch canceled");
     eventually("its port is free", async || match TcpStream::connect(&member.client).await {
         Ok(_) => Err("somebody listens".to_owned()),
         Err(_) => Ok(()),

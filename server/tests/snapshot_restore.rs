@@ -42,11 +42,20 @@ async fn a_snapshot_taken_while_writes_go_on_is_one_etcd_restores_and_serves() {
         m.put(&format!("k{i:03}"), &"x".repeat(100)).await.unwrap();
     }
     m.etcdctl(&["del", "k000"]).unwrap();
+    let grant = m.etcdctl(&["lease", "grant", "36000"]).unwrap();
+    let lease = grant.split_whitespace().nth(1).unwrap();
+    m.etcdctl(&["put", "leased", "x", &format!("--lease={lease}")]).unwrap();
+    let leased = |m: &Member| -> Result<String, String> {
+        let told = m.etcdctl(&["lease", "timetolive", lease, "--keys", "-w", "json"])?;
+        let told: serde_json::Value = serde_json::from_str(&told).map_err(|e| e.to_string())?;
+        Ok(format!("{} {}", told["granted-ttl"], told["keys"]))
+    };
+    let before = m.status().await.unwrap().header.unwrap().revision;
     let stop = Arc::new(AtomicBool::new(false));
     let writer = {
         let (stop, kv) = (stop.clone(), m.kv().await);
         tokio::spawn(async move {
-            let mut n = 0;
+            let mut n = 0usize;
             while !stop.load(Ordering::Relaxed) {
                 let request = pb::PutRequest { key: format!("w{n}").into(), value: "y".into(), ..Default::default() };
                 kv.clone().put(request).await.unwrap();
@@ -55,10 +64,15 @@ async fn a_snapshot_taken_while_writes_go_on_is_one_etcd_restores_and_serves() {
             n
         })
     };
+    eventually("writes go on", async || match m.get("w9", true).await.unwrap() {
+        Some(_) => Ok(()),
+        None => Err("not yet".to_owned()),
+    })
+    .await;
     let file = cluster.tmp.path().join("snapshot.db");
     save(m, &file);
     stop.store(true, Ordering::Relaxed);
-    assert!(writer.await.unwrap() > 0);
+    let written = writer.await.unwrap();
 
     let status = |tool: Process| {
         finished({
@@ -90,9 +104,21 @@ async fn a_snapshot_taken_while_writes_go_on_is_one_etcd_restores_and_serves() {
         .spawn()
         .unwrap();
     let answered = eventually("etcd serves", async || real.etcdctl(&["get", "k", "--prefix", "--keys-only"])).await;
+    let revision = real.status().await.map(|status| status.header.unwrap().revision);
+    let (mut came_along, their_lease) = (real.everything().await, leased(&real));
     etcd.kill().unwrap();
     etcd.wait().unwrap();
     assert_eq!(answered.lines().filter(|l| !l.is_empty()).count(), 199);
+    // Of what was written meanwhile: all up to a moment, each at its revision.
+    came_along.retain(|(key, ..)| key.starts_with('w'));
+    came_along.sort_by_key(|(_, _, revision)| *revision);
+    let put = |n| (format!("w{n}"), "y".to_owned(), before + 1 + n);
+    let wanted: Vec<_> = (0..came_along.len() as i64).map(put).collect();
+    assert_eq!(came_along, wanted);
+    assert!((10..=written).contains(&wanted.len()), "{} of {written}", wanted.len());
+    assert_eq!(revision, Ok(before + wanted.len() as i64));
+    assert_eq!(their_lease, leased(m));
+    assert_eq!(their_lease.unwrap(), "36000 [\"bGVhc2Vk\"]");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -286,6 +286,35 @@ async fn a_member_is_called_only_if_its_name_is_allowed() {
 }
 
 #[tokio::test]
+async fn a_member_is_called_only_if_a_known_authority_says_that_it_is_at_its_address() {
+    for (is_known, host, refusal) in
+        [(false, "127.0.0.1", "UnknownIssuer"), (true, "127.0.0.9", "certificate not valid for name")]
+    {
+        let mut cluster = Cluster::new(&["a", "b"]);
+        let dir = cluster.tmp.path().to_owned();
+        let (pki, other) = (Pki::new(&dir), Pki::named(&dir, "other"));
+        // b shows a good certificate when it calls, and this one when it is called.
+        let authority = if is_known { &pki } else { &other };
+        let (good, wrong) = (pki.issue("good", "member"), authority.issue_for("wrong", "member", 5, &[host]));
+        secure(&mut cluster, &pki.ca, |name| if name == "a" { good.clone() } else { wrong.clone() });
+        let b = &mut cluster.members[1];
+        b.flags.push(format!("--peer-client-cert-file={}", good.cert.display()));
+        b.flags.push(format!("--peer-client-key-file={}", good.key.display()));
+        b.start();
+        // Of one that does not listen yet a would tell once, and again after ten seconds.
+        eventually("b listens", async || TcpStream::connect(&b.peer).map_err(|e| e.to_string())).await;
+        let b = format!("https://{}", b.peer);
+        cluster.members[0].start();
+        eventually(refusal, async || {
+            let log = cluster.members[0].log();
+            let said = |l: &str| l.contains(&b) && l.contains(refusal);
+            if log.lines().any(said) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn one_self_signed_certificate_may_be_everything() {
     let mut cluster = Cluster::new(&["a", "b"]);
     let everything = Pki::self_signed(cluster.tmp.path());

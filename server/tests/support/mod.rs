@@ -156,9 +156,12 @@ impl Member {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Holds it still until [`Member::resume`].
+    /// Holds it still until [`Member::resume`]: none of its threads runs any more when this returns.
     pub fn pause(&mut self) {
-        self.signal(rustix::process::Signal::STOP);
+        use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+        self.signal(Signal::STOP);
+        let pid = Pid::from_child(self.child.as_ref().unwrap());
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
     }
 
     pub fn resume(&mut self) {
