@@ -25,6 +25,10 @@ const SNAPSHOT_LOG_PART: u64 = 4;
 /// With so many entries since the last one it is written in any case: the log keeps 24 bytes in memory for each.
 const SNAPSHOT_ENTRIES_MAX: u64 = 4_000_000;
 
+/// A log of so many bytes since the last one is not waited with, however few entries these are: the ten thousand of etcd's
+/// default may be 15 GB, all of which is read at a start behind a lost store.
+const SNAPSHOT_LOG_BYTES: u64 = 1 << 30;
+
 /// How often a member without a leader asks the others whether it was removed, and how long they may take.
 const LEADERLESS_LOOK: Duration = Duration::from_secs(1);
 
@@ -106,7 +110,7 @@ async fn take_snapshots(inner: Arc<Inner>) {
         let view = inner.view();
         let entries = view.applied.saturating_sub(view.snapshot);
         let (log, snapshot) = (inner.wal.bytes_behind(view.snapshot), inner.state.snapshot_bytes());
-        if entries >= inner.config.snapshot_count && is_worth_a_snapshot(entries, log, snapshot) {
+        if wants_a_snapshot(entries, inner.config.snapshot_count, log) && is_worth_a_snapshot(entries, log, snapshot) {
             // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
             if let Err(e) = inner.group.has_room() {
                 tracing::warn!("no snapshot is written, so the log grows: {e}");
@@ -125,6 +129,11 @@ async fn take_snapshots(inner: Arc<Inner>) {
             }
         }
     }
+}
+
+/// Whether so much came since the last one, in entries, of which `count` are asked for, or in bytes of the log.
+fn wants_a_snapshot(entries: u64, count: u64, log: u64) -> bool {
+    entries >= count || log >= SNAPSHOT_LOG_BYTES
 }
 
 /// Whether a snapshot of so many bytes is worth writing behind so many entries, which take so many bytes of the log.
@@ -274,6 +283,13 @@ async fn removed_say_others(inner: &Inner) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_is_wanted_for_many_entries_or_for_a_gibibyte_of_them() {
+        assert!(!wants_a_snapshot(9_999, 10_000, (1 << 30) - 1));
+        assert!(wants_a_snapshot(10_000, 10_000, 0));
+        assert!(wants_a_snapshot(700, 10_000, 1 << 30));
+    }
 
     #[test]
     fn a_snapshot_costs_five_times_its_log_at_most_but_for_very_many_entries() {
