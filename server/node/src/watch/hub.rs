@@ -248,9 +248,11 @@ impl Hub {
         self.inner.lock().published = revision;
     }
 
-    /// Ends all streams.
+    /// Ends all streams, behind what waits in their queues: nothing more comes into them.
     pub(crate) fn stop(&self) {
-        for queue in self.inner.lock().streams.values() {
+        let mut inner = self.inner.lock();
+        inner.forget_watchers();
+        for queue in inner.streams.values() {
             queue.state.lock().stopped = true;
             queue.wake.notify_one();
         }

@@ -150,13 +150,13 @@ impl WatchStream {
         self.progress_asked = true;
     }
 
-    /// The next message; `None` when the member stops. Safe to drop and call again: nothing is taken before it is
+    /// The next message; `None` when the member stops, behind what was queued by then. Safe to drop and call again: nothing is taken before it is
     /// returned.
     pub async fn next(&mut self) -> Option<WatchMessage> {
         loop {
             let woken = self.queue.clone();
             let woken = woken.wake.notified();
-            self.take_notices()?;
+            let stopped = self.take_notices();
             self.queue.behind.store(self.behind.len(), Ordering::Relaxed);
             if self.next_progress <= Instant::now() {
                 self.progress_tick();
@@ -167,6 +167,9 @@ impl WatchStream {
                     self.hub.sends(events.len());
                 }
                 return Some(message);
+            }
+            if stopped {
+                return None;
             }
             if !self.behind.is_empty() {
                 self.read_history();
@@ -186,12 +189,10 @@ impl WatchStream {
         }
     }
 
-    /// Follows what the hub said of this stream as a whole. `None` when the member stops.
-    fn take_notices(&mut self) -> Option<()> {
+    /// Follows what the hub said of this stream as a whole. True when the member stops.
+    fn take_notices(&mut self) -> bool {
         let mut pending = self.queue.state.lock();
-        if pending.stopped {
-            return None;
-        }
+        let stopped = pending.stopped;
         if let Some(revision) = pending.restored.take() {
             // What was queued belongs to the old history; the client starts over.
             while pending.pop().is_some() {}
@@ -217,7 +218,7 @@ impl WatchStream {
                 }
             }
         }
-        Some(())
+        stopped
     }
 
     /// Events of synced watchers: as many of the first one's as fit into one message.
@@ -318,7 +319,8 @@ impl WatchStream {
         self.hub.at_rest(|revision| {
             let pending = self.queue.state.lock();
             let at_rest = pending.batches.is_empty() && pending.overflowed.is_empty() && pending.resync.is_none();
-            at_rest.then_some(WatchMessage::Progress { id: -1, revision })
+            // Behind the end, what is published is in no queue.
+            (at_rest && !pending.stopped).then_some(WatchMessage::Progress { id: -1, revision })
         })
     }
 
@@ -332,7 +334,7 @@ impl WatchStream {
             let waiting: BTreeSet<i64> = pending.batches.iter().map(|batch| batch.id).collect();
             let at_rest =
                 self.watchers.keys().filter(|id| told(id) && !waiting.contains(id) && !self.behind.contains(id));
-            pending.resync.is_none().then(|| (revision, at_rest.copied().collect::<Vec<_>>()))
+            (pending.resync.is_none() && !pending.stopped).then(|| (revision, at_rest.copied().collect::<Vec<_>>()))
         });
         let Some((revision, at_rest)) = at_rest else { return };
         for id in at_rest {

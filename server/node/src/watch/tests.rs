@@ -327,3 +327,18 @@ async fn an_installed_snapshot_sets_watchers_back_to_what_they_lack_and_not_furt
     assert_eq!(keys_up_to(&mut stream, last).await, [("quiet".to_owned(), last)]);
     nothing(&mut stream).await;
 }
+
+#[tokio::test]
+async fn a_member_that_stops_gives_what_was_queued_and_promises_nothing_beyond_it() {
+    let mut world = World::new();
+    let mut stream = world.stream();
+    stream.create(watch("k"));
+    assert!(matches!(now(&mut stream).await, WatchMessage::Created { .. }));
+    let queued = world.put("k", "queued");
+    world.hub.stop();
+    world.put("k", "too late");
+    stream.request_progress();
+    let WatchMessage::Events { revision, events, .. } = now(&mut stream).await else { panic!() };
+    assert_eq!((revision, events.len()), (queued, 1));
+    assert_eq!(stream.next().await, None);
+}
