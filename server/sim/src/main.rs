@@ -21,6 +21,7 @@ use chance::Chance;
 use ferretcd_history::Span;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use world::World;
 
@@ -91,22 +92,9 @@ async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<St
     }
     // What is still on its way (restarts, changes of members) comes to its end.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    match nemesis::converge(&world).await {
+    match at_last(&world).await {
         Err(why) => world.fault(why),
-        Ok(agreed) => {
-            clients::last_leases(&world, Duration::from_secs(10)).await;
-            // Leases may still end; a last read on each voter fixes what everybody must have seen.
-            let (mut last, mut told) = (agreed.revision, false);
-            for at in agreed.voters {
-                let read = ferretcd_history::Request::Do(ferretcd_history::Act::Range(Span::all()));
-                // One may be on its way out still.
-                if let Some((revision, _)) = clients::call(&world, "last", at, read, Duration::from_secs(10)).await {
-                    (last, told) = (last.max(revision), true);
-                }
-            }
-            if !told {
-                world.fault("nobody answers the last read".to_owned());
-            }
+        Ok(last) => {
             finish.send_replace(last);
             for watcher in watchers {
                 if tokio::time::timeout(Duration::from_secs(60), watcher).await.is_err() {
@@ -120,4 +108,29 @@ async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<St
         world.fault(violation.to_string());
     }
     (world.trace.fingerprint(), world.trace.counts(), world.faults())
+}
+
+/// Waits until all is well and asks each voter for everything: the revision up to which all must have been seen by everybody.
+async fn at_last(world: &Arc<World>) -> Result<i64, String> {
+    /// How often all may have to be well: a disk that was told to fail does so at its member's next write, by which members
+    /// end that had been well. With two of three gone nobody answers.
+    const ATTEMPTS: usize = 5;
+    const PATIENCE: Duration = Duration::from_secs(10);
+    for _ in 0..ATTEMPTS {
+        let agreed = nemesis::converge(world).await?;
+        clients::last_leases(world, PATIENCE).await;
+        // Leases may still end; a last read on each voter fixes what everybody must have seen.
+        let mut last = None;
+        for at in agreed.voters {
+            let read = ferretcd_history::Request::Do(ferretcd_history::Act::Range(Span::all()));
+            // One may be on its way out still.
+            if let Some((revision, _)) = clients::call(world, "last", at, read, PATIENCE).await {
+                last = last.max(Some(revision));
+            }
+        }
+        if let Some(last) = last {
+            return Ok(last.max(agreed.revision));
+        }
+    }
+    Err("nobody answers the last read".to_owned())
 }
