@@ -589,7 +589,11 @@ async fn a_member_behind_a_slow_wire_slows_nobody_and_takes_no_memory_of_the_lea
     network.slow(slow, 100);
     let slowed = write().await;
     // It has heard of a few of them only: nobody has waited for it.
-    let applied = async |at: usize| cluster.members[at].status().await.unwrap().raft_applied_index as usize;
+    let applied = async |at: usize| {
+        // A connection over the slow wire waits behind what fills it, and may be given up.
+        let status = eventually("its status", async || cluster.members[at].status().await).await;
+        status.raft_applied_index as usize
+    };
     let behind = applied(leader).await - applied(slow).await;
     let (leads, follows) = (cluster.members[leader].resident_bytes(), cluster.members[other].resident_bytes());
     println!("{behind} of {writes} behind; the leader has {} MiB, the other {} MiB", leads >> 20, follows >> 20);
