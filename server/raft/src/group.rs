@@ -8,7 +8,7 @@ use crate::machine::{Effects, Machine};
 use crate::offer::{self, Offer};
 use crate::snapshot::SnapshotDir;
 use crate::transport::client::{Network, Peers};
-use crate::types::{Membership, TypeConfig, log_pos, vote_to_wal};
+use crate::types::{Membership, StoredMembership, TypeConfig, log_pos, vote_to_wal};
 use bytes::Bytes;
 use ferretcd_state::State;
 use ferretcd_types::{LogPos, MemberId, PeerNode};
@@ -66,7 +66,7 @@ pub struct GroupView {
     pub progress: Arc<BTreeMap<MemberId, Progress>>,
     /// On the leader: when a quorum last confirmed it.
     pub quorum_acked: Option<Instant>,
-    /// Set when raft has stopped for good.
+    /// Set when raft has stopped for good, or must.
     pub fatal: Option<String>,
 }
 
@@ -161,10 +161,11 @@ impl Group {
         let member = parts.peers.identity().member;
         let machine = Machine::new(parts.state.clone(), parts.effects, parts.snapshots.clone());
         let network = Network { peers: parts.peers.clone() };
-        let raft = Raft::build(member.0, config, network, Log::new(parts.wal), machine).await.map_err(fatal)?;
+        let log = Log::new(parts.wal.clone());
+        let raft = Raft::build(member.0, config, network, log, machine).await.map_err(fatal)?;
         let (tx, view) = watch::channel(GroupView::default());
         let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
-        tokio::spawn(follow(raft.clone(), tx, parts.peers.clone(), election, kept));
+        tokio::spawn(follow(raft.clone(), parts.wal, tx, parts.peers.clone(), election, kept));
         let (offers, offered) = mpsc::channel(offer::WAITING_MAX);
         tokio::spawn(offer::hand_over(raft.clone(), offered));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
@@ -280,10 +281,7 @@ impl Group {
         decided_on: u64,
         change: impl FnOnce(&mut BTreeSet<MemberId>, &mut BTreeMap<MemberId, PeerNode>),
     ) -> Result<LogPos, GroupError> {
-        let observed = self.raft.metrics().borrow_watched().membership_config.clone();
-        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
-            return Err(GroupError::Busy("the members have just changed".to_owned()));
-        }
+        let observed = self.members_of(decided_on)?;
         let mut voters: BTreeSet<MemberId> = observed.voter_ids().map(MemberId).collect();
         let before = voters.clone();
         let mut nodes: BTreeMap<MemberId, PeerNode> =
@@ -315,16 +313,28 @@ impl Group {
         }
     }
 
+    /// The members as set by the entry at `decided_on`, if they are still those and this is one of them: openraft lets a
+    /// leader that was removed lead for a while, and does not expect it to change the members once more then (a debug
+    /// check of it fails, seed 97721).
+    fn members_of(&self, decided_on: u64) -> Result<Arc<StoredMembership>, GroupError> {
+        let observed = self.raft.metrics().borrow_watched().membership_config.clone();
+        let me = self.peers.identity().member.0;
+        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
+            Err(GroupError::Busy("the members have just changed".to_owned()))
+        } else if !observed.nodes().any(|(id, _)| *id == me) {
+            Err(GroupError::NotLeader { leader: None })
+        } else {
+            Ok(observed)
+        }
+    }
+
     /// Changes where a member is reached, by one entry. Only on the leader; refused when the members are no longer those
     /// of the entry at `decided_on`.
     ///
     /// openraft warns that a wrong address could split a group. Here it cannot: every call names the member that it
     /// means, and any other one refuses it.
     pub async fn move_member(&self, decided_on: u64, id: MemberId, node: PeerNode) -> Result<LogPos, GroupError> {
-        let observed = self.raft.metrics().borrow_watched().membership_config.clone();
-        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
-            return Err(GroupError::Busy("the members have just changed".to_owned()));
-        }
+        let observed = self.members_of(decided_on)?;
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *observed.log_id() };
         let moved = ChangeMembers::SetNodes(BTreeMap::from([(id.0, node)]));
         let written = self.raft.change_membership_if(moved, true, [unchanged]).await.map_err(write_error)?;
@@ -393,11 +403,15 @@ const NUMBERS_EVERY: Duration = Duration::from_millis(10);
 /// election timeout, or when it has not spoken to this follower for two, or only to say that no quorum answers it: this
 /// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
 /// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
-async fn follow(raft: RawRaft, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
+///
+/// A log that could not be written ends the group here even where raft has not heard of it, as when that was a committed
+/// position: a follower without a log would answer heartbeats until the next entry comes.
+async fn follow(raft: RawRaft, wal: Wal, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
     let (mut metrics, mut server) = (raft.metrics(), raft.server_metrics());
     loop {
-        let view =
-            view_of(&metrics.borrow_watched(), &server.borrow_watched(), peers.identity().leader_silence(), election);
+        let silence = peers.identity().leader_silence();
+        let mut view = view_of(&metrics.borrow_watched(), &server.borrow_watched(), silence, election);
+        view.fatal = view.fatal.or_else(|| wal.failure().map(|e| e.to_string()));
         let stopped = view.fatal.is_some();
         peers.lead_without_quorum(view.role == Role::Leader && view.leader.is_none());
         peers.may_purge(view.snapshot.saturating_sub(kept));
@@ -470,7 +484,6 @@ fn view_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::StoredMembership;
     use openraft::metrics::RaftServerMetrics;
     use openraft::type_config::alias::InstantOf;
 

@@ -436,6 +436,12 @@ impl Wal {
         self.inner.identity
     }
 
+    /// Why the log could not be written, once that is so. Who asks for it stops: what was written without a request that
+    /// is answered (a committed position) tells nobody else.
+    pub fn failure(&self) -> Option<io::Error> {
+        self.inner.shared.failure().map(|failure| failure.error())
+    }
+
     /// Writes and syncs all that is queued, ends the threads and gives up the lock. Blocks on the disk. Later calls on
     /// any handle are refused; closing twice is fine. Must not be called from a callback: it would wait for itself, so
     /// there it returns at once and the log closes after the batch.

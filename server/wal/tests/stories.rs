@@ -696,6 +696,27 @@ fn after_a_failed_sync_nothing_is_accepted() {
     }
 }
 
+/// It is written without anybody who waits for it.
+#[test]
+fn a_committed_position_that_cannot_be_written_is_a_failure_of_the_log() {
+    for threads in [false, true] {
+        let fs = MemFs::new();
+        let open = if threads { Wal::open } else { Wal::open_inline };
+        let (wal, _) = open(Arc::new(fs.clone()), dir(), small(), IDENTITY).unwrap();
+        append(&wal, entries(1, 0..1, 10)).unwrap();
+        if threads {
+            // The background thread's own write must not take the fault.
+            wait_for(|| files(&fs, ".spare") == 1 && fs.calls_of(Call::Sync) >= 4);
+        }
+        assert!(wal.failure().is_none());
+        fs.fail(Call::Write, 0, io::ErrorKind::StorageFull);
+        wal.save_committed(pos(1, 0)).unwrap();
+        wait_for(|| wal.failure().is_some());
+        let failure = wal.failure().unwrap();
+        assert!(failure.to_string().starts_with("cannot write /wal/00000001.wal: "), "{failure}");
+    }
+}
+
 #[test]
 fn what_is_read_after_a_failed_sync_is_made_durable_first() {
     let fs = MemFs::new();
