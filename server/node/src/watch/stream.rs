@@ -150,8 +150,8 @@ impl WatchStream {
         self.progress_asked = true;
     }
 
-    /// The next message; `None` when the member stops, behind what was queued by then. Safe to drop and call again: nothing is taken before it is
-    /// returned.
+    /// The next message; `None` when the member stops, behind what was queued by then. Safe to drop and call again:
+    /// nothing is taken before it is returned.
     pub async fn next(&mut self) -> Option<WatchMessage> {
         loop {
             let woken = self.queue.clone();
