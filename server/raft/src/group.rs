@@ -163,9 +163,11 @@ impl Group {
         let network = Network { peers: parts.peers.clone() };
         let log = Log::new(parts.wal.clone());
         let raft = Raft::build(member.0, config, network, log, machine).await.map_err(fatal)?;
+        let (wal, state) = (parts.wal, parts.state.clone());
+        let unheard = move || wal.failure().map(|e| e.to_string()).or_else(|| state.failure());
         let (tx, view) = watch::channel(GroupView::default());
         let (election, kept) = (parts.timing.election, parts.timing.catch_up_entries);
-        tokio::spawn(follow(raft.clone(), parts.wal, tx, parts.peers.clone(), election, kept));
+        tokio::spawn(follow(raft.clone(), unheard, tx, parts.peers.clone(), election, kept));
         let (offers, offered) = mpsc::channel(offer::WAITING_MAX);
         tokio::spawn(offer::hand_over(raft.clone(), offered));
         let first_wait = (!parts.timing.may_elect_at_once).then_some(parts.timing.election);
@@ -404,14 +406,21 @@ const NUMBERS_EVERY: Duration = Duration::from_millis(10);
 /// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
 /// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
 ///
-/// A log that could not be written ends the group here even where raft has not heard of it, as when that was a committed
-/// position: a follower without a log would answer heartbeats until the next entry comes.
-async fn follow(raft: RawRaft, wal: Wal, tx: watch::Sender<GroupView>, peers: Peers, election: Duration, kept: u64) {
+/// What raft has not heard of ends the group here: a committed position that could not be written, or the store behind
+/// the last entry. A follower without a log would answer heartbeats until the next entry comes.
+async fn follow(
+    raft: RawRaft,
+    unheard: impl Fn() -> Option<String>,
+    tx: watch::Sender<GroupView>,
+    peers: Peers,
+    election: Duration,
+    kept: u64,
+) {
     let (mut metrics, mut server) = (raft.metrics(), raft.server_metrics());
     loop {
         let silence = peers.identity().leader_silence();
         let mut view = view_of(&metrics.borrow_watched(), &server.borrow_watched(), silence, election);
-        view.fatal = view.fatal.or_else(|| wal.failure().map(|e| e.to_string()));
+        view.fatal = view.fatal.or_else(&unheard);
         let stopped = view.fatal.is_some();
         peers.lead_without_quorum(view.role == Role::Leader && view.leader.is_none());
         peers.may_purge(view.snapshot.saturating_sub(kept));

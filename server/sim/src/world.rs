@@ -407,7 +407,7 @@ impl World {
         let gone = CancellationToken::new();
         let mut tasks = vec![
             tokio::spawn(self.clone().drive((at, life), wal, disk.clone(), bell, micros)).abort_handle(),
-            tokio::spawn(self.clone().tend(at, engine.clone(), store, state.clone())).abort_handle(),
+            tokio::spawn(self.clone().tend((at, life), engine.clone(), store, state.clone())).abort_handle(),
         ];
         let member = boot.run_on(parts).await.map_err(|e| text(&e))?;
         let (node, group) = (member.node.clone(), member.group().clone());
@@ -582,12 +582,16 @@ impl World {
         }
     }
 
+    fn is_up(&self, at: usize, life: u64) -> bool {
+        self.hosts.lock().get(&at).is_some_and(|host| host.up.as_ref().is_some_and(|up| up.life == life))
+    }
+
     /// A member whose log was not written, or not synced, ends, and writes nothing any more.
     async fn must_end(self: Arc<Self>, at: usize, life: u64, disk: MemFs) {
         self.trace.note(format_args!("h{at} cannot write {:?}", disk.failed()));
         let calls = disk.calls();
         tokio::time::sleep(LAST_BREATH).await;
-        if self.hosts.lock().get(&at).is_some_and(|host| host.up.as_ref().is_some_and(|up| up.life == life)) {
+        if self.is_up(at, life) {
             self.fault(format!("h{at} goes on after {:?} could not be written", disk.failed()));
         }
         if disk.calls() > calls {
@@ -595,8 +599,15 @@ impl World {
         }
     }
 
-    /// The engine's flushes, and the state's background work. A state whose store could not be written takes nothing more up.
-    async fn tend(self: Arc<Self>, at: usize, engine: Arc<MemoryEngine>, store: Arc<Store>, state: Arc<State>) {
+    /// The engine's flushes, and the state's background work. A member whose store could not be written takes nothing more
+    /// up, and ends.
+    async fn tend(
+        self: Arc<Self>,
+        (at, life): (usize, u64),
+        engine: Arc<MemoryEngine>,
+        store: Arc<Store>,
+        state: Arc<State>,
+    ) {
         let chance = self.chance.fork();
         loop {
             tokio::time::sleep(chance.millis(50, 300)).await;
@@ -606,7 +617,7 @@ impl World {
                 self.trace.note(format_args!("h{at} has a store that cannot be written, at {last:?}"));
                 self.trace.count("stores that were not written");
                 tokio::time::sleep(LAST_BREATH).await;
-                if state.applied() > last {
+                if state.applied() > last || self.is_up(at, life) {
                     self.fault(format!("h{at} goes on after its store could not be written"));
                 }
                 return;

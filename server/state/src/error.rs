@@ -2,6 +2,7 @@
 
 use ferretcd_types::Error;
 use ferretcd_types::wire::DecodeError;
+use std::fmt::Write as _;
 
 /// The state can no longer be trusted to be what the log says: the member must stop. A refusal of a command is not
 /// this, it is a [`ferretcd_types::Error`] and the same on every member.
@@ -65,12 +66,19 @@ impl StateError {
 
 impl From<StateError> for Error {
     fn from(err: StateError) -> Error {
-        use std::error::Error as _;
-        match err.source() {
-            Some(source) => Error::internal(format!("{err}: {source}")),
-            None => Error::internal(err),
-        }
+        Error::internal(chain(&err))
     }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        let _ = write!(text, ": {err}");
+        cause = err.source();
+    }
+    text
 }
 
 /// How a step ended that did not succeed: refused, or broken.

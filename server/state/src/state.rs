@@ -2,6 +2,7 @@
 
 use crate::auth::permits::Permits;
 use crate::auth::{Auth, UserView};
+use crate::error::chain;
 use crate::lease::{LeaseTimes, LeaseView};
 use crate::mvcc::compact::Pace;
 use crate::mvcc::hash::{self, KvHash};
@@ -261,6 +262,11 @@ impl State {
     pub fn snapshot_bytes(&self) -> u64 {
         let staged = self.inner.staging.read().as_ref().map_or(0, |staging| staging.space.index.read().bytes);
         self.logical_bytes().saturating_add(staged)
+    }
+
+    /// Why the store takes nothing more, once that is so: with its causes, in one line. It may fail behind the last entry.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.mvcc.store.failure().map(|failure| chain(&failure))
     }
 
     /// Bytes that the store's files occupy.

@@ -164,6 +164,11 @@ impl Store {
         self.flush_to(queue, target)
     }
 
+    /// Why nothing more is taken, once that is so: for who has nothing to write, and would not hear of it.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.queue.lock().not_failed().err()
+    }
+
     /// The highest position that is durable; 0 until the first flush of this process.
     pub fn flushed_position(&self) -> u64 {
         self.shared.queue.lock().flushed_position

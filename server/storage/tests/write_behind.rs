@@ -363,6 +363,8 @@ fn a_failed_fsync_ends_the_store_and_is_not_tried_again() {
     assert!(matches!(store.flush(), Err(Error::Stopped { .. })));
     assert_eq!(rig.flushes.load(Ordering::SeqCst), 0);
     assert_eq!(store.flushed_position(), 0);
+    // For who has nothing to write.
+    assert!(matches!(store.failure(), Some(Error::Stopped { .. })));
 }
 
 #[test]

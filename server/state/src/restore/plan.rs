@@ -1,6 +1,7 @@
 //! From a snapshot file to the commands of a restore: the whole file is checked before anything is proposed.
 
-use crate::snapshot::buckets::{self, KeyRecord, ReadFault, chain};
+use crate::error::chain;
+use crate::snapshot::buckets::{self, KeyRecord, ReadFault};
 use bytes::Bytes;
 use ferretcd_bolt::{File, ReadAt, Trailer};
 use ferretcd_types::codec::encode_restore_record;

@@ -3,6 +3,7 @@
 
 use crate::alarm;
 use crate::auth::{self, Auth, NAME_BYTES_MAX};
+use crate::error::chain;
 use crate::lease::{self, LeaseTimes};
 use crate::mvcc::record::revision_bytes;
 use crate::restore::staging::Staging;
@@ -192,17 +193,6 @@ impl<E> From<ferretcd_bolt::Error> for ReadFault<E> {
     fn from(err: ferretcd_bolt::Error) -> Self {
         ReadFault::File(chain(&err))
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        let _ = write!(text, ": {err}");
-        cause = err.source();
-    }
-    text
 }
 
 fn has<R: ReadAt>(file: &File<R>, bucket: &[u8]) -> bool {

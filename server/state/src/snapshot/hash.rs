@@ -1,6 +1,7 @@
 //! The hash of a snapshot file's key space: what its member would answer to HashKV, without a member.
 
-use super::buckets::{self, ReadFault, chain};
+use super::buckets::{self, ReadFault};
+use crate::error::chain;
 use crate::mvcc::hash::KvHash;
 use crate::mvcc::record::revision_bytes;
 use bytes::Bytes;
