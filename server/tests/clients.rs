@@ -42,9 +42,17 @@ async fn calm() -> Cluster {
     cluster
 }
 
-/// Runs a program to its end. For each line `disturb` that it says, the leader is killed and started again, and the
+/// How the leader is lost.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    Killed,
+    /// As in each rolling update.
+    Stopped,
+}
+
+/// Runs a program to its end. For each line `disturb` that it says, the leader is lost and started again, and the
 /// program is told when that is done.
-async fn run(cluster: &mut Cluster, what: &str, mut command: Command) {
+async fn run(cluster: &mut Cluster, what: &str, mut command: Command, lost: Lost) {
     let errors = cluster.tmp.path().join("stderr");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors).unwrap()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
@@ -55,7 +63,7 @@ async fn run(cluster: &mut Cluster, what: &str, mut command: Command) {
         while let Some(line) = lines.next_line().await.unwrap() {
             said = format!("{said}{line}\n");
             if line == "disturb" {
-                restart_leader(cluster).await;
+                restart_leader(cluster, lost).await;
                 // One that has given up meanwhile does not listen; how it ended is told below.
                 let _ = input.write_all(b"\n").await;
             }
@@ -68,10 +76,13 @@ async fn run(cluster: &mut Cluster, what: &str, mut command: Command) {
     println!("{what}:\n{said}");
 }
 
-/// Kills the leader, waits for another, and starts it again. It asks by what needs no user.
-async fn restart_leader(cluster: &mut Cluster) {
+/// Ends the leader, waits for another, and starts it again. It asks by what needs no user.
+async fn restart_leader(cluster: &mut Cluster, lost: Lost) {
     let leader = leader(cluster).await;
-    cluster.members[leader].kill();
+    match lost {
+        Lost::Killed => cluster.members[leader].kill(),
+        Lost::Stopped => assert_eq!(cluster.members[leader].terminate().await, Some(0)),
+    }
     self::leader(cluster).await;
     let member = &mut cluster.members[leader];
     member.start();
@@ -103,11 +114,25 @@ async fn leader(cluster: &Cluster) -> usize {
     .await
 }
 
-async fn go(cluster: &mut Cluster, program: &str, disturb: bool) {
+fn go(cluster: &Cluster, program: &str, disturb: bool) -> Command {
     let mut command = Command::new(cached("go-clients-3.7.1/go-clients", MADE_BY));
     command.env_clear().arg("-endpoints").arg(addresses(cluster));
     command.arg(format!("-disturb={disturb}")).arg(program);
-    run(cluster, program, command).await;
+    command
+}
+
+async fn go_calmly(cluster: &mut Cluster, program: &str) {
+    let command = go(cluster, program, false);
+    run(cluster, program, command, Lost::Killed).await;
+}
+
+/// With a leader that is killed, then with one that is stopped.
+async fn go_on(program: &str) {
+    for lost in [Lost::Killed, Lost::Stopped] {
+        let mut cluster = three().await;
+        let command = go(&cluster, program, true);
+        run(&mut cluster, &format!("{program}, leader {lost:?}"), command, lost).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +141,7 @@ async fn patterns_with_etcds_go_client() {
     let mut cluster = calm().await;
     for program in ["discovery", "balance", "config", "pubsub", "flags", "queue", "barrier", "double-barrier", "rwlock"]
     {
-        go(&mut cluster, program, false).await;
+        go_calmly(&mut cluster, program).await;
     }
 }
 
@@ -125,45 +150,45 @@ async fn patterns_with_etcds_go_client() {
 async fn all_parts_of_etcds_go_client() {
     let mut cluster = calm().await;
     for program in ["kv", "stm", "leasing", "namespace", "ordering", "mirror", "kubernetes", "upkeep"] {
-        go(&mut cluster, program, false).await;
+        go_calmly(&mut cluster, program).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_lock_while_the_leader_is_lost() {
-    go(&mut three().await, "lock", true).await;
+    go_on("lock").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_elect_while_the_leader_is_lost() {
-    go(&mut three().await, "election", true).await;
+    go_on("election").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn go_clients_watch_while_the_leader_is_lost() {
-    go(&mut three().await, "watch", true).await;
+    go_on("watch").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn a_go_client_keeps_a_lease_while_the_leader_is_lost() {
-    go(&mut three().await, "lease", true).await;
+    go_on("lease").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs other people's clients: make test-clients builds them and runs this"]
 async fn a_go_clients_user_writes_on_while_the_leader_is_lost() {
-    go(&mut three().await, "auth", true).await;
+    go_on("auth").await;
 }
 
 async fn python(program: &str) {
     let mut cluster = calm().await;
     let mut command = Command::new(cached("python-clients-1/venv", MADE_BY).join("bin/python"));
     command.env_clear().arg(source("python").join(program)).arg(addresses(&cluster));
-    run(&mut cluster, program, command).await;
+    run(&mut cluster, program, command, Lost::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +209,7 @@ async fn rusts_etcd_client() {
     let mut cluster = calm().await;
     let mut command = Command::new(cached("rust-clients-0.21.1/rust-clients", MADE_BY));
     command.env_clear().arg(addresses(&cluster));
-    run(&mut cluster, "etcd-client", command).await;
+    run(&mut cluster, "etcd-client", command, Lost::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,5 +219,5 @@ async fn curl() {
     let mut command = Command::new("bash");
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command.arg(source("curl/recipes.sh")).arg(&cluster.members[1].client);
-    run(&mut cluster, "curl", command).await;
+    run(&mut cluster, "curl", command, Lost::Killed).await;
 }

@@ -31,8 +31,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "ErrRequestTooManyRequests",
         "watchers.rs: snapshots beyond the fourth; for writes only a member that applies thousands late has it",
     ),
-    ("ErrWatchCanceled", "limits.rs: time_to_stop; etcd's client sees a lost connection more often than not"),
-    ("ErrStopped", "of a member that stops, which the client sees as a lost connection more often than not"),
+    (
+        "ErrWatchCanceled",
+        "etcd's answer to a watch at its end, whose connection is lost by then: its clients would watch no more",
+    ),
+    ("ErrStopped", "limits.rs: time_to_stop; of etcd the client sees a lost connection"),
     ("ErrTimeoutDueToLeaderFail", "a_leader_that_was_lost_is_blamed_before_the_connection_to_it in propose.rs: a race"),
     ("ErrTimeoutDueToConnectionLost", "the same"),
     ("ErrTimeoutWaitAppliedIndex", "of a member that applies seconds late: not provoked"),

@@ -104,7 +104,9 @@ async fn serve<W: Watchers>(
             biased;
             message = stream.next(), if outbox.has_room() => match message {
                 Some(message) => outbox.push(message),
-                None => break from_error(Error::WatchCanceled),
+                // As of a lost connection, which is what etcd's clients see when it stops: they go on at another member. At
+                // `Canceled`, which etcd's code has here and cannot send any more, they would give up all watches of the stream.
+                None => break from_error(Error::Stopped),
             },
             request = requests.message(), if reading && (outbox.has_room() || ahead < REQUESTS_AHEAD_MAX) => {
                 ahead = if outbox.has_room() { 0 } else { ahead + 1 };
@@ -575,7 +577,7 @@ mod tests {
         assert_eq!(revisions(&story.hear().await), [5]);
         assert_eq!(story.hear().await.watch_id, -1);
         let end = story.answers.message().await.unwrap_err();
-        assert_eq!((end.code(), end.message()), (tonic::Code::Cancelled, "etcdserver: watch canceled"));
+        assert_eq!((end.code(), end.message()), (tonic::Code::Unavailable, "etcdserver: server stopped"));
     }
 
     #[tokio::test]

@@ -126,9 +126,10 @@ impl Hub {
             return Err(inner.published);
         }
         {
-            // What the stream has not been told yet would set this watcher back at once, and leave it here twice.
+            // What the stream has not been told yet would set this watcher back at once, and leave it here twice. Behind the
+            // end nothing more comes.
             let pending = queue.state.lock();
-            if pending.resync.is_some() || pending.restored.is_some() {
+            if pending.stopped || pending.resync.is_some() || pending.restored.is_some() {
                 return Err(inner.published);
             }
         }

@@ -278,6 +278,7 @@ impl WatchStream {
             Err(e) => {
                 // The store is broken; the member is about to stop. Clients resume elsewhere.
                 tracing::error!("a watch stream cannot read history: {e}");
+                self.leave();
                 self.queue.state.lock().stopped = true;
                 return;
             }
@@ -346,12 +347,17 @@ impl WatchStream {
             }
         }
     }
+
+    /// Takes the stream out of the hub: nothing more comes into its queue.
+    fn leave(&self) {
+        let watchers: Vec<(i64, KeyRange)> =
+            self.watchers.iter().map(|(id, w)| (*id, w.request.range.clone())).collect();
+        self.hub.close_stream(&self.queue, &watchers);
+    }
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        let watchers: Vec<(i64, KeyRange)> =
-            self.watchers.iter().map(|(id, w)| (*id, w.request.range.clone())).collect();
-        self.hub.close_stream(&self.queue, &watchers);
+        self.leave();
     }
 }

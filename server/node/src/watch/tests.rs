@@ -342,3 +342,20 @@ async fn a_member_that_stops_gives_what_was_queued_and_promises_nothing_beyond_i
     assert_eq!((revision, events.len()), (queued, 1));
     assert_eq!(stream.next().await, None);
 }
+
+#[tokio::test]
+async fn behind_its_end_a_stream_tells_nobody_how_far_it_is() {
+    let mut world = World::new();
+    let mut stream = WatchStream::new(world.hub.clone(), world.state.clone(), Duration::ZERO, false);
+    stream.create(WatchCreate { progress_notify: true, ..watch("k") });
+    while !matches!(now(&mut stream).await, WatchMessage::Progress { .. }) {}
+    world.hub.stop();
+    stream.create(watch("k"));
+    let revision = world.put("k", "too late") - 1;
+    let mut said = Vec::new();
+    while let Some(message) = stream.next().await {
+        said.push(message);
+        assert!(said.len() < 10, "{said:?}");
+    }
+    assert!(matches!(said[..], [WatchMessage::Created { id: 1, .. }]), "it has seen up to {revision}: {said:?}");
+}
