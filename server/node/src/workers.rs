@@ -109,7 +109,10 @@ async fn take_snapshots(inner: Arc<Inner>) {
         }
         let view = inner.view();
         let entries = view.applied.saturating_sub(view.snapshot);
-        let (log, snapshot) = (inner.wal.bytes_behind(view.snapshot), inner.state.snapshot_bytes());
+        // What is not applied yet is in no snapshot: a start may have gibibytes of it before it.
+        let behind = |index| inner.wal.bytes_behind(index);
+        let log = behind(view.snapshot).saturating_sub(behind(view.applied));
+        let snapshot = inner.state.snapshot_bytes();
         if wants_a_snapshot(entries, inner.config.snapshot_count, log) && is_worth_a_snapshot(entries, log, snapshot) {
             // Without it the log grows on. Tried in vain it would end the member, and all of them at about the same time.
             if let Err(e) = inner.group.has_room() {

@@ -320,14 +320,8 @@ impl Group {
     /// check of it fails, seed 97721).
     fn members_of(&self, decided_on: u64) -> Result<Arc<StoredMembership>, GroupError> {
         let observed = self.raft.metrics().borrow_watched().membership_config.clone();
-        let me = self.peers.identity().member.0;
-        if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
-            Err(GroupError::Busy("the members have just changed".to_owned()))
-        } else if !observed.nodes().any(|(id, _)| *id == me) {
-            Err(GroupError::NotLeader { leader: None })
-        } else {
-            Ok(observed)
-        }
+        may_change(&observed, decided_on, self.peers.identity().member)?;
+        Ok(observed)
     }
 
     /// Changes where a member is reached, by one entry. Only on the leader; refused when the members are no longer those
@@ -374,6 +368,17 @@ impl Group {
     }
 }
 
+/// Whether `me` may change these members, when what it decided on was set by the entry at `decided_on`.
+fn may_change(observed: &StoredMembership, decided_on: u64, me: MemberId) -> Result<(), GroupError> {
+    if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
+        return Err(GroupError::Busy("the members have just changed".to_owned()));
+    }
+    match observed.nodes().any(|(id, _)| *id == me.0) {
+        true => Ok(()),
+        false => Err(GroupError::NotLeader { leader: None }),
+    }
+}
+
 async fn outcome(answer: oneshot::Receiver<Result<LogPos, GroupError>>) -> Result<LogPos, GroupError> {
     answer.await.unwrap_or_else(|_| Err(fatal("nobody takes proposals any more")))
 }
@@ -406,8 +411,9 @@ const NUMBERS_EVERY: Duration = Duration::from_millis(10);
 /// member must not claim a leader that can do nothing. The second is for the election: usually another leads by then, and
 /// watches that want a leader (kube-apiserver's) are not refused for nothing. etcd's followers wait one to two.
 ///
-/// What raft has not heard of ends the group here: a committed position that could not be written, or the store behind
-/// the last entry. A follower without a log would answer heartbeats until the next entry comes.
+/// What raft has not heard of is said here: a committed position that could not be written, or the store behind the last
+/// entry. A follower without a log would answer heartbeats until the next entry comes. The view goes on then, for a leader
+/// that hands over before it ends.
 async fn follow(
     raft: RawRaft,
     unheard: impl Fn() -> Option<String>,
@@ -420,8 +426,8 @@ async fn follow(
     loop {
         let silence = peers.identity().leader_silence();
         let mut view = view_of(&metrics.borrow_watched(), &server.borrow_watched(), silence, election);
-        view.fatal = view.fatal.or_else(&unheard);
         let stopped = view.fatal.is_some();
+        view.fatal = view.fatal.or_else(&unheard);
         peers.lead_without_quorum(view.role == Role::Leader && view.leader.is_none());
         peers.may_purge(view.snapshot.saturating_sub(kept));
         tx.send_if_modified(|known| {
@@ -527,6 +533,16 @@ mod tests {
         assert_eq!(leader(&metrics, &server), None);
         let (metrics, server) = leads(1);
         assert_eq!(leader(&metrics, &server), Some(MemberId(1)), "it is a quorum by itself");
+    }
+
+    #[test]
+    fn only_a_member_changes_the_members_and_only_those_that_it_decided_on() {
+        let server = leads(3).1;
+        let observed = &server.membership_config;
+        assert_eq!(may_change(observed, 0, MemberId(1)), Ok(()));
+        assert!(matches!(may_change(observed, 7, MemberId(1)), Err(GroupError::Busy(_))));
+        // Removed, it leads on for a moment.
+        assert_eq!(may_change(observed, 0, MemberId(4)), Err(GroupError::NotLeader { leader: None }));
     }
 
     #[tokio::test(start_paused = true)]
