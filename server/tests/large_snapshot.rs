@@ -211,7 +211,7 @@ async fn a_member_with_many_keys_starts_in_seconds() {
     const AT_ONCE: usize = 128;
     let keys: usize = std::env::var("FERRETCD_START_KEYS").map_or(20_000, |text| text.parse().unwrap());
     // A process that starts, its log and its election are in it, on two busy cores.
-    let start_max = Duration::from_secs(if keys < 100_000 { 6 } else { 15 });
+    let start_max = Duration::from_secs(if keys < 100_000 { 10 } else { 15 });
     let mut cluster = Cluster::start(&["solo"]).await;
     let mut kv = cluster.members[0].kv().await;
     for first in (0..keys).step_by(AT_ONCE) {
