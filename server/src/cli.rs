@@ -18,7 +18,7 @@ pub enum Action {
     /// Run a member.
     Serve(Box<Settings>),
     /// A verb on files, and how it answers.
-    Offline(Offline, Format),
+    Offline(Box<Offline>, Format),
     /// etcd's verb for a proxy before a cluster, with the words behind it.
     GrpcProxy(Vec<String>),
 }
@@ -197,6 +197,9 @@ pub struct Restore {
     /// Let all history up to the raised revision count as compacted; required with --bump-revision, refused without.
     #[arg(long)]
     pub mark_compacted: bool,
+    /// The engine of the new store: the member's --storage-engine.
+    #[arg(long, default_value = "sled")]
+    pub storage_engine: String,
     /// Taken for etcdutl's sake: nothing is mapped here.
     #[arg(long, hide = true)]
     pub initial_memory_map_size: Option<u64>,
@@ -257,7 +260,7 @@ fn verb(args: &[OsString]) -> Result<Action, Refusal> {
     let verbs = Verbs::from_arg_matches(&matches).map_err(|e| Refusal::wrong(e.to_string()))?;
     Ok(match verbs.verb {
         Offline::Version => Action::Print(format!("etcdutl version: {ETCD_VERSION}\nAPI version: 3.7")),
-        verb => Action::Offline(verb, verbs.write_out),
+        verb => Action::Offline(Box::new(verb), verbs.write_out),
     })
 }
 

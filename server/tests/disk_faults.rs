@@ -116,6 +116,57 @@ async fn a_full_disk_of_the_log_stops_a_member_on_redb_which_goes_on_when_there_
     fill_up("redb", true).await;
 }
 
+/// How large the copy becomes is not known before, and the log needs room meanwhile: there is an end to it before the volume's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_more_than_half_a_volume_is_defragmented_if_little_of_it_is_in_use() {
+    for engine in ["sled", "redb"] {
+        let mut cluster = Cluster::new(&["solo"]);
+        let Some(small) = Small::new(cluster.tmp.path().join("small"), 160) else { return };
+        let wal = cluster.tmp.path().join("wal");
+        let m = &mut cluster.members[0];
+        m.dir = small.0.join("data");
+        m.flags = vec![format!("--storage-engine={engine}"), format!("--wal-dir={}", wal.display())];
+        m.start();
+        m.ready().await;
+        let free = || {
+            let stat = rustix::fs::statvfs(&small.0).unwrap();
+            stat.f_bavail * stat.f_frsize
+        };
+        let value = "x".repeat(100_000);
+        let mut n = 0;
+        while free() > 60 << 20 {
+            m.put(&format!("k{n:04}"), &value).await.unwrap();
+            n += 1;
+            assert!(n < 2000, "{engine}: the store does not grow");
+        }
+        let refused = m.etcdctl(&["--command-timeout=60s", "defrag"]).unwrap_err();
+        assert!(refused.contains("stay so for the log; make room first"), "{engine}: {refused}");
+        let kept = m.everything().await;
+        assert_eq!(kept.len(), n);
+        eventually("what was copied is gone", async || match free() {
+            most if most > 40 << 20 => Ok(()),
+            left => Err(format!("{left} bytes are free")),
+        })
+        .await;
+
+        // sled wants room to delete, too: it writes what else is in a page anew.
+        small.resize(220);
+        let delete = pb::DeleteRangeRequest { key: "k0010".into(), range_end: "l".into(), ..Default::default() };
+        let deleted = m.kv().await.delete_range(delete).await.unwrap().into_inner();
+        let revision = deleted.header.unwrap().revision;
+        m.etcdctl(&["compaction", "--physical", &revision.to_string()]).unwrap();
+        let before = free();
+        m.etcdctl(&["--command-timeout=60s", "defrag"]).unwrap();
+        println!("{engine}: {n} values, {before} bytes free before, {} after", free());
+        assert!(free() > 190 << 20, "{engine}: {before} bytes free before, {} after", free());
+        m.kill();
+        m.start();
+        m.ready().await;
+        assert_eq!(m.everything().await, kept[..10]);
+        m.kill();
+    }
+}
+
 /// A sync that fails takes what was written before with it, for ever: the next one succeeds and proves nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_fails_ends_the_member_and_nothing_is_acknowledged_by_it() {

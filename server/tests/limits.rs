@@ -321,6 +321,31 @@ async fn backend_quota() {
     }
 }
 
+/// Who forgets leases uses up the disk with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_use_up_the_quota() {
+    let both = Both::start(&["--quota-backend-bytes=150000"]).await;
+    for member in both.sides() {
+        let client = LeaseClient::new(member.channel().await);
+        let mut granted = 0;
+        let refused = 'granting: loop {
+            let grants = (0..100).map(|_| {
+                let mut client = client.clone();
+                async move { ended(client.lease_grant(pb::LeaseGrantRequest { ttl: 10_000, id: 0 }).await) }
+            });
+            for said in futures::future::join_all(grants).await {
+                match said.as_str() {
+                    "OK" => granted += 1,
+                    _ => break 'granting said,
+                }
+            }
+            assert!(granted < 20_000, "{}: leases cost nothing", member.client);
+        };
+        println!("{}: {granted} leases", member.client);
+        assert_eq!(refused, "ResourceExhausted: etcdserver: mvcc: database space exceeded", "{}", member.client);
+    }
+}
+
 /// The answer of a probe; etcd's checks come in any order.
 async fn probed(member: &Member, path: &str) -> (u16, Vec<String>) {
     let (status, report) = member.http(path).await;

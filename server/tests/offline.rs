@@ -136,6 +136,7 @@ async fn etcds_snapshot_serves_in_three_members_and_theirs_in_etcd() {
     let list: Vec<String> = cluster.members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
     let wal = cluster.tmp.path().join("b-wal");
     cluster.members[1].flags.push(format!("--wal-dir={}", wal.display()));
+    cluster.members[2].flags.push("--storage-engine=redb".to_owned());
     for member in &mut cluster.members {
         member.flags.push("--initial-cluster-token=anew".to_owned());
         let (urls, all) = (member.peer_url(), list.join(","));
@@ -145,6 +146,9 @@ async fn etcds_snapshot_serves_in_three_members_and_theirs_in_etcd() {
         args.extend(["--initial-cluster-token=anew"]);
         if member.name == "b" {
             args.extend(["--wal-dir", text(&wal)]);
+        }
+        if member.name == "c" {
+            args.push("--storage-engine=redb");
         }
         run(Command::new(&utl), &args).unwrap();
         let again = run(Command::new(&utl), &args).unwrap_err();
@@ -306,8 +310,12 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn defrag_gives_the_space_of_a_stopped_member_back_and_keeps_all_that_it_has() {
     for engine in ["sled", "redb"] {
-        let mut cluster = Cluster::start_with(&["solo"], &[&format!("--storage-engine={engine}")]).await;
+        let mut cluster = Cluster::new(&["solo"]);
+        let wal = cluster.tmp.path().join("wal");
         let member = &mut cluster.members[0];
+        member.flags = vec![format!("--storage-engine={engine}"), format!("--wal-dir={}", wal.display())];
+        member.start();
+        member.ready().await;
         let value = "x".repeat(100_000);
         for n in 0..60 {
             member.put(&format!("k{}", n % 5), &format!("{n} {value}")).await.unwrap();
@@ -335,8 +343,13 @@ async fn defrag_gives_the_space_of_a_stopped_member_back_and_keeps_all_that_it_h
             paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("engine")).collect()
         };
         let size = || -> usize { engines().iter().flat_map(|dir| bytes_of(dir).into_values()).map(|b| b.len()).sum() };
+        // Without --wal-dir no empty log is begun beside it, which the next start would take for this member's.
+        let untouched = bytes_of(&member.dir);
+        let refused = ours(&["defrag", "--data-dir", text(&member.dir)]).unwrap_err();
+        assert!(refused.contains("check --wal-dir") && refused.contains("member/wal,"), "{refused}");
+        assert!(bytes_of(&member.dir) == untouched);
         let before = size();
-        let told = ours(&["defrag", "--data-dir", text(&member.dir)]).unwrap();
+        let told = ours(&["defrag", "--data-dir", text(&member.dir), "--wal-dir", text(&wal)]).unwrap();
         let after = size();
         println!("{engine}: {before} bytes before, {after} after: {told}");
         assert!(after < before / 2, "{engine}: {before} bytes before, {after} after: {told}");
@@ -347,6 +360,70 @@ async fn defrag_gives_the_space_of_a_stopped_member_back_and_keeps_all_that_it_h
         assert!(facts(member).await == wanted, "{engine}: other keys or another hash");
         assert!(!member.log().contains("setting it aside"), "{}", member.log());
     }
+}
+
+/// Killed just before its last step.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_restore_is_run_again_and_is_no_empty_cluster() {
+    let cluster = Cluster::start(&["solo"]).await;
+    cluster.members[0].put("k", "v").await.unwrap();
+    let file = cluster.tmp.path().join("backup.db");
+    cluster.members[0].etcdctl(&["snapshot", "save", text(&file)]).unwrap();
+    let mut member = Member::new("default", cluster.tmp.path());
+    let urls = member.peer_url();
+    let named = format!("default={urls}");
+    let mut restore = vec!["snapshot", "restore", text(&file), "--initial-cluster", &named];
+    restore.extend(["--initial-advertise-peer-urls", &urls]);
+    let dir = member.dir.clone();
+    restore.extend(["--data-dir", text(&dir)]);
+    ours(&restore).unwrap();
+    std::fs::rename(dir.join("member"), dir.join("member.part")).unwrap();
+
+    let before = bytes_of(&dir);
+    member.start();
+    assert_eq!(member.ended().await, Some(78));
+    let log = member.log();
+    assert!(log.contains("interrupted `ferretcd snapshot restore`") && log.contains("run it again"), "{log}");
+    assert!(bytes_of(&dir) == before && !dir.join("member").exists());
+    ours(&restore).unwrap();
+    member.start();
+    member.ready().await;
+    assert_eq!(member.get("k", false).await.unwrap().as_deref(), Some("v"));
+
+    // One that still works is left alone; so is whatever else is there.
+    member.kill();
+    std::fs::rename(dir.join("member"), dir.join("member.part")).unwrap();
+    let working = std::fs::File::open(dir.join("member.part/LOCK")).unwrap();
+    rustix::fs::flock(&working, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let before = bytes_of(&dir);
+    let refused = ours(&restore).unwrap_err();
+    assert!(refused.contains("is locked"), "{refused}");
+    drop(working);
+    let other = dir.join("other");
+    std::fs::write(&other, "x").unwrap();
+    let refused = ours(&restore).unwrap_err();
+    assert!(refused.contains("not empty"), "{refused}");
+    std::fs::remove_file(other).unwrap();
+    assert!(bytes_of(&dir) == before);
+}
+
+/// The same volume and flags, and another image.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_real_etcd_stays_as_it_is() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut member = Member::new("default", tmp.path());
+    let served = Served::start(&member);
+    eventually("etcd serves", async || member.etcdctl(&["put", "k", "v"])).await;
+    drop(served);
+    let before = bytes_of(&member.dir);
+    member.start();
+    assert_eq!(member.ended().await, Some(78));
+    let log = member.log();
+    assert!(log.contains("belongs to etcd") && log.contains("ferretcd snapshot restore"), "{log}");
+    assert!(bytes_of(&member.dir) == before, "it is etcd's again when the flags are");
+    let _served = Served::start(&member);
+    let kept = eventually("etcd serves", async || member.etcdctl(&["get", "k", "--print-value-only"])).await;
+    assert_eq!(kept.trim(), "v");
 }
 
 /// What `inspect` says of a member that is stopped, in JSON and in words.

@@ -226,6 +226,32 @@ async fn a_file_that_the_quota_has_no_room_for_is_refused_before_anything_change
     small.members[0].put("writes", "go on").await.unwrap();
 }
 
+/// As large as a quota, and perhaps what filled the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_member_was_given_to_restore_goes_at_its_next_start() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let m = &mut cluster.members[0];
+    let endpoint = Endpoint::from_shared(format!("http://{}", m.client)).unwrap();
+    let mut client = OwnMaintenanceClient::new(endpoint.connect_lazy());
+    let options = RestoreOptions { revision_bump: None, file_bytes: 100_000 };
+    let piece = Request::Chunk(Bytes::from(vec![1; 50_000]));
+    let begun = [Request::Options(options), piece].map(|request| RestoreRequest { request: Some(request) });
+    let requests = tokio_stream::StreamExt::chain(tokio_stream::iter(begun), tokio_stream::pending());
+    let restoring = tokio::spawn(async move { client.restore(requests).await.map(drop) });
+    let spool = m.dir.join("member/spool/restore.spool");
+    eventually("a piece is there", async || match std::fs::metadata(&spool).map(|file| file.len()) {
+        Ok(50_000) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    m.kill();
+    restoring.abort();
+    assert!(spool.exists(), "this test sees nothing");
+    m.start();
+    m.ready().await;
+    assert!(!spool.exists());
+}
+
 /// Puts an entry into the log of whoever leads, as a follower does.
 async fn propose(cluster: &Cluster, command: Command) {
     eventually("the entry is taken", async || {

@@ -13,7 +13,7 @@ use crate::lease::LeaseClock;
 use crate::maintenance::free_bytes;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
-use crate::offline::{Force, stand_alone};
+use crate::offline::{Force, RESTORING, stand_alone};
 use crate::watch::Hub;
 use crate::workers;
 use ferretcd_proto::peer::{ProbeMember, ProbeRequest, ProbeResponse};
@@ -244,9 +244,14 @@ impl Boot {
     pub async fn run(self) -> Result<Member, BootError> {
         let dir = self.config.data_dir.join("member");
         make_private(&self.config.data_dir)?;
+        // Before anything is written: it could not be restored into any more, nor be etcd's again.
+        refuse_half_restored(&self.config.data_dir)?;
+        Format::refuse_etcd(&dir).map_err(|e| unfit(&e))?;
         make_private(&dir)?;
         let claim = claim(&dir)?;
         let known = Remembered::load(&dir)?;
+        // What a restore was given when the process was killed, as large as a quota.
+        forget(&self.config.node.spool_dir)?;
         let intent = self.config.intent;
         let may_found = match (intent, self.config.state) {
             (Some(Intent::Bootstrap), _) | (None, ClusterState::New) => true,
@@ -491,9 +496,13 @@ impl Boot {
 
     async fn open(&self, dir: &Path, me: Remembered, start: Start) -> Result<Opened, BootError> {
         if start != Start::Again {
+            // Before the identity, by which the next start is one of a member that has run.
+            if let Some(force) = &self.config.force {
+                force.pass(dir)?;
+            }
             me.store(dir)?;
         }
-        self.expect_log(dir, me)?;
+        expect_log(&self.config, dir, me)?;
         let metrics = Arc::new(Metrics::default());
         let config = self.config.clone();
         let mut fetched = false;
@@ -602,28 +611,6 @@ impl Boot {
         }
     }
 
-    /// A member without its log has forgotten its votes: it must not come back as if it had given none.
-    fn expect_log(&self, dir: &Path, me: Remembered) -> Result<(), BootError> {
-        let wal_dir = self.wal_dir(dir);
-        // Whatever else is there, such as `lost+found` of a disk that was made anew, is no log.
-        let is_segment =
-            |file: fs::DirEntry| file.file_name().to_str().is_some_and(|n| segment::sequence_of(n).is_some());
-        let there = fs::read_dir(&wal_dir).is_ok_and(|files| files.flatten().any(is_segment));
-        if me.logged && !there {
-            return Err(BootError::Identity(format!(
-                "the log of member {} is not in {}, where it should be; check --wal-dir and its mount; if the log is \
-                 lost, remove the member, add it anew, and start it with an empty data directory",
-                me.member,
-                wal_dir.display()
-            )));
-        }
-        Ok(())
-    }
-
-    fn wal_dir(&self, dir: &Path) -> PathBuf {
-        self.config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"))
-    }
-
     pub(crate) async fn bring_up(self, opened: Opened, me: Remembered, start: Start) -> Result<Member, BootError> {
         let state = opened.state;
         let hub = Arc::new(Hub::default());
@@ -707,6 +694,57 @@ impl Boot {
         };
         let founder = self.founder()?;
         Ok(founding && (founder.cluster, founder.member) == (me.cluster, me.member))
+    }
+}
+
+/// A member without its log has forgotten its votes: it must not come back as if it had given none. Asked by all that opens a
+/// member's files, before a new log is begun where none is.
+pub(crate) fn expect_log(config: &BootConfig, dir: &Path, me: Remembered) -> Result<(), BootError> {
+    let wal_dir = wal_dir(config, dir);
+    // Whatever else is there, such as `lost+found` of a disk that was made anew, is no log.
+    let is_segment = |file: fs::DirEntry| file.file_name().to_str().is_some_and(|n| segment::sequence_of(n).is_some());
+    let there = fs::read_dir(&wal_dir).is_ok_and(|files| files.flatten().any(is_segment));
+    if me.logged && !there {
+        return Err(BootError::Identity(format!(
+            "the log of member {} is not in {}, where it should be; check --wal-dir and its mount; if the log is \
+             lost, remove the member, add it anew, and start it with an empty data directory",
+            me.member,
+            wal_dir.display()
+        )));
+    }
+    Ok(())
+}
+
+fn wal_dir(config: &BootConfig, dir: &Path) -> PathBuf {
+    config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"))
+}
+
+/// Who finds a backup that was on its way here must not found an empty cluster instead.
+fn refuse_half_restored(data_dir: &Path) -> Result<(), BootError> {
+    let part = data_dir.join(RESTORING);
+    match part.try_exists().map_err(|e| unwritable(&part, &e))? {
+        true => Err(BootError::Identity(format!(
+            "{} is what an interrupted `ferretcd snapshot restore` left: run it again with the same file and flags, or \
+             remove that to begin without the backup",
+            part.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Removes a folder with all that is in it, if it is there.
+fn forget(dir: &Path) -> Result<(), BootError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(unwritable(dir, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with a data directory, for a supervisor: to start it once more helps only if the machine was at fault.
+fn unfit(e: &FormatError) -> BootError {
+    match e {
+        FormatError::Io { .. } => BootError::Storage(chain(e)),
+        _ => BootError::Identity(chain(e)),
     }
 }
 
@@ -882,23 +920,19 @@ impl From<Unopened> for BootError {
 pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Result<Storage, Unopened> {
     let Opening { config, dir, me, damage } = *opening;
     let storage = |e: &dyn std::error::Error| BootError::Storage(chain(e));
-    let unfit = |e: FormatError| match e {
-        FormatError::Io { .. } => storage(&e),
-        _ => BootError::Identity(chain(&e)),
-    };
-    let wal_dir = config.wal_dir.clone().unwrap_or_else(|| dir.join("wal"));
+    let wal_dir = wal_dir(config, dir);
     make_private(&wal_dir)?;
     let identity = ferretcd_wal::Identity { cluster_id: me.cluster.0, member_id: me.member.0 };
     let sync = !config.unsafe_no_fsync;
     let options = ferretcd_wal::Options { sync, observer: metrics.clone(), ..ferretcd_wal::Options::default() };
     // Before the log, which is repaired as it is opened: one of a later version would be misread.
-    Format::load(dir).map_err(unfit)?;
+    Format::load(dir).map_err(|e| unfit(&e))?;
     let (wal, _) = Wal::open(Arc::new(OsFs), &wal_dir, options, identity).map_err(|e| match e {
         WalError::Foreign { .. } | WalError::NewerFormat { .. } => BootError::Identity(chain(&e)),
         e => storage(&e),
     })?;
     let kind = config.engine;
-    Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(unfit)?;
+    Format::ensure(dir, kind.name(), &format!("ferretcd {}", env!("CARGO_PKG_VERSION"))).map_err(|e| unfit(&e))?;
     make_private(&dir.join("snap"))?;
     let snapshots = SnapshotDir::open(&dir.join("snap")).map_err(|e| storage(&e))?;
     let engine_dir = EngineKind::newest(&dir.join("engine")).map_err(|e| storage(&e))?;

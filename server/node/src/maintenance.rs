@@ -1,5 +1,6 @@
 //! Handing leadership over, streaming a snapshot out, and a restore in.
 
+use crate::boot::chain;
 use crate::metrics::Inflight;
 use crate::node::{Inner, Node, from_group};
 use bytes::Bytes;
@@ -32,9 +33,6 @@ const CHUNK_TRIES: usize = 8;
 /// How long a commit may take: it indexes and swaps everything that was staged, minutes for the largest stores.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Free space that defragmenting leaves: a segment of the log and the writes that come meanwhile.
-const DEFRAGMENT_SPARE_BYTES: u64 = 256 << 20;
-
 /// Snapshots that may be streamed at once. Each holds a thread and keeps old records from being deleted for as long as
 /// its client takes; a backup needs one.
 pub(crate) const SNAPSHOTS_MAX: usize = 4;
@@ -58,16 +56,9 @@ pub struct SnapshotStream {
 impl Inner {
     /// Blocks until the store is rewritten.
     fn defragment_here(&self) -> Result<(), Error> {
-        // A full disk would stop the log, too: the copy must fit beside the store with room to spare.
-        let (needed, free) = (self.disk_bytes() + DEFRAGMENT_SPARE_BYTES, free_bytes(&self.config.spool_dir)?);
-        if free < needed {
-            return Err(Error::Internal(format!(
-                "defragmenting writes the store anew and may need {needed} bytes, {free} are free; make room first"
-            )));
-        }
         let begun = Instant::now();
         let before = self.disk_bytes();
-        self.state.defragment().map_err(Error::internal)?;
+        self.state.defragment().map_err(|e| Error::Internal(chain(&e)))?;
         let after = self.disk_bytes();
         tracing::info!(before_bytes = before, after_bytes = after, took = ?begun.elapsed(), "the store was rewritten");
         Ok(())

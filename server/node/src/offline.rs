@@ -2,8 +2,8 @@
 //! space back; and what `--force-new-cluster` does before raft starts.
 
 use crate::boot::{
-    Boot, BootConfig, BootError, Damage, Opening, Remembered, chain, claim, make_private, open_engine, open_storage,
-    unwritable,
+    Boot, BootConfig, BootError, Damage, Opening, Remembered, chain, claim, expect_log, make_private, open_engine,
+    open_storage, unwritable,
 };
 use crate::metrics::{Metrics, operation};
 use crate::workers::CLUSTER_VERSION;
@@ -22,6 +22,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The folder `member` of a data directory while a snapshot is restored into it. It has that name from the last moment on.
+pub(crate) const RESTORING: &str = "member.part";
 
 /// How a snapshot is restored.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,14 +48,25 @@ pub struct Restored {
 
 /// Makes the data directory of one member of a new cluster, named by `config` as for its founding, from a snapshot file.
 /// Each member of the new cluster is restored from the same file; members that were restored from different ones do not
-/// speak to each other. Whatever goes wrong, nothing is left behind.
+/// speak to each other. Whatever goes wrong, nothing is left behind; of a process that was killed the next one clears away what
+/// it left in the data directory, and a member does not start there.
 pub fn restore(config: &BootConfig, file: &Path, how: RestoreHow) -> Result<Restored, BootError> {
     let data_dir = &config.data_dir;
     let boot = Boot::new(config.clone());
     let me = boot.founder()?;
-    let was_there = vacant("data-dir", data_dir)?;
-    let wal_was_there = config.wal_dir.as_deref().map(|dir| vacant("wal-dir", dir)).transpose()?;
-    let part = data_dir.join("member.part");
+    let part = data_dir.join(RESTORING);
+    let was_there = vacant("data-dir", data_dir, Some(&part))?;
+    let wal_was_there = config.wal_dir.as_deref().map(|dir| vacant("wal-dir", dir, None)).transpose();
+    let wal_was_there = wal_was_there.map_err(|e| match part.is_dir() {
+        true => BootError::Storage(format!("{e}; a restore was interrupted here: if its log is there, empty it")),
+        false => e,
+    })?;
+    if part.is_dir() {
+        // Not under the hands of one that still works.
+        let _claim = claim(&part)?;
+        tracing::info!(path = %part.display(), "deleting what an interrupted restore left");
+        fs::remove_dir_all(&part).map_err(|e| unwritable(&part, &e))?;
+    }
     let made = make_private(data_dir).and_then(|()| {
         let restored = restore_into(config, &boot, me, &part, file, how)?;
         let member = data_dir.join("member");
@@ -71,9 +85,10 @@ pub fn restore(config: &BootConfig, file: &Path, how: RestoreHow) -> Result<Rest
     made
 }
 
-/// True if the directory is there and empty, false if it is not there.
-fn vacant(flag: &str, dir: &Path) -> Result<bool, BootError> {
-    match fs::read_dir(dir).map(|mut files| files.next().is_none()) {
+/// True if the directory is there and empty but for what may be there, false if it is not there.
+fn vacant(flag: &str, dir: &Path, but: Option<&Path>) -> Result<bool, BootError> {
+    let is_other = |file: &io::Result<fs::DirEntry>| !file.as_ref().is_ok_and(|file| Some(&*file.path()) == but);
+    match fs::read_dir(dir).map(|files| !files.into_iter().any(|file| is_other(&file))) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Ok(true) => Ok(true),
         // etcd's words.
@@ -206,6 +221,8 @@ pub fn defragment(config: &BootConfig) -> Result<(u64, u64), BootError> {
     let dir = config.data_dir.join("member");
     let me = member_of(&dir)?;
     let config = BootConfig { engine: engine_of(&dir)?, ..config.clone() };
+    // A log that is begun where --wal-dir was forgotten would be taken for this member's at the next start.
+    expect_log(&config, &dir, me)?;
     let files = open(&config, &dir, me, Damage::Refuse)?;
     let failed = |e: StateError| BootError::Storage(chain(&e));
     let before = files.state.disk_bytes().map_err(failed)?;
@@ -405,7 +422,17 @@ pub enum Force {
     Once(String),
 }
 
-/// The name under which a member was last made the only one.
+impl Force {
+    /// Writes down that a member which begins with an empty data directory is not to go on alone under this name: its supervisor
+    /// leaves the flag set, and by its second start there are others.
+    pub(crate) fn pass(&self, dir: &Path) -> Result<(), BootError> {
+        let Force::Once(name) = self else { return Ok(()) };
+        let mark = dir.join(FORCED);
+        admission::write_durably(&mark, &admission::sealed(&format!("{name}\n"))).map_err(|e| unwritable(&mark, &e))
+    }
+}
+
+/// The name under which a member was last made the only one, or began with nothing.
 const FORCED: &str = "forced";
 
 /// The word under which this member was made the only one last. What cannot be read must not count as none: the members that
@@ -441,7 +468,10 @@ pub(crate) fn stand_alone(
     if let Force::Once(name) = force
         && forced(&mark).map_err(|e| BootError::Storage(e.to_string()))?.as_ref() == Some(name)
     {
-        tracing::info!(name, "this member was made the only one under this name before: not done again");
+        tracing::info!(
+            name,
+            "this member was made the only one under this name before, or began with it: not done again"
+        );
         return Ok(());
     }
     let failed =
@@ -463,11 +493,7 @@ pub(crate) fn stand_alone(
     tracing::warn!(cluster_id = %me.0, local_member_id = %me.1, commit_index = last.index, "forcing restart member");
     state.reform(position, membership, (me.1, node), ids::epoch()).map_err(|e| failed(&e))?;
     offline::begin_log(wal, state, snapshots, me.1).map_err(|e| failed(&e))?;
-    if let Force::Once(name) = force {
-        let line = format!("{name}\n");
-        admission::write_durably(&mark, &admission::sealed(&line)).map_err(|e| unwritable(&mark, &e))?;
-    }
-    Ok(())
+    force.pass(dir)
 }
 
 #[cfg(test)]

@@ -81,14 +81,16 @@ impl Inner {
     async fn check_room(&self, command: &Command) -> Result<(), Error> {
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
         let cost = cost(command);
-        if cost == 0 || self.state.logical_bytes() + cost <= quota {
+        // Leases, too: who forgets them would use up the disk with them, unnoticed.
+        let used = self.state.logical_bytes() + LEASE_COST_BYTES * self.state.lease_count() as u64;
+        if cost == 0 || used + cost <= quota {
             return Ok(());
         }
         let alarm = Alarm { member: self.identity.member, kind: AlarmKind::NoSpace };
         if !self.state.alarms().contains(&alarm) {
             tracing::warn!(
                 quota_bytes = quota,
-                used_bytes = self.state.logical_bytes(),
+                used_bytes = used,
                 "the quota is used up: raising the NOSPACE alarm; compact, then disarm the alarm, or raise --quota-backend-bytes"
             );
             self.propose(Command::SetAlarm(SetAlarm { alarm, raised: true })).await?;
@@ -268,10 +270,12 @@ fn blame(asked: MemberId, now: Option<MemberId>, otherwise: Error) -> Error {
     }
 }
 
+/// What a lease takes, as etcd estimates it.
+const LEASE_COST_BYTES: u64 = 64;
+
 /// Bytes that a command may add, as etcd estimates them.
 fn cost(command: &Command) -> u64 {
     const PUT: u64 = 256;
-    const LEASE: u64 = 64;
     fn ops(list: &[TxnOp]) -> u64 {
         list.iter()
             .map(|op| match op {
@@ -284,7 +288,7 @@ fn cost(command: &Command) -> u64 {
     match command {
         Command::Put(p) => PUT + (p.key.len() + p.value.len()) as u64,
         Command::Txn(t) => ops(&t.success).max(ops(&t.failure)),
-        Command::LeaseGrant(_) => LEASE,
+        Command::LeaseGrant(_) => LEASE_COST_BYTES,
         _ => 0,
     }
 }

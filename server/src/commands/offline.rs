@@ -152,6 +152,7 @@ fn restored(asked: &Restore) -> Result<String, String> {
         ("initial-cluster", &asked.initial_cluster),
         ("initial-cluster-token", &asked.initial_cluster_token),
         ("initial-advertise-peer-urls", &asked.initial_advertise_peer_urls),
+        ("storage-engine", &asked.storage_engine),
     ])?;
     let bump = Some(asked.bump_revision).filter(|bump| *bump > 0);
     let how = RestoreHow { skip_hash_check: asked.skip_hash_check, bump };

@@ -49,6 +49,11 @@ impl Leases {
         self.leases.contains_key(&id)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
     /// All leases with their granted seconds, by ID.
     pub fn all(&self) -> Vec<(LeaseId, i64)> {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect()

@@ -208,6 +208,11 @@ impl State {
         self.inner.rooms.read().leases.all()
     }
 
+    /// How many leases there are.
+    pub fn lease_count(&self) -> usize {
+        self.inner.rooms.read().leases.len()
+    }
+
     /// All leases with what a checkpoint noted of them, by ID.
     pub fn lease_times(&self) -> Vec<LeaseTimes> {
         self.inner.rooms.read().leases.times()
@@ -253,7 +258,8 @@ impl State {
         self.inner.staging.read().as_ref().map(Staging::progress)
     }
 
-    /// Bytes of all key records that are in the store, history included: what the quota is held against.
+    /// Bytes of all key records that are in the store, history included: what the quota is held against, with something for each
+    /// lease.
     pub fn logical_bytes(&self) -> u64 {
         self.inner.mvcc.live().index.read().bytes
     }

@@ -42,6 +42,12 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
+    /// An error if the volume of the files should take no more of a copy, so that there is room for what the member must write.
+    /// An engine may have kept so many bytes from it until its next flush.
+    fn has_room(&self, _unflushed: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Called on an engine that came from [`Engine::fresh`] when it holds everything, durably: from here on a start takes it.
     fn finish(&self) -> Result<()> {
         Ok(())

@@ -16,8 +16,8 @@ pub const FORMAT_FILE: &str = "format";
 /// A longer file is not ours: the real one has about 60 bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// Where etcd keeps its database in a data directory of its own.
-const ETCD_DATABASE: &str = "member/snap/db";
+/// Where etcd keeps its database, inside the folder `member` of a data directory of its own. No file of ours has that name.
+const ETCD_DATABASE: &str = "snap/db";
 
 /// What a data directory holds: the content of its format file, three lines of `name = value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +73,8 @@ pub enum FormatError {
         detail: String,
     },
     /// The directory is that of an etcd server.
-    #[error("{} belongs to etcd, whose files this server does not read: use another data directory and restore an etcd snapshot into it",
-        path.display())]
+    #[error("{} belongs to etcd, whose files this server does not write: save a snapshot of that etcd (`etcdctl snapshot save`), and \
+        restore it into another data directory (`ferretcd snapshot restore`)", path.display())]
     Etcd {
         /// The file by which it was recognised.
         path: PathBuf,
@@ -97,13 +97,20 @@ impl Format {
             }
             return Ok(format);
         }
-        let etcd = dir.join(ETCD_DATABASE);
-        if etcd.try_exists().map_err(failed("look for", &etcd))? {
-            return Err(FormatError::Etcd { path: etcd });
-        }
+        Format::refuse_etcd(dir)?;
         let format = Format { version: FORMAT_VERSION, engine: one_line(engine), created_by: one_line(created_by) };
         format.write(dir)?;
         Ok(format)
+    }
+
+    /// An error if `dir` is the folder `member` of an etcd's data directory. A member that starts asks before it writes anything:
+    /// its own files would stand beside etcd's, some of which have names like its own.
+    pub fn refuse_etcd(dir: &Path) -> Result<(), FormatError> {
+        let etcd = dir.join(ETCD_DATABASE);
+        match etcd.try_exists().map_err(failed("look for", &etcd))? {
+            true => Err(FormatError::Etcd { path: etcd }),
+            false => Ok(()),
+        }
     }
 
     /// The format of `dir`, or None if it has no format file (it is new, or not ours).
@@ -245,7 +252,7 @@ mod tests {
     #[test]
     fn a_data_directory_of_etcd_is_recognised() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("member/snap")).unwrap();
+        fs::create_dir_all(dir.path().join("snap")).unwrap();
         fs::write(dir.path().join(ETCD_DATABASE), "bolt").unwrap();
         assert!(matches!(Format::ensure(dir.path(), "sled", "x"), Err(FormatError::Etcd { .. })));
         assert!(!dir.path().join(FORMAT_FILE).exists());

@@ -4,12 +4,36 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
 /// What follows the name of a rewritten database in that of its mark, while it is being written. (Earlier builds wrote the database
 /// itself under that name.)
 const PART: &str = "part";
+
+/// What a copy of a database leaves free on its volume: two segments of the log, which may lie there, is written on meanwhile, and
+/// ends the member when it has no room; on a small volume less.
+const SPARE_BYTES: u64 = 128 << 20;
+const SPARE_PART: u64 = 10;
+
+/// An error if a copy beside the database in `path` must not go on, of which so many bytes are still to be written.
+pub(crate) fn has_room(path: &Path, unflushed: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(parent(path));
+    let stat = stat.map_err(|e| Error::io("ask for the free space of", parent(path))(e.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let spare = SPARE_BYTES.min(stat.f_blocks.saturating_mul(stat.f_frsize) / SPARE_PART);
+    match free >= spare.saturating_add(unflushed) {
+        true => Ok(()),
+        false => Err(Error::Io {
+            attempt: format!(
+                "copy the store beside {}, where {free} bytes are free and {spare} stay so for the log; make room first",
+                path.display()
+            ),
+            source: Arc::new(io::ErrorKind::StorageFull.into()),
+        }),
+    }
+}
 
 /// Where the newest complete database of a place is: `base`, or `base.N` after the Nth rewrite. Deletes what
 /// interrupted rewrites left beside it.

@@ -354,6 +354,10 @@ impl Engine for SledEngine {
         }
     }
 
+    fn has_room(&self, unflushed: u64) -> Result<()> {
+        home::has_room(&self.path, unflushed)
+    }
+
     fn finish(&self) -> Result<()> {
         self.place.as_ref().map_or(Ok(()), home::Next::finish)
     }

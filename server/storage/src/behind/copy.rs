@@ -40,6 +40,7 @@ struct Amount {
 impl Copy {
     /// A copy that holds nothing yet, or None if this engine has nothing to gain from one.
     pub fn begin(engine: &dyn Engine) -> Result<Option<Copy>> {
+        engine.has_room(0)?;
         let fresh = engine.fresh()?;
         Ok(fresh.map(|fresh| Copy { fresh, copied_to: Bytes::new(), written: Amount::default(), unflushed: 0 }))
     }
@@ -101,6 +102,7 @@ impl Copy {
             self.fresh.flush()?;
             self.unflushed = 0;
         }
-        Ok(())
+        // How large a copy becomes, nobody knows before: engines pack the same records more or less tightly.
+        self.fresh.has_room(self.unflushed as u64)
     }
 }
