@@ -3,11 +3,15 @@
 
 use crate::support::load::{Chance, Load, number};
 use crate::support::network::Network;
-use crate::support::{Busy, Cluster, Member, etcd_tool, eventually};
+use crate::support::{Busy, Cluster, Member, etcd_tool, eventually, free_address};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -717,4 +721,85 @@ async fn a_member_behind_a_slow_wire_does_not_keep_the_log_from_being_purged() {
     network.fast(slow);
     assert_eq!(cluster.agreed().await.len(), VALUES + 1);
     assert!(!files(&cluster.members[slow], ".snap").is_empty(), "it caught up without a snapshot");
+}
+
+/// Passes on what comes, so much later, as a long wire does.
+async fn far(listener: TcpListener, to: String, one_way: Duration) {
+    async fn late(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, one_way: Duration) {
+        let (tx, mut rx) = mpsc::channel::<(Instant, Vec<u8>)>(1000);
+        let reads = async move {
+            let mut piece = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = from.read(&mut piece).await {
+                if tx.send((Instant::now() + one_way, piece[..n].to_vec())).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let writes = async move {
+            while let Some((at, piece)) = rx.recv().await {
+                tokio::time::sleep_until(at.into()).await;
+                if to.write_all(&piece).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::join!(reads, writes);
+    }
+    while let Ok((near, _)) = listener.accept().await {
+        let to = to.clone();
+        tokio::spawn(async move {
+            let Ok(there) = TcpStream::connect(&to).await else { return };
+            let _ = (near.set_nodelay(true), there.set_nodelay(true));
+            let ((near_in, near_out), (there_in, there_out)) = (near.into_split(), there.into_split());
+            tokio::join!(late(near_in, there_out, one_way), late(there_in, near_out, one_way));
+        });
+    }
+}
+
+/// Three regions, or a line by satellite. etcd's advice for its two times is that the election be ten round trips.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_trip_longer_than_the_heartbeats_interval_unseats_nobody() {
+    for (one_way, flags) in [(80, &[][..]), (150, &["--heartbeat-interval=300", "--election-timeout=3000"])] {
+        let one_way = Duration::from_millis(one_way);
+        let mut cluster = Cluster::new(ABC);
+        for member in &mut cluster.members {
+            let listener = TcpListener::bind(&member.peer).await.unwrap();
+            let own = free_address();
+            tokio::spawn(far(listener, own.clone(), one_way));
+            member.flags.push(format!("--listen-peer-urls=http://{own}"));
+            member.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            member.start();
+        }
+        for member in &cluster.members {
+            member.ready().await;
+        }
+        cluster.leader().await;
+        let terms = async || {
+            let mut terms = Vec::new();
+            for member in &cluster.members {
+                terms.push(member.status().await.unwrap().raft_term);
+            }
+            terms
+        };
+        let before = terms().await;
+        // Idle: what is written tells the leader that the others live, too.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        assert_eq!(terms().await, before, "{one_way:?}: nobody was away");
+        for member in &cluster.members {
+            let begun = Instant::now();
+            assert_eq!(member.get("k", false).await.unwrap(), None);
+            assert!(begun.elapsed() < one_way * 20, "{one_way:?}: {:?} for a read", begun.elapsed());
+        }
+        for (n, member) in cluster.members.iter().enumerate() {
+            let begun = Instant::now();
+            member.put(&format!("k{n}"), "x").await.unwrap();
+            assert!(begun.elapsed() < one_way * 20, "{one_way:?}: {:?} for a put", begun.elapsed());
+        }
+        assert_eq!(terms().await, before, "{one_way:?}");
+        for member in &cluster.members {
+            let late = member.http("/metrics").await.1;
+            let late = late.lines().find(|line| line.starts_with("etcd_server_heartbeat_send_failures_total"));
+            println!("{one_way:?}: {late:?}");
+        }
+    }
 }

@@ -4,7 +4,9 @@
 use crate::node::{Inner, Node};
 use ferretcd_raft::GroupError;
 use ferretcd_state::{Permits, State};
-use ferretcd_types::{Client, Epoch, Error, KeyRange, KeyValue, Range, RangeReply};
+use ferretcd_types::{Client, Epoch, Error, KeyRange, KeyValue, MemberId, Range, RangeReply};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +17,9 @@ pub(crate) const READS_WAITING_MAX: usize = 50_000;
 
 /// How often an unanswered round is asked again (etcd's readIndexRetryTime).
 const ROUND_RETRY: Duration = Duration::from_millis(500);
+
+/// How long after a refusal it is asked again.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
 /// Waits for the next round's outcome.
 pub(crate) type RoundWaiter = oneshot::Sender<Result<(), Error>>;
@@ -117,35 +122,37 @@ impl Inner {
 
     async fn round(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.timing.request_timeout();
+        // Who was asked may still answer, and it holds for these reads: by a long or a busy wire every answer may take longer
+        // than the wait. One more each half second until the deadline.
+        let mut asked = FuturesUnordered::new();
         let index = loop {
             let leader = self.leader_by(deadline).await?;
             let again = (Instant::now() + ROUND_RETRY).min(deadline);
             self.metrics.read_index_rounds.inc();
-            let asked = if leader == self.identity.member {
-                timeout_at(again, self.group.read_index()).await.map(|r| {
-                    r.map_err(|e| match e {
-                        GroupError::Fatal(_) => Error::Stopped,
-                        GroupError::NotLeader { .. } => Error::NotLeader,
-                        _ => Error::Timeout,
-                    })
-                })
-            } else {
-                let Some(node) = self.view().node(leader).cloned() else {
-                    self.pause(deadline).await?;
-                    continue;
-                };
-                timeout_at(again, self.group.peers().read_index(leader, &node)).await
-            };
-            match asked {
-                Ok(Ok(index)) => break index,
-                Ok(Err(Error::Stopped)) => return Err(Error::Stopped),
+            asked.push(self.ask_index(leader));
+            match timeout_at(again, asked.next()).await {
+                Ok(Some(Ok(index))) => break index,
+                Ok(Some(Err(Error::Stopped))) => return Err(Error::Stopped),
                 _ if Instant::now() >= deadline => return Err(Error::Timeout),
                 // No leader any more, a quorum that is slow, a connection that broke: ask again until the deadline.
-                Ok(Err(_)) => tokio::time::sleep_until(again.min(Instant::now() + Duration::from_millis(50))).await,
+                Ok(_) => tokio::time::sleep_until(again.min(Instant::now() + ROUND_PAUSE)).await,
                 Err(_) => {}
             }
         };
         self.wait_applied(index, deadline).await
+    }
+
+    /// Asks who leads for an index that it has confirmed since.
+    async fn ask_index(&self, leader: MemberId) -> Result<u64, Error> {
+        if leader == self.identity.member {
+            return self.group.read_index().await.map_err(|e| match e {
+                GroupError::Fatal(_) => Error::Stopped,
+                GroupError::NotLeader { .. } => Error::NotLeader,
+                _ => Error::Timeout,
+            });
+        }
+        let node = self.view().node(leader).cloned().ok_or(Error::NotLeader)?;
+        self.group.peers().read_index(leader, &node).await
     }
 
     /// Waits until the first entry of the history is applied: before it there is no cluster to serve.

@@ -39,7 +39,14 @@ impl Timing {
         Duration::from_secs(5) + self.election * 2
     }
 
-    /// openraft's settings. A follower of openraft waits its lease (the maximum) plus a random time between minimum
+    /// openraft's settings.
+    ///
+    /// Its interval of heartbeats is the time in which one must be answered as well: with etcd's 100 ms nobody who is further
+    /// away would ever be heard, and a leader with half the world between it and the others would be unseated each second. So it is as
+    /// long as openraft lets it be, below the shortest election, and heartbeats are sent by [`crate::Group`] at their own pace.
+    /// Members may be 0.24 of an election time-out away then, there and back; etcd's advice is a tenth.
+    ///
+    /// A follower of openraft waits its lease (the maximum) plus a random time between minimum
     /// and maximum; 0.3 and 0.6 of etcd's election timeout give 0.9 to 1.2 of it, which is etcd's own class of
     /// fail-over (measured: with 1.0 and 2.0 it was three to four times as slow).
     pub(crate) fn openraft(&self) -> Result<Arc<Config>, String> {
@@ -47,9 +54,10 @@ impl Timing {
         let (min, max) = (election * 3 / 10, election * 6 / 10);
         let config = Config {
             cluster_name: "ferretcd".to_owned(),
-            heartbeat_interval: self.heartbeat.as_millis() as u64,
-            election_timeout_min: min.max(1),
-            election_timeout_max: max.max(2),
+            heartbeat_interval: (election * 24 / 100).max(1),
+            enable_heartbeat: false,
+            election_timeout_min: min.max(2),
+            election_timeout_max: max.max(3),
             // A snapshot travels as one stream; this bounds each send, not the whole.
             install_snapshot_timeout: 60_000,
             // Entries per request. Bytes are capped where the log is read (log.rs).
@@ -65,7 +73,7 @@ impl Timing {
             purge_batch_size: self.catch_up_entries.clamp(1, 1024),
             enable_pre_vote: Some(self.pre_vote),
             // Heartbeats of a leader that lost its quorum would keep a partially cut group from electing another.
-            quorum_loss_probe_interval: Some(2 * max.max(2)),
+            quorum_loss_probe_interval: Some(2 * max.max(3)),
             // Leadership is won by an election after every start: the engine may lag behind the log on disk, and a
             // restored leader would answer reads from it.
             enable_leader_restore: Some(false),
@@ -83,6 +91,10 @@ mod tests {
     fn etcds_defaults_are_valid_and_keep_its_fail_over_time() {
         let config = Timing::default().openraft().unwrap();
         assert_eq!((config.election_timeout_min, config.election_timeout_max), (300, 600));
+        for millis in [5, 6, 10, 50, 50_000] {
+            let (heartbeat, election) = (Duration::from_millis(millis / 5), Duration::from_millis(millis));
+            Timing { heartbeat, election, ..Timing::default() }.openraft().unwrap();
+        }
         assert_eq!(Timing::default().request_timeout(), Duration::from_secs(7));
     }
 
@@ -94,7 +106,8 @@ mod tests {
         assert_eq!(config.enable_pre_vote, Some(true));
         let probe = config.quorum_loss_probe_interval;
         assert!(probe >= Some(2 * config.election_timeout_max), "half a cut keeps a leader that can do nothing");
-        assert_eq!(config.heartbeat_interval, 100);
+        assert_eq!(config.heartbeat_interval, 240, "a heartbeat has so long to be answered");
+        assert!(!config.enable_heartbeat, "the group sends them, more often than that");
         assert_eq!((config.max_in_snapshot_log_to_keep, config.purge_batch_size), (5000, 1024));
     }
 }

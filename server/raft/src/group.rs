@@ -130,6 +130,8 @@ pub struct Group {
     first_wait: Option<Duration>,
     /// The election time-out.
     election: Duration,
+    /// How often it speaks when it leads.
+    heartbeat: Duration,
     raft: RawRaft,
     peers: Peers,
     snapshots: SnapshotDir,
@@ -160,7 +162,7 @@ impl Group {
         let config = parts.timing.openraft().map_err(GroupError::Fatal)?;
         let member = parts.peers.identity().member;
         let machine = Machine::new(parts.state.clone(), parts.effects, parts.snapshots.clone());
-        let network = Network { peers: parts.peers.clone() };
+        let network = Network { peers: parts.peers.clone(), heartbeat: parts.timing.heartbeat };
         let log = Log::new(parts.wal.clone());
         let raft = Raft::build(member.0, config, network, log, machine).await.map_err(fatal)?;
         let (wal, state) = (parts.wal, parts.state.clone());
@@ -174,6 +176,7 @@ impl Group {
         Ok(Group {
             first_wait,
             election,
+            heartbeat: parts.timing.heartbeat,
             raft,
             peers: parts.peers,
             snapshots: parts.snapshots,
@@ -189,6 +192,7 @@ impl Group {
             self.raft.runtime_config().elect(false);
         }
         self.raft.run();
+        tokio::spawn(speak(self.raft.clone(), self.view(), self.heartbeat));
         let Some(wait) = self.first_wait else { return };
         let (raft, mut view) = (self.raft.clone(), self.view());
         tokio::spawn(async move {
@@ -450,6 +454,17 @@ async fn follow(
         if let Ok(Err(_)) = tokio::time::timeout(election / 4, metrics.changed()).await {
             return;
         }
+    }
+}
+
+/// Sends heartbeats while this member leads. openraft decides whether one is due to whom, and leaves out what would keep a group that
+/// is partly cut off from electing another leader.
+async fn speak(raft: RawRaft, mut view: watch::Receiver<GroupView>, every: Duration) {
+    while view.wait_for(|view| view.role == Role::Leader).await.is_ok() {
+        if raft.trigger().heartbeat().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(every).await;
     }
 }
 

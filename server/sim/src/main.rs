@@ -73,6 +73,11 @@ async fn run(seed: u64, told: bool) -> (u64, BTreeMap<&'static str, u64>, Vec<St
     let founders = if chance.one_in(4) { 5 } else { 3 };
     let length = chance.millis(2_500, 6_000).as_micros() as u64;
     let world = World::new(chance, founders, told);
+    if world.chance.one_in(10) {
+        // A call is on its way twice there and once or twice back here: longer than a heartbeat's interval.
+        world.net.spread(world.chance.millis(26, 50));
+        world.trace.count("groups of three regions");
+    }
     for at in 0..founders {
         nemesis::start(&world, at).await;
     }

@@ -51,6 +51,8 @@ struct Inside {
     ports: BTreeMap<Host, (u64, u64)>,
     /// Ways that nothing passes, from and to.
     cut: BTreeSet<(Host, Host)>,
+    /// Further microseconds between any two hosts, for good: regions, and not one room.
+    far: u64,
     /// Further microseconds to and from a host.
     slow: BTreeMap<Host, u64>,
     /// Connections of a thousand that are lost at their beginning.
@@ -122,6 +124,11 @@ impl Net {
         }
     }
 
+    /// The hosts are so far from each other.
+    pub fn spread(&self, by: Duration) {
+        self.inside.lock().far = by.as_micros() as u64;
+    }
+
     pub fn slow(&self, host: Host, by: Duration) {
         self.inside.lock().slow.insert(host, by.as_micros() as u64);
     }
@@ -164,16 +171,16 @@ impl Net {
     }
 
     fn latency(&self, from: Host, to: Host) -> Duration {
-        let slow: u64 = {
+        let (slow, far): (u64, u64) = {
             let inside = self.inside.lock();
-            [from, to].iter().filter_map(|host| inside.slow.get(host)).sum()
+            ([from, to].iter().filter_map(|host| inside.slow.get(host)).sum(), inside.far)
         };
         if slow > 0 {
             self.trace.count("messages over slow lines");
         }
         let usual = self.chance.micros(200, 2000);
         let spike = if self.chance.one_in(100) { self.chance.millis(5, 150) } else { Duration::ZERO };
-        usual + spike + Duration::from_micros(slow)
+        usual + spike + Duration::from_micros(slow + far)
     }
 
     /// One way of a message.

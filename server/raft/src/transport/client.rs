@@ -379,7 +379,7 @@ impl Peers {
             // The leader refused: it says so in etcd's words.
             Ok(Err(status)) if status.code() == Code::Aborted => {
                 self.answered(leader.0);
-                Err(Error::from_text(status.message()))
+                Err(told_by_another(status.message()))
             }
             Ok(Err(status)) => {
                 tracing::debug!(%leader, %status, "call to the leader failed");
@@ -466,6 +466,8 @@ impl Drop for Awaited<'_> {
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) peers: Peers,
+    /// How often a leader sends heartbeats.
+    pub(crate) heartbeat: Duration,
 }
 
 /// openraft's connection to one member. Each task of a leader has its own.
@@ -474,11 +476,11 @@ pub(crate) struct PeerConnection {
     peers: Peers,
     id: u64,
     node: PeerNode,
-    /// Whether it is for heartbeats: streams of one empty request, whose time-out is their interval. Replication has streams of
-    /// one empty request, too.
-    heartbeats: bool,
-    /// When the last heartbeat left, if it was answered.
-    beat: Option<Instant>,
+    /// The interval of heartbeats, if it is for these: streams of one empty request. Replication has streams of one empty request,
+    /// too.
+    heartbeats: Option<Duration>,
+    /// When the last heartbeat left, if it was answered; one interval before the answer, if that came later than this.
+    beat: Mutex<Option<Instant>>,
 }
 
 /// A request whose answer is awaited.
@@ -524,11 +526,17 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerConnection;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
-        PeerConnection { peers: self.peers.clone(), id: target, node: node.clone(), heartbeats: false, beat: None }
+        PeerConnection {
+            peers: self.peers.clone(),
+            id: target,
+            node: node.clone(),
+            heartbeats: None,
+            beat: Mutex::default(),
+        }
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> PeerConnection {
-        PeerConnection { heartbeats: true, ..self.new_client(target, node).await }
+        PeerConnection { heartbeats: Some(self.heartbeat), ..self.new_client(target, node).await }
     }
 }
 
@@ -591,11 +599,11 @@ impl PeerConnection {
         }
     }
 
-    /// A heartbeat leaves. One that leaves late shows a leader that is too slow for its time-outs: its disk, its processor,
+    /// A heartbeat leaves. One that leaves late, by its interval, shows a leader that is too slow for its time-outs: its disk, its processor,
     /// or a process that was stopped for a while.
     fn beats(&mut self, interval: Duration) {
         let now = Instant::now();
-        let last = self.beat.replace(now);
+        let last = self.beat.lock().replace(now);
         if let Some(late) = last.and_then(|last| lateness(last, now, interval)) {
             self.peers.observer.heartbeat_late();
             tracing::warn!(
@@ -604,6 +612,13 @@ impl PeerConnection {
                 "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
             );
         }
+    }
+
+    /// The next heartbeat leaves after the answer of this one: a long way is no lateness.
+    fn beat_answered(&self) {
+        let mut beat = self.beat.lock();
+        let earliest = self.heartbeats.and_then(|interval| Instant::now().checked_sub(interval));
+        *beat = beat.map(|left| earliest.map_or(left, |earliest| left.max(earliest)));
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
@@ -624,6 +639,14 @@ pub(super) fn undelivered(status: &Status) -> bool {
         cause = e.source();
     }
     false
+}
+
+/// What another member says in etcd's words. That it stops is no news of this one, and leaves open whether it did what it was asked.
+pub(super) fn told_by_another(text: &str) -> Error {
+    match Error::from_text(text) {
+        Error::Stopped => Error::TimeoutConnectionLost,
+        said => said,
+    }
 }
 
 pub(super) fn describe(status: &Status) -> String {
@@ -672,15 +695,15 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             };
             let second = input.next().now_or_never();
             let ended = matches!(second, Some(None));
-            if self.heartbeats {
-                self.beats(ttl);
+            if let Some(interval) = self.heartbeats {
+                self.beats(interval);
             }
-            let begun_at = self.beat.take();
+            let begun_at = self.beat.lock().take();
             let taken = std::iter::once(first).chain(second.flatten());
             let input = stream::iter(taken).chain(input.take(if ended { 0 } else { usize::MAX }));
             let mut client = self.client()?;
             let (tx, rx) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
-            let patience = if self.heartbeats { ttl } else { APPEND_PATIENCE.max(ttl) };
+            let patience = if self.heartbeats.is_some() { ttl } else { APPEND_PATIENCE.max(ttl) };
             // The requests whose answers are awaited.
             let times = Arc::new(Mutex::new(VecDeque::<Sent>::new()));
             let left = times.clone();
@@ -719,7 +742,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                 Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, patience))),
             };
             // Only now: a heartbeat that waited for a member that is away says nothing of this one.
-            self.beat = begun_at;
+            *self.beat.lock() = begun_at;
             let this = &*self;
             let answers = stream::unfold(
                 (answers, sending, Instant::now(), times, false),
@@ -740,6 +763,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                             Ok(Ok(Some(answer))) => {
                                 if let Some(Sent { left, first: None }) = times.lock().pop_front() {
                                     this.peers.observer.round_trip(MemberId(this.id), left.elapsed());
+                                    this.beat_answered();
                                 }
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
@@ -1030,7 +1054,7 @@ mod tests {
     }
 
     fn to(peers: Peers) -> PeerConnection {
-        PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), heartbeats: false, beat: None }
+        PeerConnection { peers, id: 2, node: node(&["http://127.0.0.1:1"]), heartbeats: None, beat: Mutex::default() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -1060,6 +1084,11 @@ mod tests {
             one(&pb::ForwardResponse { number: 1, refusals })
         });
         assert_eq!(both.await, [Ok(()), Err(Error::NotLeader)]);
+        let stops = proposed(|| {
+            let refusals = vec![pb::ForwardRefusal { at: 0, why: Error::Stopped.to_string() }];
+            one(&pb::ForwardResponse { number: 1, refusals })
+        });
+        assert_eq!(stops.await, [Err(Error::TimeoutConnectionLost), Ok(())], "the other one stops, and not this one");
     }
 
     #[tokio::test(start_paused = true)]
@@ -1149,7 +1178,8 @@ mod tests {
         for (answered_after, heartbeats_fail) in [(Duration::from_secs(20), true), (Duration::ZERO, false)] {
             let (peers, _) = member(|| one(&convert::append_response(Ok(None))), answered_after);
             let observer = Arc::new(Late::default());
-            let mut network = Network { peers: Peers { observer: observer.clone(), ..peers } };
+            let mut network =
+                Network { peers: Peers { observer: observer.clone(), ..peers }, heartbeat: Duration::from_millis(100) };
             let at = node(&["http://127.0.0.1:1"]);
             let (mut replicates, mut beats) =
                 (network.new_client(2, &at).await, network.new_heartbeat_client(2, &at).await);

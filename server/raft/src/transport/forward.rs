@@ -2,7 +2,7 @@
 //! each would take both members longer than the rest of a small write.
 
 use crate::offer::{self, together};
-use crate::transport::client::{LEADER_CALL_TIMEOUT, MESSAGE_BYTES_MAX, Peers, client, undelivered};
+use crate::transport::client::{LEADER_CALL_TIMEOUT, MESSAGE_BYTES_MAX, Peers, client, told_by_another, undelivered};
 use bytes::Bytes;
 use ferretcd_proto::peer as pb;
 use ferretcd_types::{Error, MemberId};
@@ -57,7 +57,7 @@ impl Sent {
         let mut refused = answer.refusals.into_iter().peekable();
         for (at, (answer, _)) in self.proposals.into_iter().enumerate() {
             let refusal = refused.next_if(|refusal| refusal.at as usize == at);
-            let _ = answer.send(refusal.map_or(Ok(()), |refusal| Err(Error::from_text(&refusal.why))));
+            let _ = answer.send(refusal.map_or(Ok(()), |refusal| Err(told_by_another(&refusal.why))));
         }
     }
 }
