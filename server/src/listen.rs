@@ -72,8 +72,8 @@ const TAKEN_BACK_MAX: usize = 10_000;
 /// The first byte of a TLS connection: its record type "handshake".
 const TLS_HANDSHAKE: u8 = 22;
 
-/// How long open connections may finish what they do when the server stops.
-const DRAIN: Duration = Duration::from_millis(500);
+/// How long open connections may finish what they do when the server stops, and no call is under way any more that is waited for.
+pub const DRAIN: Duration = Duration::from_millis(500);
 
 /// A bound socket. A Unix socket's file goes away with it.
 #[derive(Debug)]
@@ -119,6 +119,8 @@ pub struct Service {
     pub ping_min_time: Option<Duration>,
     /// The same over TLS.
     pub secure_ping_min_time: Option<Duration>,
+    /// The calls that are answered before a stop, and for how long they are waited for. Closed, so that there may be none.
+    pub under_way: (TaskTracker, Duration),
 }
 
 /// How many connections a listener may have by this process's limit of file descriptors. Too low a limit is an error:
@@ -138,6 +140,13 @@ pub fn connections_max() -> Result<usize, String> {
 fn places_for(limit: Option<u64>) -> Option<usize> {
     let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(DESCRIPTORS_KEPT));
     Some(usize::try_from(left).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)).filter(|places| *places > 0)
+}
+
+/// For a listener whose connections alone are waited for at a stop.
+pub fn no_calls() -> (TaskTracker, Duration) {
+    let none = TaskTracker::new();
+    none.close();
+    (none, Duration::ZERO)
 }
 
 /// Binds, with an error that names the flag and the address.
@@ -189,7 +198,7 @@ impl Listener {
     }
 }
 
-/// Serves until `stop`, then lets open connections drain for a moment.
+/// Serves until `stop`, then lets calls that are under way end, and open connections drain for a moment.
 pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
     let Socket { place, listener } = socket;
     let door = Arc::new(Door { place, service, handshakes: Semaphore::new(HANDSHAKES_MAX) });
@@ -223,6 +232,8 @@ pub async fn serve(socket: Socket, service: Service, stop: CancellationToken) {
     }
     drop(listener);
     connections.close();
+    let (calls, patience) = &door.service.under_way;
+    let _ = tokio::time::timeout(*patience, calls.wait()).await;
     let _ = tokio::time::timeout(DRAIN, connections.wait()).await;
 }
 
@@ -481,6 +492,7 @@ mod tests {
             keep_alive: (None, Duration::from_secs(20)),
             ping_min_time: None,
             secure_ping_min_time: None,
+            under_way: no_calls(),
         }
     }
 

@@ -139,6 +139,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         .from_address(config.peer_local);
     let (stop_clients, stop_peers) = (CancellationToken::new(), CancellationToken::new());
     let (clients, peers) = (TaskTracker::new(), TaskTracker::new());
+    let patience = config.boot.node.timing.request_timeout();
 
     let members = tokio::select! {
         members = members(&config) => members,
@@ -165,6 +166,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         keep_alive: PEER_KEEP_ALIVE,
         ping_min_time: None,
         secure_ping_min_time: None,
+        under_way: listen::no_calls(),
     };
     spawn(&peers, peer, &peer_service, None, &stop_peers);
 
@@ -214,6 +216,8 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         keep_alive: config.keep_alive,
         ping_min_time: None,
         secure_ping_min_time: None,
+        // One that was lost takes an answer with it that its client may not ask for again. etcd waits as long.
+        under_way: (options.under_way().clone(), patience),
     };
     let has_both_doors = client_http.is_empty();
     let main_door = if has_both_doors { ferretcd_api::router } else { ferretcd_api::grpc_router };
@@ -241,7 +245,9 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         None => tracing::info!("received a signal, shutting down"),
         Some(reason) => tracing::error!("{reason}"),
     }
-    stop(member, stop_clients, clients, stop_peers, peers).await;
+    // A member that cannot go on answers nobody.
+    let drain = if ended.is_none() { patience + listen::DRAIN } else { listen::DRAIN };
+    stop(member, (stop_clients, clients, drain), (stop_peers, peers)).await;
     // The calls have ended, so their spans are there.
     stop_traces.cancel();
     if let Some(traces) = traces {
@@ -402,15 +408,13 @@ fn spawn(
 /// Leadership goes first, while clients are still served; peers are answered until the log is closed.
 async fn stop(
     member: Member,
-    stop_clients: CancellationToken,
-    clients: TaskTracker,
-    stop_peers: CancellationToken,
-    peers: TaskTracker,
+    (stop_clients, clients, drain): (CancellationToken, TaskTracker, Duration),
+    (stop_peers, peers): (CancellationToken, TaskTracker),
 ) {
     member.hand_over().await;
     stop_clients.cancel();
     clients.close();
-    clients.wait().await;
+    let _ = tokio::time::timeout(drain, clients.wait()).await;
     member.stop().await;
     stop_peers.cancel();
     peers.close();

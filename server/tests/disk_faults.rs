@@ -6,6 +6,7 @@ use crate::support::load::{Load, number};
 use crate::support::{Cluster, Contents, Member, eventually};
 use ferretcd_power_cut::{Disk, Lose, Random};
 use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -165,6 +166,79 @@ async fn a_store_of_more_than_half_a_volume_is_defragmented_if_little_of_it_is_i
         assert_eq!(m.everything().await, kept[..10]);
         m.kill();
     }
+}
+
+/// A rolling update meets slow disks, too: its client would not know whether the put is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_waits_for_the_disk_is_answered_before_a_stop() {
+    let mut cluster = Cluster::new(&["solo"]);
+    let mut disk = Disk::new(cluster.tmp.path(), "disk");
+    let m = &mut cluster.members[0];
+    m.dir = disk.root().join("data");
+    start_on(&disk, m);
+    m.ready().await;
+    assert_eq!(m.terminate().await, Some(0));
+    // Longer than connections have after that.
+    disk.delay_syncs(900_000);
+    start_on(&disk, m);
+    m.ready().await;
+    let mut kv = m.kv().await;
+    let put = tokio::spawn(async move {
+        kv.put(pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }).await.map(drop)
+    });
+    eventually("it is under way", async || {
+        let page = m.http("/metrics").await.1;
+        let pending = page.lines().find(|line| line.starts_with("etcd_server_proposals_pending ")).map(str::to_owned);
+        match pending.as_deref() {
+            Some("etcd_server_proposals_pending 1") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(m.terminate().await, Some(0));
+    put.await.unwrap().unwrap();
+}
+
+/// Hundreds of them, sixteen at a time, each of which is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_revokes_leases_without_a_quorum_stops_all_the_same() {
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    let mut disks = Vec::new();
+    for m in &mut cluster.members {
+        let mut disk = Disk::new(cluster.tmp.path(), &format!("disk-{}", m.name));
+        disk.delay_syncs(100_000);
+        m.dir = disk.root().join("data");
+        start_on(&disk, m);
+        disks.push(disk);
+    }
+    for m in &cluster.members {
+        m.ready().await;
+    }
+    let leader = cluster.leader().await;
+    let client = LeaseClient::new(cluster.members[leader].channel().await);
+    let grants = (0..400).map(|_| {
+        let mut client = client.clone();
+        async move { client.lease_grant(pb::LeaseGrantRequest { ttl: 3, id: 0 }).await.unwrap() }
+    });
+    futures::future::join_all(grants).await;
+    eventually("some are revoked", async || {
+        let page = cluster.members[leader].http("/metrics").await.1;
+        let revoked = page.lines().find_map(|line| line.strip_prefix("etcd_debugging_server_lease_expired_total "));
+        match revoked.and_then(|count| count.parse::<u32>().ok()) {
+            Some(1..) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for (at, m) in cluster.members.iter_mut().enumerate() {
+        if at != leader {
+            m.kill();
+        }
+    }
+    let begun = Instant::now();
+    assert_eq!(cluster.members[leader].terminate().await, Some(0));
+    println!("it stopped after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 /// A sync that fails takes what was written before with it, for ever: the next one succeeds and proves nothing.

@@ -246,6 +246,9 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
         assert!(refused.contains("is locked: another process runs on this data directory"), "{verb:?}: {refused}");
     }
     assert_eq!(cluster.members[0].terminate().await, Some(0));
+    cluster.members[0].start();
+    cluster.members[0].ready().await;
+    assert_eq!(cluster.members[0].terminate().await, Some(0));
     // What an interrupted rewrite left is for the next start to delete.
     std::fs::create_dir(dir.join("member/engine.7.part")).unwrap();
     std::fs::write(dir.join("member/engine.7.part/db"), "half").unwrap();
@@ -253,6 +256,8 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let told = ours(&["inspect", "--entries", text(&dir)]).unwrap();
     assert!(bytes_of(&dir) == before, "looking changes no byte of a healthy directory");
     assert!(told.contains("50 keys") && told.contains("applied up to entry") && told.contains(": Put"), "{told}");
+    let published = told.matches(": ClusterMemberAttrSet").count();
+    assert_eq!(published, 2, "once at each start, for those of an earlier one may be on their way: {told}");
     let told: serde_json::Value = serde_json::from_str(&ours(&["inspect", "-w", "json", text(&dir)]).unwrap()).unwrap();
     assert_eq!((&told["store"]["revision"], &told["store"]["keys"]), (&51.into(), &50.into()));
     assert_eq!(told["log"]["last"], told["store"]["applied"]);

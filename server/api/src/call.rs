@@ -23,6 +23,7 @@ use ferretcd_types::Error;
 use http::{Extensions, HeaderMap};
 use http_body::{Body as HttpBody, Frame};
 use prometheus::IntCounter;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Code, Status};
 
 use crate::{
@@ -48,6 +49,8 @@ pub struct Gate<M> {
     pub warning_unary: Duration,
     /// Traces calls, if that is asked for.
     pub tracer: Option<Tracer>,
+    /// Calls under way that a stop waits for.
+    pub under_way: TaskTracker,
 }
 
 /// Times that a stream looks for a leader in vain before it ends (etcd's number: a new election may fail once or twice).
@@ -60,6 +63,7 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
         Err(text) => return Status::unimplemented(text).into_http(),
     };
     let method = METHODS[position];
+    let under_way = method::ends_by_itself(&method).then(|| gate.under_way.token());
     let local = request.extensions().get::<Local>().copied();
     let span = gate.tracer.as_ref().and_then(|tracer| tracer.call(&method, request.headers(), local));
     let mut call = gate.metrics.start(position).traced(span);
@@ -95,7 +99,7 @@ pub async fn pass<M: Member>(State(gate): State<Gate<M>>, mut request: Request, 
     }
     response.map(|body| {
         let body = Counted::new(body, gate.metrics.sent_bytes(), gate.metrics.sent_messages(position));
-        Body::new(Answer { body, call, watch, lost, method, metrics: gate.metrics.clone() })
+        Body::new(Answer { body, call, watch, lost, method, metrics: gate.metrics.clone(), _under_way: under_way })
     })
 }
 
@@ -169,6 +173,8 @@ struct Answer {
     lost: Option<LeaderLost>,
     method: Method,
     metrics: CallMetrics,
+    /// Until the last of it is taken.
+    _under_way: Option<TaskTrackerToken>,
 }
 
 impl HttpBody for Answer {
@@ -335,6 +341,7 @@ mod tests {
                 election_timeout: Duration::from_secs(1),
                 warning_unary: Duration::from_secs(1),
                 tracer: None,
+                under_way: TaskTracker::new(),
             };
             let server = HealthServer::new(HealthService { serving: Serving::new(false) })
                 .max_decoding_message_size(MESSAGE_BYTES);
@@ -425,6 +432,7 @@ mod tests {
             election_timeout: Duration::from_secs(1),
             warning_unary: Duration::from_secs(1),
             tracer: None,
+            under_way: TaskTracker::new(),
         };
         let token = |name: &str| Credential::Token(name.into());
         let snapshot = method("/etcdserverpb.Maintenance/Snapshot");

@@ -38,6 +38,7 @@ use ferretcd_proto::{
 };
 use ferretcd_types::limits::RESTORE_CHUNK_BYTES_MAX;
 use prometheus::Registry;
+use tokio_util::task::TaskTracker;
 use tonic::{Status, server::NamedService};
 use tower::Service;
 
@@ -80,6 +81,7 @@ pub struct Options {
     tracer: Option<Tracer>,
     serving: Serving,
     profiles: bool,
+    under_way: TaskTracker,
 }
 
 /// etcd's default of `--warning-unary-request-duration`.
@@ -110,7 +112,26 @@ impl Options {
         let probes = ProbeMetrics::register(&registry)?;
         let warning_unary = WARNING_UNARY;
         let (web, tracer, serving, profiles) = (Web::default(), None, Serving::new(false), false);
-        Ok(Options { registry, metrics, probes, election_timeout, warning_unary, web, tracer, serving, profiles })
+        let under_way = TaskTracker::new();
+        // To be waited for at any time.
+        under_way.close();
+        Ok(Options {
+            registry,
+            metrics,
+            probes,
+            election_timeout,
+            warning_unary,
+            web,
+            tracer,
+            serving,
+            profiles,
+            under_way,
+        })
+    }
+
+    /// The calls under way, of all routers with these options, that end by themselves: neither watches nor locks.
+    pub fn under_way(&self) -> &TaskTracker {
+        &self.under_way
     }
 
     /// The same with HTTP served so.
@@ -186,6 +207,7 @@ fn front(node: Node, options: &Options) -> Front {
         election_timeout: options.election_timeout,
         warning_unary: options.warning_unary,
         tracer: options.tracer.clone(),
+        under_way: options.under_way.clone(),
     };
 
     let grpc = [

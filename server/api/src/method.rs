@@ -155,6 +155,15 @@ pub fn serves_on_learner(method: &Method) -> bool {
     matches!((method.service, method.name), (KV, "Range") | (MAINTENANCE, "Status" | "Snapshot"))
 }
 
+/// True for what ends by itself: a member that stops answers it first. What waits for others, or for their changes, may
+/// last for ever.
+pub fn ends_by_itself(method: &Method) -> bool {
+    !matches!(
+        (method.service, method.name),
+        (WATCH | HEALTH, "Watch") | (LEASE, "LeaseKeepAlive") | (LOCK, "Lock") | (ELECTION, "Campaign" | "Observe")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

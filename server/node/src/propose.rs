@@ -164,6 +164,8 @@ impl Inner {
             biased;
             outcome = waiting.outcome() => outcome,
             error = self.submit(only, &bytes, deadline, &permit) => Err(error),
+            // By now no client waits: hundreds of leases that end together would take minutes without a quorum.
+            () = self.stop.cancelled() => Err(Error::Stopped),
         };
         self.metrics.proposed(operation, outcome.is_ok(), begun.elapsed());
         if outcome.is_err() {

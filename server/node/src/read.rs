@@ -191,7 +191,11 @@ pub(crate) async fn rounds(inner: Arc<Inner>, mut waiting: mpsc::Receiver<RoundW
         if more == 0 {
             return;
         }
-        let outcome = inner.round().await;
+        let outcome = tokio::select! {
+            outcome = inner.round() => outcome,
+            // Who waits hears that this member stops.
+            () = inner.stop.cancelled() => return,
+        };
         match outcome {
             Ok(()) => {}
             Err(Error::Timeout) => inner.metrics.slow_read_indexes.inc(),

@@ -70,7 +70,8 @@ async fn found_history(inner: Arc<Inner>) {
     }
 }
 
-/// Publishes name and client URLs, as etcd does once a member is ready.
+/// Publishes name and client URLs, as etcd does once a member is ready: at each start, whatever they are now. An entry of an earlier
+/// start, with others, may be on its way still.
 async fn publish_attributes(inner: Arc<Inner>) {
     let attributes = MemberAttributes {
         id: inner.identity.member,
@@ -78,13 +79,6 @@ async fn publish_attributes(inner: Arc<Inner>) {
         client_urls: inner.config.client_urls.clone(),
     };
     loop {
-        let published = inner
-            .members()
-            .iter()
-            .any(|m| m.id == attributes.id && m.name == attributes.name && m.client_urls == attributes.client_urls);
-        if published {
-            return;
-        }
         let known = inner.state.epoch() != Epoch::UNKNOWN && inner.members().iter().any(|m| m.id == attributes.id);
         if known {
             match inner.propose(Command::MemberAttributes(attributes.clone())).await {

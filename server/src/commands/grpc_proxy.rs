@@ -288,6 +288,7 @@ async fn serve(plan: Plan) -> Result<(), String> {
         keep_alive: plan.keep_alive,
         ping_min_time: Some(plan.ping_min_time),
         secure_ping_min_time: Some(plan.ping_min_time),
+        under_way: listen::no_calls(),
     };
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let spawn = |sockets: Vec<Socket>, service: Service| {

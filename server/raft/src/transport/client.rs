@@ -30,7 +30,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -62,6 +62,13 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Size of one piece of a snapshot on its way to a follower.
 const SNAPSHOT_PART_BYTES: usize = 1 << 20;
+
+/// How long the other side may take for the next piece: more than it waits for one (fetch.rs), so that a wire is given up where both
+/// ends know of it, and an end for one whose disk hangs.
+const PIECE_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a follower may take to install a snapshot that it has: it reads and indexes all of it, minutes for the largest.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How long one administrative call to the leader may take beyond the caller's own time-out handling.
 pub(crate) const LEADER_CALL_TIMEOUT: Duration = Duration::from_secs(7);
@@ -807,7 +814,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
         vote: Vote,
         snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let head = pb::SnapshotHead {
             vote: Some(vote_to_pb(&vote)),
@@ -818,24 +825,34 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
         let way = Transfer::begin(self.peers.observer.clone(), Way::To, MemberId(self.id));
         let (tx, rx) = mpsc::channel(4);
         let path = snapshot.snapshot.path.clone();
-        let reader = tokio::spawn(async move { send_file(head, path, &tx).await });
+        let (ended, end) = oneshot::channel();
+        let reader = tokio::spawn(async move {
+            let sent = send_file(head, path, &tx).await;
+            let _ = ended.send(());
+            sent
+        });
         let request = self.peers.request(MemberId(self.id), ReceiverStream::new(rx));
         let mut client = self.client().map_err(into_streaming)?;
-        // The option's time covers one send in openraft's terms; a whole snapshot may need many.
-        let ttl = option.hard_ttl().max(Duration::from_secs(3600));
+        // The option's time covers one send in openraft's terms. A whole snapshot takes what its size and the wire make of it.
+        let not_installed = async {
+            let _ = end.await;
+            tokio::time::sleep(INSTALL_PATIENCE).await;
+        };
         let sent = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            sent = tokio::time::timeout(ttl, client.install_snapshot(request)) => sent,
+            sent = client.install_snapshot(request) => sent,
+            () = not_installed => {
+                return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, INSTALL_PATIENCE)));
+            }
         };
         let response = match sent {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => {
+            Ok(response) => response.into_inner(),
+            Err(status) => {
                 if status.code() == Code::DataLoss {
                     snapshot.snapshot.suspected();
                 }
                 return Err(into_streaming(self.failure(&status)));
             }
-            Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, ttl))),
         };
         match reader.await {
             Ok(Ok(())) => {
@@ -883,9 +900,18 @@ pub(crate) async fn send_file(
 ) -> std::io::Result<()> {
     use pb::snapshot_part::Part;
     use std::io::Read;
-    let gone = |_| std::io::Error::other("the receiver of the snapshot went away");
+    let send =
+        async |part: Part| match tokio::time::timeout(PIECE_PATIENCE, tx.send(pb::SnapshotPart { part: Some(part) }))
+            .await
+        {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(std::io::Error::other("the receiver of the snapshot went away")),
+            Err(_) => Err(std::io::Error::other(format!(
+                "the receiver of the snapshot took nothing more within {PIECE_PATIENCE:?}"
+            ))),
+        };
     let mut file = crate::machine::aside(move || std::fs::File::open(path)).await?;
-    tx.send(pb::SnapshotPart { part: Some(Part::Head(head)) }).await.map_err(gone)?;
+    send(Part::Head(head)).await?;
     loop {
         let read = move || {
             let mut buf = vec![0; SNAPSHOT_PART_BYTES];
@@ -898,7 +924,7 @@ pub(crate) async fn send_file(
             return Ok(());
         }
         file = rest;
-        tx.send(pb::SnapshotPart { part: Some(Part::Data(buf.into())) }).await.map_err(gone)?;
+        send(Part::Data(buf.into())).await?;
     }
 }
 
@@ -1016,8 +1042,8 @@ mod tests {
         (peers(wires), told)
     }
 
-    /// A member that reads what it is given, counts the bytes, and says that all is well once there is no more.
-    fn listener() -> (Peers, Arc<AtomicUsize>) {
+    /// A member that reads what it is given, each piece after a while, counts the bytes, and says this once there is no more.
+    fn listener(says: fn() -> Vec<Frame>, pace: Duration) -> (Peers, Arc<AtomicUsize>) {
         use http_body::Body;
         use tonic::codegen::http;
         let heard = Arc::new(AtomicUsize::new(0));
@@ -1030,9 +1056,11 @@ mod tests {
                     while let Some(piece) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
                         let bytes = piece.unwrap().into_data().map_or(0, |data| data.len());
                         counted.fetch_add(bytes, Ordering::Relaxed);
+                        tokio::time::sleep(pace).await;
                     }
-                    let answer = http::Response::builder().header("content-type", "application/grpc");
-                    answer.header("grpc-status", "0").body(tonic::body::Body::empty()).map_err(Into::into)
+                    let (sleep, read) = (Box::pin(tokio::time::sleep(Duration::ZERO)), Arc::default());
+                    let said = tonic::body::Body::new(Said { sleep, frames: says().into(), read });
+                    http::Response::builder().header("content-type", "application/grpc").body(said).map_err(Into::into)
                 }
             }))
         });
@@ -1173,6 +1201,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_snapshot_may_take_hours_if_it_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.snap");
+        let pieces = 130;
+        std::fs::File::create(&path).unwrap().set_len(pieces * SNAPSHOT_PART_BYTES as u64).unwrap();
+        for (pace, comes) in [(30, true), (2 * PIECE_PATIENCE.as_secs(), false)] {
+            let installed = || one(&pb::SnapshotResponse { vote: Some(vote_to_pb(&Vote::new(1, 1))) });
+            let (peers, heard) = listener(installed, Duration::from_secs(pace));
+            let snapshot = crate::snapshot::SnapshotDir::received(path.clone(), pieces);
+            // Not to be removed: the second is sent it, too.
+            std::mem::forget(snapshot.clone());
+            let snapshot = SnapshotOf::<TypeConfig, _> { meta: Default::default(), snapshot };
+            let begun = Instant::now();
+            let option = RPCOption::new(Duration::from_millis(100));
+            let sent = to(peers).full_snapshot(Vote::new(1, 1), snapshot, std::future::pending(), option).await;
+            assert_eq!(sent.is_ok(), comes, "{sent:?} after {:?}, {heard:?} bytes", begun.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_replication_sends_is_no_heartbeat_though_it_is_empty() {
         let option = RPCOption::new(Duration::from_millis(100));
         for (answered_after, heartbeats_fail) in [(Duration::from_secs(20), true), (Duration::ZERO, false)] {
@@ -1231,7 +1279,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_leave_before_the_first_is_answered() {
-        let (peers, heard) = listener();
+        let (peers, heard) = listener(|| one(&()).split_off(1), Duration::ZERO);
         let mut to = to(peers);
         let requests: Vec<_> = (1..=10).map(append).collect();
         let length = |request: &AppendEntriesRequest<TypeConfig>| {
@@ -1249,7 +1297,7 @@ mod tests {
         let prev = Some(log_id(LogPos { term: 1, index: 5 }));
         // It asks again and again, as openraft does.
         for (purgeable, ends) in [(5, false), (6, true)] {
-            let (peers, heard) = listener();
+            let (peers, heard) = listener(|| one(&()).split_off(1), Duration::ZERO);
             peers.may_purge(purgeable);
             let mut to = to(peers);
             let input = Box::pin(stream::unfold((), move |()| async move {
