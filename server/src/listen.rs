@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -123,10 +123,15 @@ pub struct Service {
     pub under_way: (TaskTracker, Duration),
 }
 
-/// How many connections a listener may have by this process's limit of file descriptors. Too low a limit is an error:
-/// the first clients would leave nothing for the store.
+/// How many connections a listener may have by this process's limit of file descriptors, which is raised as far as this process
+/// may, as Go's runtime does for etcd: a unit or a container without a word about it begins with 1024. Too low a limit is
+/// an error: the first clients would leave nothing for the store.
 pub fn connections_max() -> Result<usize, String> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let allowed = getrlimit(Resource::Nofile).maximum;
+    // It may stay as it was; that is looked at next.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: allowed, maximum: allowed });
+    let limit = getrlimit(Resource::Nofile).current;
     places_for(limit).ok_or_else(|| {
         let limit = limit.unwrap_or_default();
         format!(
@@ -164,12 +169,37 @@ pub fn bind(flag: &str, places: &[Place], reuse_port: bool) -> Result<Vec<Socket
     bound.collect()
 }
 
+/// `0.0.0.0` is all addresses of the host, those of IPv6 among them, as for Go's servers: people write it for a host that has no
+/// others. Where the kernel has no IPv6 it is those of IPv4.
 fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<Listener> {
+    let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => match bind_to(any, reuse_port) {
+            Err(e) if NO_IPV6.contains(&e.raw_os_error()) => bind_to(address, reuse_port),
+            bound => bound,
+        },
+        _ => bind_to(address, reuse_port),
+    }
+}
+
+/// What the kernel says of an IPv6 address where it has none.
+const NO_IPV6: [Option<i32>; 2] =
+    [Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()), Some(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error())];
+
+fn bind_to(address: SocketAddr, reuse_port: bool) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(reuse_port)?;
     socket.bind(address)?;
     Ok(Listener::Tcp(socket.listen(BACKLOG)?))
+}
+
+/// An address of IPv4 is one, also where it comes to a socket for both.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Takes the place of a socket that an earlier process left, but of no other file.
@@ -192,7 +222,10 @@ enum Accepted {
 impl Listener {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from)),
+            Listener::Tcp(listener) => {
+                let (stream, from) = listener.accept().await?;
+                Ok(Accepted::Tcp(stream, canonical(from)))
+            }
             Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
         }
     }
@@ -304,7 +337,7 @@ impl Door {
             Accepted::Tcp(stream, from) => {
                 let _ = stream.set_nodelay(true);
                 let _ = keep_alive(&stream);
-                let from = Ends { remote: from, local: stream.local_addr().ok() };
+                let from = Ends { remote: from, local: stream.local_addr().ok().map(canonical) };
                 match self.speaks_tls(&stream).await {
                     Some(true) => self.enter_secure(stream, Some(from), stop).await,
                     Some(false) => self.enter_plain(stream, Some(from), stop).await,

@@ -540,6 +540,55 @@ async fn head_bytes() {
     assert!(both.ours().put("alive", "yes").await.is_ok());
 }
 
+/// openraft looks at its clock every few seconds then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_alone_leads_at_once_whatever_the_election_time_out() {
+    let mut cluster = Cluster::start_with(&["solo"], &["--election-timeout=50000"]).await;
+    let member = &mut cluster.members[0];
+    member.put("k", "v").await.unwrap();
+    assert_eq!(member.terminate().await, Some(0));
+    let begun = std::time::Instant::now();
+    member.start();
+    member.ready().await;
+    assert!(begun.elapsed() < Duration::from_millis(2000), "{:?}", begun.elapsed());
+}
+
+/// What a unit or a container begins with that says nothing about it, in small.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_files_is_raised_as_far_as_it_may_be() {
+    let mut cluster = Cluster::new(&["solo"]);
+    let member = &mut cluster.members[0];
+    let shell = ["sh", "-c", "ulimit -Sn 200; exec \"$0\" \"$@\""].map(Into::into);
+    member.program.splice(0..0, shell);
+    member.start();
+    member.ready().await;
+    let mut clients = Vec::new();
+    for _ in 0..300 {
+        clients.push(TcpStream::connect(&member.client).await.unwrap());
+    }
+    let asked = tokio::time::timeout(Duration::from_secs(30), member.http("/version"));
+    assert_eq!(asked.await.expect("a client after all these is served").0, 200);
+}
+
+/// As Go's servers have it: a host may have no other addresses.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_addresses_are_those_of_ipv6_too() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return crate::support::left_out("this host has no IPv6");
+    }
+    let mut cluster = Cluster::new(&["solo"]);
+    let member = &mut cluster.members[0];
+    let port = member.client.rsplit_once(':').unwrap().1.to_owned();
+    member.flags.push(format!("--listen-client-urls=http://0.0.0.0:{port}"));
+    member.flags.push("--warning-unary-request-duration=1ns".to_owned());
+    member.start();
+    member.ready().await;
+    let by_v6 = Member::at(&format!("[::1]:{port}"), cluster.tmp.path());
+    assert_eq!(by_v6.put("k", "v").await.unwrap(), 2);
+    let log = cluster.members[0].log();
+    assert!(log.contains("\"remote\":\"[::1]:") && log.contains("\"remote\":\"127.0.0.1:"), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn time_to_stop() {
     let mut cluster = Cluster::start(&["solo"]).await;

@@ -204,6 +204,43 @@ async fn defragmenting_gives_space_back_while_the_member_serves() {
     assert!(!cluster.members[0].log().contains("setting it aside"), "{}", cluster.members[0].log());
 }
 
+/// A snapshot that nobody reads keeps compacted records from being deleted, and people's scripts go on compacting.
+#[tokio::test(flavor = "multi_thread")]
+async fn compactions_that_wait_take_no_thread_from_others() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    // More than what is in flight of a stream that is not read.
+    for n in 0..20 {
+        m.put(&format!("large{n}"), &"x".repeat(1 << 20)).await.unwrap();
+    }
+    // Without a time-out of its own.
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", m.client)).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let unread = MaintenanceClient::new(channel.clone()).snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
+    let kv = pb::kv_client::KvClient::new(channel);
+    let mut waiting = tokio::task::JoinSet::new();
+    // More than tokio has threads for work that blocks.
+    for n in 0..560 {
+        let revision = m.put("k", &n.to_string()).await.unwrap();
+        let mut kv = kv.clone();
+        let request = pb::CompactionRequest { revision, physical: true };
+        waiting.spawn(async move { kv.compact(request).await.map(drop) });
+    }
+    // The first find nothing to delete, and one that a later one overtook is refused.
+    while waiting.try_join_next().is_some() {}
+    assert!(waiting.len() > 512, "{} wait: this test sees nothing", waiting.len());
+    // Another one is read, on such a thread, and the member goes on.
+    let mut other = m.maintenance().await.snapshot(pb::SnapshotRequest {}).await.unwrap().into_inner();
+    assert!(other.message().await.unwrap().is_some());
+    assert_eq!(m.everything().await.len(), 21);
+    m.put("k", "goes on").await.unwrap();
+    drop((unread, other));
+    while let Some(done) = waiting.join_next().await {
+        let done = done.unwrap();
+        assert!(done.is_ok(), "{done:?}");
+    }
+}
+
 /// Where a member's store is: names, and which file or directory it is that has the name.
 fn stores(member: &Member) -> BTreeMap<String, u64> {
     let entries = std::fs::read_dir(member.dir.join("member")).unwrap().map(Result::unwrap);

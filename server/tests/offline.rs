@@ -395,6 +395,15 @@ async fn an_interrupted_restore_is_run_again_and_is_no_empty_cluster() {
     member.ready().await;
     assert_eq!(member.get("k", false).await.unwrap().as_deref(), Some("v"));
 
+    // A release that founded a cluster beside what was left has a member there by now; so has one that was started on etcd's files.
+    member.kill();
+    std::fs::create_dir(dir.join("member.part")).unwrap();
+    std::fs::write(dir.join("member/snap/db"), "etcd's").unwrap();
+    member.start();
+    member.ready().await;
+    assert_eq!(member.get("k", false).await.unwrap().as_deref(), Some("v"));
+    std::fs::remove_dir(dir.join("member.part")).unwrap();
+
     // One that still works is left alone; so is whatever else is there.
     member.kill();
     std::fs::rename(dir.join("member"), dir.join("member.part")).unwrap();

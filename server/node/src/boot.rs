@@ -244,9 +244,12 @@ impl Boot {
     pub async fn run(self) -> Result<Member, BootError> {
         let dir = self.config.data_dir.join("member");
         make_private(&self.config.data_dir)?;
-        // Before anything is written: it could not be restored into any more, nor be etcd's again.
-        refuse_half_restored(&self.config.data_dir)?;
-        Format::refuse_etcd(&dir).map_err(|e| unfit(&e))?;
+        // Before anything is written: it could not be restored into any more, nor be etcd's again. Earlier releases wrote all the
+        // same, and what they wrote is a member's.
+        if Remembered::load(&dir)?.is_none() {
+            refuse_half_restored(&self.config.data_dir)?;
+            Format::refuse_etcd(&dir).map_err(|e| unfit(&e))?;
+        }
         make_private(&dir)?;
         let claim = claim(&dir)?;
         let known = Remembered::load(&dir)?;

@@ -121,6 +121,8 @@ pub(crate) struct Inner {
     pub(crate) proposals: Arc<Semaphore>,
     pub(crate) restores: Arc<Semaphore>,
     pub(crate) snapshots: Arc<Semaphore>,
+    /// Physical compactions that are waited for, each on a thread of its own.
+    pub(crate) waiting_compactions: Arc<Semaphore>,
     /// Held while the store is rewritten.
     pub(crate) defragmenting: tokio::sync::Mutex<()>,
     pub(crate) reads: mpsc::Sender<RoundWaiter>,
@@ -254,6 +256,7 @@ impl Node {
             proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
             restores: Arc::new(Semaphore::new(1)),
             snapshots: Arc::new(Semaphore::new(crate::maintenance::SNAPSHOTS_MAX)),
+            waiting_compactions: Arc::new(Semaphore::new(crate::propose::COMPACTION_WAITS_MAX)),
             defragmenting: tokio::sync::Mutex::default(),
             reads,
             metrics: shared.metrics.clone(),

@@ -12,7 +12,7 @@ use ferretcd_bolt::Trailer;
 use ferretcd_raft::offline;
 use ferretcd_raft::snapshot::SnapshotDir;
 use ferretcd_state::{Adoption, State, StateError};
-use ferretcd_storage::{EngineKind, Format, Store};
+use ferretcd_storage::{EngineKind, Format, Options, Store};
 use ferretcd_types::{ClusterId, Epoch, LogPos, Member, MemberId, PeerNode};
 use ferretcd_wal::fs::Lock;
 use ferretcd_wal::{Listing, OsFs, Wal, record::Record};
@@ -220,7 +220,9 @@ fn engine_of(dir: &Path) -> Result<EngineKind, BootError> {
 pub fn defragment(config: &BootConfig) -> Result<(u64, u64), BootError> {
     let dir = config.data_dir.join("member");
     let me = member_of(&dir)?;
-    let config = BootConfig { engine: engine_of(&dir)?, ..config.clone() };
+    // Nobody else writes there: all that is free may be used.
+    let write_behind = Options { leaves_room: false, ..config.write_behind.clone() };
+    let config = BootConfig { engine: engine_of(&dir)?, write_behind, ..config.clone() };
     // A log that is begun where --wal-dir was forgotten would be taken for this member's at the next start.
     expect_log(&config, &dir, me)?;
     let files = open(&config, &dir, me, Damage::Refuse)?;

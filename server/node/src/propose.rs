@@ -55,7 +55,12 @@ impl Node {
         let reply = self.propose(ferretcd_types::Compact { revision }).await?;
         if physical {
             let state = self.inner.state.clone();
-            tokio::task::spawn_blocking(move || state.wait_compacted(revision)).await.map_err(Error::internal)??;
+            let place = self.inner.waiting_compactions.clone().acquire_owned().await.map_err(Error::internal)?;
+            let waits = move || {
+                let _place = place;
+                state.wait_compacted(revision)
+            };
+            tokio::task::spawn_blocking(waits).await.map_err(Error::internal)??;
         }
         Ok(reply)
     }
@@ -271,6 +276,10 @@ fn blame(asked: MemberId, now: Option<MemberId>, otherwise: Error) -> Error {
         None => Error::Timeout,
     }
 }
+
+/// Physical compactions that are waited for at once; others wait for these. A snapshot that nobody reads holds them all up, and
+/// each has a thread, of which tokio has 512 for all that waits for a disk.
+pub(crate) const COMPACTION_WAITS_MAX: usize = 8;
 
 /// What a lease takes, as etcd estimates it.
 const LEASE_COST_BYTES: u64 = 64;

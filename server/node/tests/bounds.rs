@@ -4,7 +4,8 @@
 
 mod support;
 
-use ferretcd_types::{Error, KeyRange, Put, Range};
+use ferretcd_node::Node;
+use ferretcd_types::{Error, KeyRange, Put, Range, SortOrder, SortTarget, Txn, TxnOp};
 use futures::future::{join, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
@@ -49,4 +50,51 @@ async fn more_proposals_than_may_be_under_way_are_refused() {
     puts.remove(0).await.unwrap();
     drop(puts);
     member.stop().await;
+}
+
+/// To count, or to find the newest, is to visit all of a range, whatever the limit.
+#[test]
+fn a_read_of_many_keys_holds_up_nothing_else() {
+    /// Reads until something else ran meanwhile: on a busy machine it may not come to it in one read.
+    async fn lets_others_run(node: &Node, read: &Range) -> bool {
+        for _ in 0..20 {
+            let (node, read) = (node.clone(), read.clone());
+            let reading = tokio::spawn(async move { node.range(read).await.unwrap() });
+            let mut turns = 0;
+            while !reading.is_finished() {
+                tokio::task::yield_now().await;
+                turns += 1;
+            }
+            // One thread polls both in turn: one that reads without handing it over is polled a few times in all.
+            if turns > 20 {
+                return true;
+            }
+        }
+        false
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let member = support::run(dir.path(), None).await;
+        let node = member.node.clone();
+        let looked = tokio::spawn(async move {
+            for batch in 0..100 {
+                let puts = (0..1000).map(|n| {
+                    let key = format!("{batch:03}/{n:03}").into();
+                    TxnOp::Put(Put { key, value: "v".into(), ..Default::default() })
+                });
+                node.txn(Txn { success: puts.collect(), ..Default::default() }).await.unwrap();
+            }
+            let all = Range { range: KeyRange::all(), serializable: true, ..Default::default() };
+            for read in [
+                Range { count_only: true, ..all.clone() },
+                Range { limit: 1, ..all.clone() },
+                Range { limit: 1, sort_order: SortOrder::Descend, sort_target: SortTarget::Mod, ..all },
+            ] {
+                assert!(lets_others_run(&node, &read).await, "{read:?}");
+            }
+        });
+        looked.await.unwrap();
+        member.stop().await;
+    });
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub max_ops_per_commit: usize,
     /// How many bytes of recently committed revisions stay readable without the engine. 0: none.
     pub cache_bytes: usize,
+    /// Whether a rewrite leaves room on its volume for what else is written there: not where nothing is.
+    pub leaves_room: bool,
 }
 
 impl Default for Options {
@@ -52,6 +54,7 @@ impl Default for Options {
             flush_interval: Duration::from_secs(1),
             max_ops_per_commit: 200,
             cache_bytes: 128 << 20,
+            leaves_room: true,
         }
     }
 }
@@ -551,7 +554,7 @@ impl Shared {
     fn advance(&self, copy: &mut Option<Copy>) -> Result<Option<Option<Replaced>>> {
         let engine = self.engine();
         let Some(copy) = copy else {
-            *copy = Copy::begin(&*engine)?;
+            *copy = Copy::begin(&*engine, self.options.leaves_room)?;
             return Ok(copy.is_none().then_some(None));
         };
         if !copy.piece(&*engine)? {

@@ -791,6 +791,7 @@ fn the_store_is_a_map_and_a_power_cut_leaves_a_prefix_of_its_batches() {
                 flush_interval: Duration::from_micros(random.below(600)),
                 max_ops_per_commit: 1 + random.below(20) as usize,
                 cache_bytes: random.below(4000) as usize,
+                leaves_room: true,
             };
             let store = Store::open(engine.clone(), options).unwrap();
             for _ in 0..random.below(150) {

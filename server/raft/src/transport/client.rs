@@ -486,7 +486,7 @@ pub(crate) struct PeerConnection {
     /// The interval of heartbeats, if it is for these: streams of one empty request. Replication has streams of one empty request,
     /// too.
     heartbeats: Option<Duration>,
-    /// When the last heartbeat left, if it was answered; one interval before the answer, if that came later than this.
+    /// When the last heartbeat left, if its answer began; one interval before the end of it, if that is later.
     beat: Mutex<Option<Instant>>,
 }
 
@@ -521,6 +521,18 @@ impl Sending {
             waits.as_mut().poll(cx)
         })
         .await
+    }
+}
+
+/// A heartbeat whose answer is awaited, until it came or was given up. The next one leaves after that: a long way, or a follower's slow
+/// disk, is no lateness of this leader.
+struct Beat<'a>(&'a PeerConnection);
+
+impl Drop for Beat<'_> {
+    fn drop(&mut self) {
+        let mut beat = self.0.beat.lock();
+        let earliest = self.0.heartbeats.and_then(|interval| Instant::now().checked_sub(interval));
+        *beat = beat.map(|left| earliest.map_or(left, |earliest| left.max(earliest)));
     }
 }
 
@@ -619,13 +631,6 @@ impl PeerConnection {
                 "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
             );
         }
-    }
-
-    /// The next heartbeat leaves after the answer of this one: a long way is no lateness.
-    fn beat_answered(&self) {
-        let mut beat = self.beat.lock();
-        let earliest = self.heartbeats.and_then(|interval| Instant::now().checked_sub(interval));
-        *beat = beat.map(|left| earliest.map_or(left, |earliest| left.max(earliest)));
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
@@ -770,7 +775,6 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                             Ok(Ok(Some(answer))) => {
                                 if let Some(Sent { left, first: None }) = times.lock().pop_front() {
                                     this.peers.observer.round_trip(MemberId(this.id), left.elapsed());
-                                    this.beat_answered();
                                 }
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
@@ -790,7 +794,11 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                     }
                 },
             );
-            let answers: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(answers);
+            let beat = Beat(this);
+            let answers: BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>> = Box::pin(answers.map(move |answer| {
+                let _until_it_is_dropped = &beat;
+                answer
+            }));
             Ok(answers)
         })
     }
@@ -1242,6 +1250,24 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(5)).await;
             }
             assert_eq!(observer.0.load(Ordering::Relaxed), 1, "the second was five seconds after the first");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_is_not_late_where_a_follower_is_slow() {
+        let patience = Duration::from_millis(240);
+        for answered_after in [Duration::from_secs(20), patience * 9 / 10] {
+            let (peers, _) = member(|| one(&convert::append_response(Ok(None))), answered_after);
+            let observer = Arc::new(Late::default());
+            let peers = Peers { observer: observer.clone(), ..peers };
+            let mut network = Network { peers, heartbeat: Duration::from_millis(100) };
+            let mut beats = network.new_heartbeat_client(2, &node(&["http://127.0.0.1:1"])).await;
+            for _ in 0..4 {
+                // As openraft does.
+                let beat = beats.append_entries(heartbeat(), RPCOption::new(patience));
+                let _ = tokio::time::timeout(patience, beat).await;
+            }
+            assert_eq!(observer.0.load(Ordering::Relaxed), 0, "answered after {answered_after:?}");
         }
     }
 

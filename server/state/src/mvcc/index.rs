@@ -86,7 +86,7 @@ impl Index {
             let wanted = index.droppable(main);
             let count = wanted.min(left);
             if count > 0 {
-                found.keys.push((key.clone(), index.oldest(count).to_vec()));
+                found.keys.push((key.clone(), index.oldest(count).copied().collect()));
                 left -= count;
             }
             if count < wanted {
@@ -106,7 +106,7 @@ impl Index {
     /// Forgets the oldest changes of a key.
     pub fn forget(&mut self, key: &[u8], count: usize) {
         let Some(index) = self.keys.get_mut(key) else { return };
-        self.bytes -= index.oldest(count).iter().map(|change| u64::from(change.bytes)).sum::<u64>();
+        self.bytes -= index.oldest(count).map(|change| u64::from(change.bytes)).sum::<u64>();
         index.drop_oldest(count);
         if index.is_empty() {
             self.keys.remove(key);

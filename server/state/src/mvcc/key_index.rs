@@ -1,5 +1,7 @@
 //! The history of one key: which revisions changed it.
 
+use std::collections::VecDeque;
+
 /// One change of a key. Thirty-two bytes, because a store holds millions of them in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -30,24 +32,25 @@ impl Change {
 /// life ("generation"), one list with marks says the same.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyIndex {
-    changes: Vec<Change>,
+    /// Dropped from the front, a few at a time: the rest, which may be millions, is not moved for it.
+    changes: VecDeque<Change>,
 }
 
 impl KeyIndex {
     /// A key with its first change.
     pub fn new(change: Change) -> Self {
-        KeyIndex { changes: vec![change] }
+        KeyIndex { changes: VecDeque::from([change]) }
     }
 
     /// Adds the newest change.
     pub fn push(&mut self, change: Change) {
-        debug_assert!(self.changes.last().is_none_or(|last| last.order() < change.order()));
-        self.changes.push(change);
+        debug_assert!(self.latest().is_none_or(|last| last.order() < change.order()));
+        self.changes.push_back(change);
     }
 
     /// The newest change.
     pub fn latest(&self) -> Option<&Change> {
-        self.changes.last()
+        self.changes.back()
     }
 
     /// The newest change at or below a main revision, tombstones included.
@@ -73,8 +76,8 @@ impl KeyIndex {
     }
 
     /// The oldest changes.
-    pub fn oldest(&self, count: usize) -> &[Change] {
-        &self.changes[..count.min(self.changes.len())]
+    pub fn oldest(&self, count: usize) -> impl Iterator<Item = &Change> {
+        self.changes.iter().take(count)
     }
 
     /// Forgets the oldest changes.
@@ -93,7 +96,7 @@ impl KeyIndex {
 
     /// How many changes are at or below a main revision.
     fn count_through(&self, main: i64) -> usize {
-        match self.changes.last() {
+        match self.latest() {
             // Nearly every read is of the latest state.
             Some(last) if last.main <= main => self.changes.len(),
             _ => self.changes.partition_point(|change| change.main <= main),
@@ -121,6 +124,21 @@ mod tests {
         let (first, second) = (Some((2, 2, 1)), Some((4, 2, 2)));
         let (third, fourth) = (Some((8, 8, 1)), Some((9, 8, 2)));
         assert_eq!(seen, [None, first, first, second, second, None, None, third, fourth, fourth]);
+    }
+
+    #[test]
+    fn of_many_changes_a_few_are_dropped_without_moving_the_rest() {
+        let mut index = KeyIndex::default();
+        for main in 1..=10_000 {
+            index.push(Change { main, sub: 0, created: 1, version: main, bytes: 1 });
+        }
+        // A compaction drops a hundred at a time: of ten million all the others would be moved each time.
+        let newest = std::ptr::from_ref(index.latest().unwrap());
+        for _ in 0..10 {
+            index.drop_oldest(100);
+            assert!(std::ptr::eq(newest, index.latest().unwrap()));
+        }
+        assert_eq!(index.oldest(2).map(|change| change.main).collect::<Vec<_>>(), [1_001, 1_002]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub(super) struct Copy {
     written: Amount,
     /// Bytes that the copy got since its last flush.
     unflushed: usize,
+    leaves_room: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -39,10 +40,18 @@ struct Amount {
 
 impl Copy {
     /// A copy that holds nothing yet, or None if this engine has nothing to gain from one.
-    pub fn begin(engine: &dyn Engine) -> Result<Option<Copy>> {
-        engine.has_room(0)?;
+    pub fn begin(engine: &dyn Engine, leaves_room: bool) -> Result<Option<Copy>> {
+        if leaves_room {
+            engine.has_room(0)?;
+        }
         let fresh = engine.fresh()?;
-        Ok(fresh.map(|fresh| Copy { fresh, copied_to: Bytes::new(), written: Amount::default(), unflushed: 0 }))
+        Ok(fresh.map(|fresh| Copy {
+            fresh,
+            copied_to: Bytes::new(),
+            written: Amount::default(),
+            unflushed: 0,
+            leaves_room,
+        }))
     }
 
     /// Copies the next records: at least twice what was committed since the last call, so that the end is reached whatever is
@@ -103,6 +112,6 @@ impl Copy {
             self.unflushed = 0;
         }
         // How large a copy becomes, nobody knows before: engines pack the same records more or less tightly.
-        self.fresh.has_room(self.unflushed as u64)
+        if self.leaves_room { self.fresh.has_room(self.unflushed as u64) } else { Ok(()) }
     }
 }
