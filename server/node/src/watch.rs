@@ -8,6 +8,7 @@ mod hub;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 pub(crate) use hub::Hub;
 pub use stream::WatchStream;

@@ -1,7 +1,7 @@
 //! Who watches what: the registry that applied events are matched against.
 
 use crate::watch::WatchCreate;
-use bytes::Bytes;
+use crate::watch::watched::Watched;
 use ferretcd_types::{Event, EventKind, KeyRange};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,18 +29,16 @@ struct Inner {
     /// Revision up to which events are in the queues.
     published: i64,
     streams: HashMap<u64, Arc<Queue>>,
-    /// Synced watchers of one key, by key.
-    single: HashMap<Bytes, Vec<Target>>,
-    /// Synced watchers of a range.
-    ranges: BTreeMap<(u64, i64), (KeyRange, Target)>,
-    watchers: usize,
+    /// Synced watchers.
+    watched: Watched,
 }
 
 /// A synced watcher.
 #[derive(Clone, Debug)]
-struct Target {
+pub(super) struct Target {
     queue: Arc<Queue>,
-    id: i64,
+    pub(super) id: i64,
+    pub(super) range: KeyRange,
     no_put: bool,
     no_delete: bool,
 }
@@ -113,9 +111,7 @@ impl Hub {
     pub(super) fn close_stream(&self, queue: &Queue, watchers: &[(i64, KeyRange)]) {
         let mut inner = self.inner.lock();
         inner.streams.remove(&queue.stream);
-        for (id, range) in watchers {
-            inner.remove(queue.stream, *id, range);
-        }
+        inner.watched.remove_stream(queue.stream, watchers.iter().map(|(_, range)| range));
     }
 
     /// Starts giving a watcher events after `complete`, if nothing was published beyond it; else it stays behind and
@@ -134,18 +130,13 @@ impl Hub {
             }
         }
         let published = inner.published;
-        let target = Target { queue: queue.clone(), id, no_put: request.no_put, no_delete: request.no_delete };
-        if request.range.is_single() {
-            inner.single.entry(request.range.start.clone()).or_default().push(target);
-        } else {
-            inner.ranges.insert((queue.stream, id), (request.range.clone(), target));
-        }
-        inner.watchers += 1;
+        let WatchCreate { no_put, no_delete, .. } = *request;
+        inner.watched.insert(Target { queue: queue.clone(), id, range: request.range.clone(), no_put, no_delete });
         Ok(published)
     }
 
     pub(super) fn unsync(&self, queue: &Queue, id: i64, range: &KeyRange) {
-        self.inner.lock().remove(queue.stream, id, range);
+        self.inner.lock().watched.remove(range, |target| target.is(queue.stream, id));
     }
 
     /// Revision up to which every synced watcher has its events in its queue. While `check` runs nothing is
@@ -176,7 +167,7 @@ impl Hub {
         let (behind, waiting) = queues.fold((0, 0), |(behind, waiting), queue| {
             (behind + queue.behind.load(Ordering::Relaxed), waiting + queue.state.lock().events)
         });
-        (inner.watchers, behind, waiting)
+        (inner.watched.len(), behind, waiting)
     }
 
     /// Number of open streams.
@@ -188,17 +179,14 @@ impl Hub {
     pub(crate) fn publish(&self, revision: i64, events: &[Event]) {
         let mut inner = self.inner.lock();
         inner.published = revision;
-        if inner.watchers == 0 {
+        if inner.watched.len() == 0 {
             return;
         }
         // All events of the revision for one watcher go into its queue under one lock: a stream that takes messages
         // meanwhile must never see half a revision.
         let mut given: BTreeMap<(u64, i64), (&Target, Vec<Event>)> = BTreeMap::new();
         for event in events {
-            let single = inner.single.get(&event.kv.key).into_iter().flatten();
-            let ranges =
-                inner.ranges.values().filter(|(range, _)| range.contains(&event.kv.key)).map(|(_, target)| target);
-            for target in single.chain(ranges) {
+            for target in inner.watched.of(&event.kv.key) {
                 let wanted = match event.kind {
                     EventKind::Put => !target.no_put,
                     EventKind::Delete => !target.no_delete,
@@ -209,13 +197,13 @@ impl Hub {
                 }
             }
         }
-        let full: Vec<((u64, i64), Vec<Event>)> = given
+        let full: Vec<((u64, i64), KeyRange)> = given
             .into_iter()
             .filter(|(_, (target, events))| !target.give(revision, events))
-            .map(|(watcher, (_, events))| (watcher, events))
+            .map(|(watcher, (target, _))| (watcher, target.range.clone()))
             .collect();
-        for ((stream, id), events) in full {
-            inner.remove_full(stream, id, &events);
+        for ((stream, id), range) in full {
+            inner.watched.remove(&range, |target| target.is(stream, id));
         }
     }
 
@@ -223,7 +211,7 @@ impl Hub {
     pub(crate) fn restored(&self, revision: i64) {
         let mut inner = self.inner.lock();
         inner.published = revision;
-        inner.forget_watchers();
+        inner.watched.clear();
         for queue in inner.streams.values() {
             let mut pending = queue.state.lock();
             pending.restored = Some(revision);
@@ -236,7 +224,7 @@ impl Hub {
         let mut inner = self.inner.lock();
         let missed_from = inner.published + 1;
         inner.published = revision;
-        inner.forget_watchers();
+        inner.watched.clear();
         for queue in inner.streams.values() {
             let mut pending = queue.state.lock();
             pending.resync.get_or_insert(missed_from);
@@ -252,7 +240,7 @@ impl Hub {
     /// Ends all streams, behind what waits in their queues: nothing more comes into them.
     pub(crate) fn stop(&self) {
         let mut inner = self.inner.lock();
-        inner.forget_watchers();
+        inner.watched.clear();
         for queue in inner.streams.values() {
             queue.state.lock().stopped = true;
             queue.wake.notify_one();
@@ -260,43 +248,21 @@ impl Hub {
     }
 }
 
-impl Inner {
-    fn remove(&mut self, stream: u64, id: i64, range: &KeyRange) {
-        let before = self.watchers;
-        if range.is_single() {
-            if let Some(targets) = self.single.get_mut(&range.start) {
-                let len = targets.len();
-                targets.retain(|t| !(t.queue.stream == stream && t.id == id));
-                self.watchers -= len - targets.len();
-                if targets.is_empty() {
-                    self.single.remove(&range.start);
-                }
-            }
-        } else if self.ranges.remove(&(stream, id)).is_some() {
-            self.watchers -= 1;
-        }
-        debug_assert!(self.watchers <= before);
-    }
-
-    /// Removes a watcher that had no room for these events: it watches a range, or the key of one of them.
-    fn remove_full(&mut self, stream: u64, id: i64, events: &[Event]) {
-        if self.ranges.remove(&(stream, id)).is_some() {
-            self.watchers -= 1;
-            return;
-        }
-        for event in events {
-            self.remove(stream, id, &KeyRange::single(event.kv.key.clone()));
-        }
-    }
-
-    fn forget_watchers(&mut self) {
-        self.single.clear();
-        self.ranges.clear();
-        self.watchers = 0;
-    }
-}
-
 impl Target {
+    pub(super) fn stream(&self) -> u64 {
+        self.queue.stream
+    }
+
+    fn is(&self, stream: u64, id: i64) -> bool {
+        (self.queue.stream, self.id) == (stream, id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn quiet(stream: u64, id: i64, range: KeyRange) -> Self {
+        let queue = Arc::new(Queue { stream, ..Queue::default() });
+        Target { queue, id, range, no_put: false, no_delete: false }
+    }
+
     /// Queues one revision's events; false when they do not fit and the watcher fell behind from this revision on.
     fn give(&self, revision: i64, events: &[Event]) -> bool {
         let mut pending = self.queue.state.lock();
