@@ -156,9 +156,13 @@ pub fn no_calls() -> (TaskTracker, Duration) {
 
 /// Binds, with an error that names the flag and the address.
 pub fn bind(flag: &str, places: &[Place], reuse_port: bool) -> Result<Vec<Socket>, String> {
+    // Beside an address of IPv6 that is named, 0.0.0.0 is what it says: both at one port would not go together.
+    let has_v6 = |port| {
+        places.iter().any(|place| matches!(&place.address, Address::Tcp(SocketAddr::V6(v6)) if v6.port() == port))
+    };
     let bound = places.iter().map(|place| {
         let listener = match &place.address {
-            Address::Tcp(address) => bind_tcp(*address, reuse_port),
+            Address::Tcp(address) => bind_tcp(*address, reuse_port, !has_v6(address.port())),
             Address::Unix(path) => bind_unix(path.clone()),
         };
         let listener = listener.map_err(|e| {
@@ -171,10 +175,10 @@ pub fn bind(flag: &str, places: &[Place], reuse_port: bool) -> Result<Vec<Socket
 
 /// `0.0.0.0` is all addresses of the host, those of IPv6 among them, as for Go's servers: people write it for a host that has no
 /// others. Where the kernel has no IPv6 it is those of IPv4.
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<Listener> {
+fn bind_tcp(address: SocketAddr, reuse_port: bool, for_both: bool) -> io::Result<Listener> {
     let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
     match address {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => match bind_to(any, reuse_port) {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() && for_both => match bind_to(any, reuse_port) {
             Err(e) if NO_IPV6.contains(&e.raw_os_error()) => bind_to(address, reuse_port),
             bound => bound,
         },

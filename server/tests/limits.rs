@@ -587,6 +587,17 @@ async fn all_addresses_are_those_of_ipv6_too() {
     assert_eq!(by_v6.put("k", "v").await.unwrap(), 2);
     let log = cluster.members[0].log();
     assert!(log.contains("\"remote\":\"[::1]:") && log.contains("\"remote\":\"127.0.0.1:"), "{log}");
+
+    // Where one of them is named, too, at the same port.
+    for urls in [["0.0.0.0", "[::1]"], ["[::1]", "0.0.0.0"]] {
+        let member = &mut cluster.members[0];
+        assert_eq!(member.terminate().await, Some(0));
+        let urls = urls.map(|host| format!("http://{host}:{port}")).join(",");
+        let command = member.command(&[&format!("--listen-client-urls={urls}")]);
+        member.start_as(command);
+        member.ready().await;
+        assert_eq!(by_v6.get("k", false).await.unwrap().as_deref(), Some("v"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,7 +111,9 @@ impl Hub {
     pub(super) fn close_stream(&self, queue: &Queue, watchers: &[(i64, KeyRange)]) {
         let mut inner = self.inner.lock();
         inner.streams.remove(&queue.stream);
-        inner.watched.remove_stream(queue.stream, watchers.iter().map(|(_, range)| range));
+        for (id, range) in watchers {
+            inner.watched.remove(range, queue.stream, *id);
+        }
     }
 
     /// Starts giving a watcher events after `complete`, if nothing was published beyond it; else it stays behind and
@@ -136,7 +138,7 @@ impl Hub {
     }
 
     pub(super) fn unsync(&self, queue: &Queue, id: i64, range: &KeyRange) {
-        self.inner.lock().watched.remove(range, |target| target.is(queue.stream, id));
+        self.inner.lock().watched.remove(range, queue.stream, id);
     }
 
     /// Revision up to which every synced watcher has its events in its queue. While `check` runs nothing is
@@ -203,7 +205,7 @@ impl Hub {
             .map(|(watcher, (target, _))| (watcher, target.range.clone()))
             .collect();
         for ((stream, id), range) in full {
-            inner.watched.remove(&range, |target| target.is(stream, id));
+            inner.watched.remove(&range, stream, id);
         }
     }
 
@@ -251,10 +253,6 @@ impl Hub {
 impl Target {
     pub(super) fn stream(&self) -> u64 {
         self.queue.stream
-    }
-
-    fn is(&self, stream: u64, id: i64) -> bool {
-        (self.queue.stream, self.id) == (stream, id)
     }
 
     #[cfg(test)]

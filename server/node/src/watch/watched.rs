@@ -4,22 +4,25 @@
 use crate::watch::hub::Target;
 use bytes::Bytes;
 use ferretcd_types::KeyRange;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
-/// The registry. A watcher is in it once, under its range.
+/// The registry. A watcher is in it once, under its range. Whoever comes or goes is found among all the others at once: thousands
+/// that watch the same fall behind together, or lose their connection.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
-    /// Watchers of one key, by key.
-    keys: HashMap<Bytes, Vec<Target>>,
-    /// Watchers of all keys that begin so, which most ranges are. An event's key is looked for with each length that there is:
-    /// a handful, where there are any.
-    prefixes: HashMap<Bytes, Vec<Target>>,
-    /// How many prefixes there are of each length.
+    /// Watchers of one key.
+    keys: BTreeMap<Seat, Target>,
+    /// Watchers of all keys that begin so, which most ranges are.
+    prefixes: BTreeMap<Seat, Target>,
+    /// How many of them there are of each length. An event's key is looked for with each: a handful, where there are any.
     lengths: BTreeMap<usize, usize>,
-    /// Watchers of other ranges. Each of these is held against each event.
-    others: HashMap<KeyRange, Vec<Target>>,
+    /// Watchers of other ranges, by start and end. Each of these ranges is held against each event.
+    others: BTreeMap<(Bytes, Bytes), BTreeMap<(u64, i64), Target>>,
     watchers: usize,
 }
+
+/// A key or prefix, the stream, and the watcher's ID there.
+type Seat = (Bytes, u64, i64);
 
 /// How a range is looked for.
 enum Form {
@@ -58,75 +61,72 @@ impl Watched {
 
     /// A watcher that is not in it.
     pub fn insert(&mut self, target: Target) {
-        let range = &target.range;
-        let targets = match form(range) {
-            Form::Key => self.keys.entry(range.start.clone()).or_default(),
-            Form::Other => self.others.entry(range.clone()).or_default(),
+        let KeyRange { start, end } = target.range.clone();
+        let (stream, id) = (target.stream(), target.id);
+        let length = start.len();
+        let before = match form(&target.range) {
+            Form::Key => self.keys.insert((start, stream, id), target),
+            Form::Other => self.others.entry((start, end)).or_default().insert((stream, id), target),
             Form::Prefix => {
-                let targets = self.prefixes.entry(range.start.clone()).or_default();
-                if targets.is_empty() {
-                    *self.lengths.entry(range.start.len()).or_default() += 1;
-                }
-                targets
+                *self.lengths.entry(length).or_default() += 1;
+                self.prefixes.insert((start, stream, id), target)
             }
         };
-        targets.push(target);
+        debug_assert!(before.is_none(), "it is there already");
         self.watchers += 1;
     }
 
-    /// Without the watchers of this range that are such; what is not there is no error.
-    pub fn remove(&mut self, range: &KeyRange, is_such: impl Fn(&Target) -> bool) {
-        let without = |targets: &mut Vec<Target>| {
-            let before = targets.len();
-            targets.retain(|target| !is_such(target));
-            (before - targets.len(), targets.is_empty())
-        };
-        let form = form(range);
-        let looked = match form {
-            Form::Key => self.keys.get_mut(&range.start).map(without),
-            Form::Prefix => self.prefixes.get_mut(&range.start).map(without),
-            Form::Other => self.others.get_mut(range).map(without),
-        };
-        let Some((gone, is_empty)) = looked else { return };
-        self.watchers -= gone;
-        if !is_empty {
-            return;
-        }
-        match form {
-            Form::Key => drop(self.keys.remove(&range.start)),
-            Form::Other => drop(self.others.remove(range)),
+    /// Without a watcher of this range; one that is not there is no error.
+    pub fn remove(&mut self, range: &KeyRange, stream: u64, id: i64) {
+        let KeyRange { start, end } = range.clone();
+        let length = start.len();
+        let gone = match form(range) {
+            Form::Key => self.keys.remove(&(start, stream, id)),
             Form::Prefix => {
-                self.prefixes.remove(&range.start);
-                if let Some(prefixes) = self.lengths.get_mut(&range.start.len()) {
-                    *prefixes -= 1;
-                    if *prefixes == 0 {
-                        self.lengths.remove(&range.start.len());
-                    }
+                let gone = self.prefixes.remove(&(start, stream, id));
+                if gone.is_some() {
+                    uncount(&mut self.lengths, length);
                 }
+                gone
             }
-        }
-    }
-
-    /// Without the watchers of one stream, which watch these ranges: each range is gone through once, however many they are.
-    pub fn remove_stream<'a>(&mut self, stream: u64, ranges: impl Iterator<Item = &'a KeyRange>) {
-        let ranges: BTreeSet<(&[u8], &[u8])> = ranges.map(|range| (&*range.start, &*range.end)).collect();
-        for (start, end) in ranges {
-            let range = KeyRange { start: Bytes::copy_from_slice(start), end: Bytes::copy_from_slice(end) };
-            self.remove(&range, |target| target.stream() == stream);
-        }
+            Form::Other => {
+                let range = (start, end);
+                let gone = self.others.get_mut(&range).and_then(|targets| targets.remove(&(stream, id)));
+                if self.others.get(&range).is_some_and(BTreeMap::is_empty) {
+                    self.others.remove(&range);
+                }
+                gone
+            }
+        };
+        self.watchers -= usize::from(gone.is_some());
     }
 
     /// Who watches a key.
-    pub fn of<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Target> {
-        let prefixes = self.lengths.keys().filter_map(|length| self.prefixes.get(key.get(..*length)?));
-        let others = self.others.iter().filter(|(range, _)| range.contains(key)).map(|(_, targets)| targets);
-        self.keys.get(key).into_iter().chain(prefixes).chain(others).flatten()
+    pub fn of<'a>(&'a self, key: &'a Bytes) -> impl Iterator<Item = &'a Target> {
+        let at = |seats: &'a BTreeMap<Seat, Target>, start: Bytes| {
+            seats.range((start.clone(), 0, i64::MIN)..=(start, u64::MAX, i64::MAX)).map(|(_, target)| target)
+        };
+        let lengths = self.lengths.keys().take_while(|length| **length <= key.len());
+        let prefixes = lengths.flat_map(move |length| at(&self.prefixes, key.slice(..*length)));
+        let has = |(start, end): &(Bytes, Bytes)| KeyRange { start: start.clone(), end: end.clone() }.contains(key);
+        let others = self.others.iter().filter(move |(range, _)| has(range)).flat_map(|(_, targets)| targets.values());
+        at(&self.keys, key.clone()).chain(prefixes).chain(others)
+    }
+}
+
+fn uncount(lengths: &mut BTreeMap<usize, usize>, length: usize) {
+    if let Some(count) = lengths.get_mut(&length) {
+        *count -= 1;
+        if *count == 0 {
+            lengths.remove(&length);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn range(start: &[u8], end: &[u8]) -> KeyRange {
         KeyRange { start: Bytes::copy_from_slice(start), end: Bytes::copy_from_slice(end) }
@@ -155,7 +155,7 @@ mod tests {
         }
         assert_eq!(watched.len(), ranges.len());
         let told = |watched: &Watched, key: &[u8]| -> BTreeSet<usize> {
-            let ids: Vec<usize> = watched.of(key).map(|target| target.id as usize).collect();
+            let ids: Vec<usize> = watched.of(&Bytes::copy_from_slice(key)).map(|target| target.id as usize).collect();
             let once: BTreeSet<usize> = ids.iter().copied().collect();
             assert_eq!(ids.len(), once.len(), "nobody twice");
             once
@@ -166,29 +166,35 @@ mod tests {
         }
         // Every other one goes.
         for (id, range) in ranges.iter().enumerate().filter(|(id, _)| id % 2 == 0) {
-            watched.remove(range, |target| target.id == id as i64);
+            watched.remove(range, 1, id as i64);
         }
         for key in keys.iter().step_by(7) {
             let wanted = (0..ranges.len()).filter(|id| id % 2 == 1 && ranges[*id].contains(key)).collect();
             assert_eq!(told(&watched, key), wanted, "{key:?}");
         }
-        watched.remove_stream(1, ranges.iter());
+        for (id, range) in ranges.iter().enumerate() {
+            // Who is not there any more, too.
+            watched.remove(range, 1, id as i64);
+        }
         assert_eq!(watched.len(), 0);
         assert!(watched.keys.is_empty() && watched.prefixes.is_empty() && watched.others.is_empty());
         assert!(watched.lengths.is_empty());
     }
 
+    /// One event may be too much for all of them at once, under the lock that applying waits for.
     #[test]
-    fn who_watches_the_same_goes_with_its_stream_alone() {
+    fn of_a_hundred_thousand_who_watch_the_same_each_is_found_at_once() {
         let mut watched = Watched::default();
-        let all = range(b"k/", b"k0");
-        for (stream, id) in [(1, 0), (2, 0), (1, 1)] {
-            watched.insert(Target::quiet(stream, id, all.clone()));
+        let same = [range(b"k/", b"k0"), range(b"k", b""), range(b"k", b"m")];
+        for stream in 0..100_000 {
+            watched.insert(Target::quiet(stream, 0, same[stream as usize % 3].clone()));
         }
-        watched.remove_stream(1, [&all, &all].into_iter());
-        let left: Vec<_> = watched.of(b"k/x").map(|target| (target.stream(), target.id)).collect();
-        assert_eq!((left, watched.len()), (vec![(2, 0)], 1));
-        watched.remove(&range(b"other", b""), |_| true);
-        assert_eq!(watched.len(), 1);
+        for stream in 0..100_000 {
+            watched.remove(&same[stream as usize % 3], stream, 0);
+            if stream == 0 {
+                assert_eq!(watched.of(&Bytes::from_static(b"k/x")).count(), 2 * 33_333);
+            }
+        }
+        assert_eq!(watched.len(), 0);
     }
 }
