@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The time in a full file's name.
@@ -88,8 +89,10 @@ struct Inner {
     path: PathBuf,
     settings: Settings,
     open: Mutex<Open>,
-    /// Held by the thread that removes and packs full files; one at a time, and the next full file calls it again.
+    /// Held by the thread that removes and packs full files, one at a time.
     tidying: Mutex<()>,
+    /// Whether there may be something to tidy that nobody has looked at.
+    untidy: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -102,7 +105,8 @@ impl Rotating {
     /// Goes on in the file if it is there.
     pub fn open(path: &Path, settings: Settings) -> io::Result<Self> {
         let open = Mutex::new(append(path)?);
-        let inner = Inner { path: path.to_owned(), settings, open, tidying: Mutex::new(()) };
+        let inner =
+            Inner { path: path.to_owned(), settings, open, tidying: Mutex::new(()), untidy: AtomicBool::default() };
         let rotating = Rotating(Arc::new(inner));
         rotating.tidy_aside();
         Ok(rotating)
@@ -110,10 +114,15 @@ impl Rotating {
 
     fn tidy_aside(&self) {
         let inner = self.0.clone();
+        inner.untidy.store(true, Ordering::SeqCst);
         // Without a thread, the next full file tries again.
         let _ = std::thread::Builder::new().name("log-rotation".to_owned()).spawn(move || {
-            if let Some(_turn) = inner.tidying.try_lock() {
-                inner.tidy(Utc::now());
+            // Who has the turn looks again behind it: the one that looked at the start may be at it when the first file is full.
+            while inner.untidy.load(Ordering::SeqCst) {
+                let Some(_turn) = inner.tidying.try_lock() else { return };
+                while inner.untidy.swap(false, Ordering::SeqCst) {
+                    inner.tidy(Utc::now());
+                }
             }
         });
     }
@@ -240,6 +249,7 @@ mod tests {
             open: Mutex::new(append(&dir.join("etcd.log")).unwrap()),
             settings,
             tidying: Mutex::new(()),
+            untidy: AtomicBool::default(),
         };
         Rotating(Arc::new(inner))
     }
