@@ -226,6 +226,16 @@ async fn compactions_that_wait_take_no_thread_from_others() {
         let request = pb::CompactionRequest { revision, physical: true };
         waiting.spawn(async move { kv.compact(request).await.map(drop) });
     }
+    // None is on its way any more.
+    let newest = m.put("k", "newest").await.unwrap();
+    eventually("the last one is taken", async || {
+        let asked = pb::RangeRequest { key: "k".into(), revision: newest - 2, ..Default::default() };
+        match m.kv().await.range(asked).await {
+            Err(e) if e.message().contains("compacted") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     // The first find nothing to delete, and one that a later one overtook is refused.
     while waiting.try_join_next().is_some() {}
     assert!(waiting.len() > 512, "{} wait: this test sees nothing", waiting.len());
