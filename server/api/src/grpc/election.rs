@@ -60,7 +60,7 @@ impl Election for ElectionService {
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
         let node = asked_by(&self.node, &request);
         let ProclaimRequest { leader, value } = request.into_inner();
-        let LeaderKey { key, rev, lease, .. } = leader.ok_or_else(|| refusal(MISSING_LEADER))?;
+        let LeaderKey { key, rev, lease, .. } = leader.ok_or_else(|| Status::unknown(MISSING_LEADER))?;
         let lease = session::lease(&node, lease).await.map_err(refusal)?;
         let reply = proclaim_as(&node, &key, rev, value, lease).await?;
         Ok(Response::new(ProclaimResponse { header: Some(header::at(&self.node, reply.revision)) }))
@@ -70,7 +70,7 @@ impl Election for ElectionService {
         let node = asked_by(&self.node, &request);
         let queue = session::queue(&request.into_inner().name);
         let reply = node.range(session::oldest(queue)).await.map_err(refusal)?;
-        let leader = reply.kvs.into_iter().next().ok_or_else(|| refusal(NO_LEADER))?;
+        let leader = reply.kvs.into_iter().next().ok_or_else(|| Status::unknown(NO_LEADER))?;
         Ok(Response::new(answer(&self.node, reply.revision, leader)))
     }
 
@@ -89,7 +89,7 @@ impl Election for ElectionService {
 
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
         let node = asked_by(&self.node, &request);
-        let leader = request.into_inner().leader.ok_or_else(|| refusal(MISSING_LEADER))?;
+        let leader = request.into_inner().leader.ok_or_else(|| Status::unknown(MISSING_LEADER))?;
         session::lease(&node, leader.lease).await.map_err(refusal)?;
         if leader.key.is_empty() {
             return Err(refusal(Error::EmptyKey));
@@ -106,7 +106,7 @@ async fn proclaim_as(node: &Node, key: &Bytes, created: i64, value: Bytes, lease
     }
     let txn = session::if_created(key, created, vec![session::put(key, value, lease)], Vec::new());
     let reply = node.txn(txn).await.map_err(refusal)?;
-    if reply.succeeded { Ok(reply) } else { Err(refusal(NOT_LEADER)) }
+    if reply.succeeded { Ok(reply) } else { Err(Status::unknown(NOT_LEADER)) }
 }
 
 fn answer(node: &Node, revision: i64, leader: KeyValue) -> LeaderResponse {

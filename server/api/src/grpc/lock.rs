@@ -47,7 +47,7 @@ impl Lock for LockService {
         // The lease may have ended meanwhile, and the place with it.
         let mine = node.range(mine).await.map_err(refusal)?;
         if mine.kvs.is_empty() {
-            return Err(refusal(SESSION_EXPIRED));
+            return Err(Status::unknown(SESSION_EXPIRED));
         }
         claim.keep();
         Ok(Response::new(LockResponse { header: Some(header::at(node, mine.revision)), key }))

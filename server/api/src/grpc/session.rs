@@ -1,8 +1,6 @@
 //! What Lock and Election are made of: keys under a name, each on a lease, in the order in which they were created. The
 //! oldest one holds the lock, or leads.
 
-use std::fmt::Display;
-
 use bytes::Bytes;
 use ferretcd_node::{Node, WatchCreate, WatchMessage, WatchStream};
 use ferretcd_types::{
@@ -11,14 +9,19 @@ use ferretcd_types::{
 };
 use tonic::Status;
 
+use crate::status;
+
 /// Seconds of a lease that the server grants for a client that has none (etcd's default session). Nobody renews it after
 /// the call unless the client does.
 const SESSION_SECONDS: i64 = 60;
 
 /// A refusal of these services. etcd implements them with its own client, whose errors arrive as Unknown; the texts are
-/// the same.
-pub fn refusal(error: impl Display) -> Status {
-    Status::unknown(error.to_string())
+/// the same. Who waits on an etcd that stops finds the connection closed, which is Unavailable: other members are tried.
+pub fn refusal(error: Error) -> Status {
+    match error {
+        Error::Stopped => status::from_error(error),
+        other => Status::unknown(other.to_string()),
+    }
 }
 
 /// The lease of a call: the client's, or a fresh one for 0. Whether it exists shows when something is put on it.
