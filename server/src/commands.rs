@@ -2,4 +2,4 @@
 
 pub mod grpc_proxy;
 pub mod offline;
-mod output;
+pub mod output;

@@ -1,6 +1,7 @@
 //! Running a member: start-up as a list, shutdown as the same list backwards.
 
 use crate::cli::{ETCD_VERSION, Notice, Settings};
+use crate::commands::output;
 use crate::config::{self, Address, Config, Place};
 use crate::listen::{self, Service, Socket};
 use crate::tls::material::Material;
@@ -76,14 +77,12 @@ fn to_the_end<F: Future>(runtime: Runtime, work: F) -> F::Output {
 pub fn refuse(why: &str, code: u8) -> ExitCode {
     let _ = telemetry::init(&crate::flags::Flags::default());
     tracing::warn!(error = why, "failed to verify flags");
-    eprintln!("ferretcd: {why}");
-    ExitCode::from(code)
+    output::refuse(&format!("ferretcd: {why}"), code)
 }
 
 fn fail(why: &str, code: u8) -> ExitCode {
     tracing::error!("{why}");
-    eprintln!("ferretcd: {why}");
-    ExitCode::from(code)
+    output::refuse(&format!("ferretcd: {why}"), code)
 }
 
 async fn run(mut config: Config, years: usize) -> ExitCode {

@@ -555,3 +555,27 @@ fn each_flag_of_etcdutl_is_taken() {
     }
     assert_eq!(seen, 2 + 12 + 3 + 3, "etcdutl has other flags than 3.7.1");
 }
+
+/// `ferretcd … | head -1`, and a full disk.
+#[test]
+fn what_is_printed_may_find_no_reader() {
+    use std::fs::OpenOptions;
+    let closed = || std::process::Stdio::from(std::io::pipe().unwrap().1);
+    let full = || std::process::Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let ferretcd = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferretcd"));
+        command.args(args);
+        command
+    };
+    for answered in [&["--version"][..], &["--help"], &["grpc-proxy"], &["grpc-proxy", "start", "--help"]] {
+        assert_eq!(ferretcd(answered).stdout(closed()).status().unwrap().code(), Some(0), "{answered:?}");
+        let told = ferretcd(answered).stdout(full()).output().unwrap();
+        let why = String::from_utf8(told.stderr).unwrap();
+        assert_eq!((told.status.code(), why.contains("No space left")), (Some(1), true), "{answered:?}: {why}");
+    }
+    for (refused, code) in
+        [(&["--unheard-of"][..], 2), (&["inspect", "/nowhere"], 1), (&["grpc-proxy", "start", "--x"], 1)]
+    {
+        assert_eq!(ferretcd(refused).stderr(closed()).status().unwrap().code(), Some(code), "{refused:?}");
+    }
+}

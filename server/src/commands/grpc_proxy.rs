@@ -1,6 +1,7 @@
 //! `ferretcd grpc-proxy start`: etcd's gRPC proxy before a cluster. What it does is in `ferretcd_proxy`; here are its
 //! flags, certificates and listeners.
 
+use super::output;
 use crate::cli::Notice;
 use crate::config::{Address, PING_MIN_TIME, Place};
 use crate::discovery::srv;
@@ -30,15 +31,11 @@ const SEND_BYTES: usize = 2 << 20;
 /// Follows the words behind `grpc-proxy`: runs a proxy until a signal, or prints help.
 pub fn run(words: &[String]) -> ExitCode {
     let Some(("start", args)) = words.split_first().map(|(verb, args)| (verb.as_str(), args)) else {
-        print!("{USAGE}");
-        return ExitCode::SUCCESS;
+        return output::answer(USAGE.trim_end());
     };
     match settings::read(args) {
         Ok(Some(flags)) => start(&flags),
-        Ok(None) => {
-            println!("{}", settings::help());
-            ExitCode::SUCCESS
-        }
+        Ok(None) => output::answer(&settings::help()),
         Err(why) => fail(&format!("Error: {why}\n{USAGE}")),
     }
 }
@@ -68,8 +65,7 @@ fn start(flags: &Flags) -> ExitCode {
 }
 
 fn fail(why: &str) -> ExitCode {
-    eprintln!("{why}");
-    ExitCode::FAILURE
+    output::refuse(why, 1)
 }
 
 /// What the flags ask for, checked.

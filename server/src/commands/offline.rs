@@ -1,7 +1,7 @@
 //! Verbs on files that no process runs on, with etcdutl's flags and answers where it has them: `snapshot status`,
 //! `snapshot verify`, `snapshot restore`, `hashkv`, `defrag`, `inspect`.
 
-use super::output::{bytes, table};
+use super::output::{self, bytes, table};
 use crate::cli::{Format, Offline, Restore, Settings, SnapshotVerb};
 use crate::config;
 use crate::flags::{self, Flags};
@@ -11,7 +11,6 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,15 +26,8 @@ pub fn run(verb: &Offline, format: Format) -> ExitCode {
         Offline::Version => Ok(String::new()),
     };
     match done {
-        Ok(text) => {
-            // Somebody who reads the first lines only closes the pipe.
-            let _ = writeln!(std::io::stdout(), "{text}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("Error: {e}");
-            ExitCode::FAILURE
-        }
+        Ok(text) => output::answer(&text),
+        Err(e) => output::refuse(&format!("Error: {e}"), 1),
     }
 }
 

@@ -1,4 +1,21 @@
-//! How etcdutl prints: tables, and numbers of bytes for people.
+//! What is printed: answers, refusals, and etcdutl's tables and numbers of bytes for people. `println!` panics where nobody reads.
+
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+
+/// Prints an answer. Who reads the first lines only closes the pipe, and has got what was asked for; a full disk is a failure.
+pub fn answer(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => refuse(&format!("Error: cannot print the answer: {e}"), 1),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Says on stderr why nothing was done, if anybody reads there. The code is what tools go by.
+pub fn refuse(text: &str, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{text}");
+    ExitCode::from(code)
+}
 
 /// A table of one row in etcdutl's frame: heads in the middle, values to the right.
 pub fn table(columns: &[(&str, String)]) -> String {
