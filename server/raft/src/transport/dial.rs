@@ -2,17 +2,19 @@
 //! certificates at that moment.
 
 use crate::transport::client::{endpoint, source_text};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, StdError, http};
@@ -207,20 +209,24 @@ impl Target {
         tokio::time::timeout(timeout, self.connect_now()).await.map_err(late)?
     }
 
-    async fn tcp(&self) -> io::Result<TcpStream> {
-        let stream = match self.local {
-            Some(local) => connect_from(local, &self.place).await?,
-            None => TcpStream::connect(&self.place).await?,
-        };
-        stream.set_nodelay(true)?;
-        let write = u32::try_from(self.write.as_millis()).unwrap_or(u32::MAX);
-        rustix::net::sockopt::set_tcp_user_timeout(&stream, write)?;
+    /// `connector` finds the addresses of a name.
+    async fn tcp<R>(&self, mut connector: HttpConnector<R>) -> io::Result<TcpStream>
+    where
+        HttpConnector<R>: Service<http::Uri, Response = TokioIo<TcpStream>, Error: Error>,
+    {
+        connector.set_nodelay(true);
+        connector.set_tcp_user_timeout(Some(self.write));
+        connector.set_local_address(self.local);
+        // Each of its addresses has its part; those of the other kind are tried when the first have not answered for a moment.
+        connector.set_connect_timeout(Some(self.timeout));
+        let url = format!("http://{}", self.place).parse().map_err(io::Error::other)?;
+        let stream = connector.call(url).await.map_err(|e| io::Error::other(source_text(&e)))?.into_inner();
         socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(stream)
     }
 
     async fn connect_now(self) -> io::Result<Box<dyn Io>> {
-        let stream = self.tcp().await?;
+        let stream = self.tcp(HttpConnector::new()).await?;
         let Some((tls, host)) = self.tls else { return Ok(Box::new(stream)) };
         let config = match tls {
             Some(tls) => tokio::task::spawn_blocking(move || tls()).await.map_err(io::Error::other)?,
@@ -235,28 +241,48 @@ impl Target {
     }
 }
 
-/// A connection from an address of our own, to the first of the place's addresses of its kind.
-async fn connect_from(local: IpAddr, place: &str) -> io::Result<TcpStream> {
-    let mut addresses = tokio::net::lookup_host(place).await?;
-    let none =
-        || io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{place} has no address of the kind of {local}"));
-    let address = addresses.find(|a| a.is_ipv4() == local.is_ipv4()).ok_or_else(none)?;
-    let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.bind(SocketAddr::new(local, 0))?;
-    socket.connect(address).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper_util::client::legacy::connect::dns::Name;
+    use std::net::SocketAddr;
+
+    fn target(place: &str, local: Option<&str>) -> Target {
+        let local = local.map(|local| local.parse().unwrap());
+        Dialer::default().from_address(local).target(&format!("http://{place}")).unwrap().1
+    }
 
     #[tokio::test]
     async fn a_connection_comes_from_the_address_that_was_asked_for() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let place = listener.local_addr().unwrap().to_string();
-        let _stream = connect_from("127.0.0.7".parse().unwrap(), &place).await.unwrap();
+        let _stream = target(&place, Some("127.0.0.7")).tcp(HttpConnector::new()).await.unwrap();
         assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), "127.0.0.7");
-        assert!(connect_from("::1".parse().unwrap(), &place).await.is_err());
+        let none = target(&place, Some("::1")).tcp(HttpConnector::new()).await.unwrap_err();
+        assert_eq!(none.to_string(), "Network unreachable");
+    }
+
+    /// Such as one of IPv6 where the network has none, or that of a host that went.
+    #[tokio::test]
+    async fn an_address_that_swallows_all_does_not_hide_the_others() {
+        let swallows = tokio::net::TcpSocket::new_v4().unwrap();
+        swallows.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let swallows = swallows.listen(0).unwrap();
+        let place = swallows.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(place)).await {
+            waiting.push(stream);
+        }
+        for other in ["127.0.0.2", "::1"] {
+            let other = SocketAddr::new(other.parse().unwrap(), place.port());
+            let Ok(listens) = tokio::net::TcpListener::bind(other).await else { continue };
+            let addresses = move |_: Name| async move { Ok::<_, io::Error>([place, other].into_iter()) };
+            let connector = HttpConnector::new_with_resolver(service_fn(addresses));
+            let member = target(&format!("member:{}", place.port()), None);
+            // A connection that is not answered is given up after the 5 s of `write`, too.
+            let stream = tokio::time::timeout(Duration::from_secs(4), member.tcp(connector)).await.unwrap().unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), listens.local_addr().unwrap());
+        }
     }
 
     #[tokio::test]
@@ -285,7 +311,7 @@ mod tests {
         let dialer = Dialer { patience, ..Dialer::default() };
         let (_, target) = dialer.target(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         assert_eq!(target.write, patience.write);
-        let stream = target.tcp().await.unwrap();
+        let stream = target.tcp(HttpConnector::new()).await.unwrap();
         assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream).unwrap(), 7000);
     }
 
