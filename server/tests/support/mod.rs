@@ -234,8 +234,13 @@ impl Member {
     }
 
     pub async fn channel(&self) -> Channel {
+        self.channel_for(Duration::from_secs(10))
+    }
+
+    /// One whose calls may take this long.
+    fn channel_for(&self, patience: Duration) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.client)).unwrap();
-        endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10)).connect_lazy()
+        endpoint.connect_timeout(Duration::from_secs(2)).timeout(patience).connect_lazy()
     }
 
     pub async fn kv(&self) -> KvClient<Channel> {
@@ -284,11 +289,12 @@ impl Member {
         Ok(kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
     }
 
-    /// All keys with their values and mod revisions, from this member alone.
+    /// All keys with their values and mod revisions, from this member alone. They may be hundreds of megabytes.
     pub async fn everything(&self) -> Contents {
         let request =
             pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), serializable: true, ..Default::default() };
-        let kvs = self.kv().await.range(request).await.unwrap().into_inner().kvs;
+        let mut kv = KvClient::new(self.channel_for(PATIENCE)).max_decoding_message_size(usize::MAX);
+        let kvs = kv.range(request).await.unwrap().into_inner().kvs;
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         kvs.iter().map(|kv| (text(&kv.key), text(&kv.value), kv.mod_revision)).collect()
     }
