@@ -7,6 +7,7 @@ use crate::support::{Busy, Cluster, Member, etcd_tool, eventually, free_address}
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::etcdserverpb::cluster_client::ClusterClient;
 use ferretcd_proto::etcdserverpb::kv_client::KvClient;
+use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -794,6 +795,21 @@ async fn a_round_trip_longer_than_the_heartbeats_interval_unseats_nobody() {
             let begun = Instant::now();
             member.put(&format!("k{n}"), "x").await.unwrap();
             assert!(begun.elapsed() < one_way * 20, "{one_way:?}: {:?} for a put", begun.elapsed());
+        }
+        // A client has all of its leases on one stream.
+        for member in &cluster.members {
+            let mut client = LeaseClient::new(member.channel().await);
+            let granted = client.lease_grant(pb::LeaseGrantRequest { ttl: 600, id: 0 }).await.unwrap().into_inner();
+            let begun = Instant::now();
+            let alive = tokio_stream::iter(vec![pb::LeaseKeepAliveRequest { id: granted.id }; 100]);
+            let mut alive = client.lease_keep_alive(alive).await.unwrap().into_inner();
+            let mut answers = 0;
+            while let Some(answer) = alive.message().await.unwrap() {
+                assert_eq!(answer.ttl, 600);
+                answers += 1;
+            }
+            assert_eq!(answers, 100);
+            assert!(begun.elapsed() < one_way * 50, "{one_way:?}: {:?} to renew", begun.elapsed());
         }
         assert_eq!(terms().await, before, "{one_way:?}");
         for member in &cluster.members {

@@ -21,6 +21,10 @@ const REVOKED_PER_SCAN: usize = 500;
 /// Revocations under way at once: enough to fill a log write, few enough to leave room for clients.
 const REVOCATIONS_IN_FLIGHT: usize = 16;
 
+/// How long after a failed revocation the next one is tried (etcd's expiredLeaseRetryInterval): what refuses one, an alarm or a
+/// restore, refuses all of them for a while, and each is an entry of the log.
+const REVOKE_AGAIN: Duration = Duration::from_secs(3);
+
 /// How long a lease lives before it is noted what is left of it (etcd's defaultLeaseCheckpointInterval).
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 /// Leases in one checkpoint (etcd's maxLeaseCheckpointBatchSize): some 20 KB.
@@ -75,6 +79,8 @@ enum Renewal {
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     at: Instant,
+    /// When it is to be revoked: at its end, or later where that was tried and failed.
+    due: Instant,
     ttl: i64,
     /// The log says that so many seconds are left, and a new leader will start with them; 0 for all of them.
     noted: i64,
@@ -84,14 +90,14 @@ struct Counted {
 impl Deadlines {
     fn set(&mut self, id: LeaseId, lease: Counted) {
         self.remove(id);
-        self.by_time.insert((lease.at, id));
+        self.by_time.insert((lease.due, id));
         self.checkpoints.extend(lease.checkpoint.map(|at| (at, id)));
         self.by_lease.insert(id, lease);
     }
 
     fn remove(&mut self, id: LeaseId) {
         if let Some(lease) = self.by_lease.remove(&id) {
-            self.by_time.remove(&(lease.at, id));
+            self.by_time.remove(&(lease.due, id));
             lease.checkpoint.map(|at| self.checkpoints.remove(&(at, id)));
         }
     }
@@ -115,7 +121,7 @@ impl LeaseClock {
 
     pub(crate) fn granted(&self, id: LeaseId, ttl: i64) {
         let (at, checkpoint) = (Instant::now() + seconds(ttl), self.next_checkpoint(ttl, 0));
-        self.inner.lock().set(id, Counted { at, ttl, noted: 0, checkpoint });
+        self.inner.lock().set(id, Counted { at, due: at, ttl, noted: 0, checkpoint });
     }
 
     pub(crate) fn revoked(&self, id: LeaseId) {
@@ -143,7 +149,7 @@ impl LeaseClock {
         for LeaseTimes { id, ttl, remaining } in leases() {
             let at = now + seconds(if remaining > 0 { remaining } else { ttl }) + extra;
             let checkpoint = self.next_checkpoint(ttl, remaining);
-            inner.set(id, Counted { at, ttl, noted: remaining, checkpoint });
+            inner.set(id, Counted { at, due: at, ttl, noted: remaining, checkpoint });
         }
     }
 
@@ -164,7 +170,8 @@ impl LeaseClock {
         if lease.at <= now {
             return Renewal::Ends(inner.awaited.entry(id).or_default().subscribe());
         }
-        inner.set(id, Counted { at: now + seconds(lease.ttl), ..lease });
+        let at = now + seconds(lease.ttl);
+        inner.set(id, Counted { at, due: at, ..lease });
         Renewal::Renewed(lease.ttl)
     }
 
@@ -179,6 +186,21 @@ impl LeaseClock {
         Some(lease.at.saturating_duration_since(Instant::now()).as_secs() as i64)
     }
 
+    /// Whether its time is over. It may have been granted anew since it was listed.
+    fn is_over(&self, id: LeaseId) -> bool {
+        self.inner.lock().by_lease.get(&id).is_some_and(|lease| lease.at <= Instant::now())
+    }
+
+    /// It could not be revoked: the next try comes later.
+    fn put_off(&self, id: LeaseId) {
+        let mut inner = self.inner.lock();
+        let now = Instant::now();
+        if let Some(lease) = inner.by_lease.get(&id).copied().filter(|lease| lease.at <= now) {
+            inner.set(id, Counted { due: now + REVOKE_AGAIN, ..lease });
+        }
+    }
+
+    /// Those that are to be revoked now.
     fn expired(&self) -> Vec<LeaseId> {
         let now = Instant::now();
         let inner = self.inner.lock();
@@ -421,21 +443,33 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
         // What was listed for one term is not revoked in another: somebody may have led between, and renewed it.
         let expired = inner.lease_clock.expired();
         tracing::debug!(count = expired.len(), "revoking expired leases");
-        futures::stream::iter(expired)
-            .for_each_concurrent(REVOCATIONS_IN_FLIGHT, |id| {
-                let inner = &inner;
-                async move {
-                    match inner.propose_here(term, Command::LeaseRevoke(LeaseRevoke { id })).await {
-                        Ok(_) | Err(Error::LeaseNotFound) => {
-                            inner.metrics.leases_expired.inc();
-                            inner.lease_clock.revoked(id);
-                        }
-                        // It stays in the list and is tried again at the next scan.
-                        Err(e) => tracing::warn!("cannot revoke lease {:x}: {e}; trying again", id.0),
-                    }
-                }
-            })
+        let failed: Vec<Error> = futures::stream::iter(expired)
+            .map(|id| revoke(&inner, term, id))
+            .buffer_unordered(REVOCATIONS_IN_FLIGHT)
+            .filter_map(std::future::ready)
+            .collect()
             .await;
+        if let Some(e) = failed.last() {
+            tracing::warn!(count = failed.len(), "cannot revoke expired leases: {e}; trying again after {REVOKE_AGAIN:?}");
+        }
+    }
+}
+
+/// Revokes one lease whose time is over, or says why it could not be.
+async fn revoke(inner: &Inner, term: u64, id: LeaseId) -> Option<Error> {
+    if !inner.lease_clock.is_over(id) {
+        return None;
+    }
+    // The clock hears of it when it is applied. Here is too late: by now the ID may be granted anew.
+    match inner.propose_here(term, Command::LeaseRevoke(LeaseRevoke { id })).await {
+        Ok(_) | Err(Error::LeaseNotFound) => {
+            inner.metrics.leases_expired.inc();
+            None
+        }
+        Err(e) => {
+            inner.lease_clock.put_off(id);
+            Some(e)
+        }
     }
 }
 
@@ -464,6 +498,27 @@ mod tests {
         tokio::time::advance(Duration::from_millis(2)).await;
         assert_eq!(clock.expired(), [LeaseId(1), LeaseId(2)]);
         assert_eq!(renewed(&clock, 1), None, "an expired lease is not renewed, whoever asks");
+    }
+
+    /// An alarm or a restore refuses all of them, for as long as it lasts.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_could_not_be_revoked_is_tried_again_later_and_not_renewed() {
+        let clock = LeaseClock::default();
+        clock.granted(LeaseId(1), 10);
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(clock.is_over(LeaseId(1)));
+        clock.put_off(LeaseId(1));
+        assert!(clock.expired().is_empty());
+        assert_eq!((renewed(&clock, 1), clock.remaining(LeaseId(1))), (None, Some(0)));
+        tokio::time::advance(REVOKE_AGAIN).await;
+        assert_eq!(clock.expired(), [LeaseId(1)]);
+        // Granted anew meanwhile, it has all of its time.
+        clock.revoked(LeaseId(1));
+        clock.granted(LeaseId(1), 10);
+        assert!(!clock.is_over(LeaseId(1)));
+        clock.put_off(LeaseId(1));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(clock.expired(), [LeaseId(1)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use ferretcd_proto::etcdserverpb::{
     LeaseTimeToLiveResponse, lease_server::Lease,
 };
 use ferretcd_types::{Error, LeaseId, LeaseRevoke};
-use futures::stream;
+use futures::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, asked_by};
@@ -17,6 +17,9 @@ use crate::{
     trace::{self, number},
     validate,
 };
+
+/// Keep-alives of one stream under way at once: a round between members that are 50 ms apart renews a thousand a second.
+const KEEP_ALIVES_AHEAD: usize = 64;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -53,20 +56,23 @@ impl Lease for LeaseService {
 
     type LeaseKeepAliveStream = Answers<LeaseKeepAliveResponse>;
 
-    /// One answer per request, in order: the next request is read when the client has room for the answer.
+    /// One answer per request, in order. Those that come together share the round that each needs: a client has all of its
+    /// leases on one stream, thousands in some.
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let (node, requests) = (asked_by(&self.node, &request), request.into_inner());
         let context = trace::current();
-        let answers = stream::try_unfold((node, requests, context), |(node, mut requests, context)| async move {
-            let Some(request) = requests.message().await.map_err(from_receive)? else { return Ok(None) };
-            let span = context.as_ref().map(|c| c.span("lease_renew", vec![number("id", request.id)]));
-            let answer = keep_alive(&node, request).await?;
-            drop(span);
-            Ok(Some((answer, (node, requests, context))))
+        let answers = requests.map(move |request| {
+            let (node, context) = (node.clone(), context.clone());
+            async move {
+                let request = request.map_err(from_receive)?;
+                let _span = context.as_ref().map(|c| c.span("lease_renew", vec![number("id", request.id)]));
+                keep_alive(&node, request).await
+            }
         });
+        let answers = answers.buffered(KEEP_ALIVES_AHEAD);
         Ok(Response::new(Box::pin(answers)))
     }
 
