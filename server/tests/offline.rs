@@ -579,3 +579,49 @@ fn what_is_printed_may_find_no_reader() {
         assert_eq!(ferretcd(refused).stderr(closed()).status().unwrap().code(), Some(code), "{refused:?}");
     }
 }
+
+/// Its usual place, spelled out, and one of its own in the data directory: a restore leaves nothing in either when it fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_the_data_directory_is_restored_there() {
+    let solo = Cluster::start(&["solo"]).await;
+    let (data, bad, good) =
+        (solo.tmp.path().join("data"), solo.tmp.path().join("bad.db"), solo.tmp.path().join("good.db"));
+    std::fs::write(&bad, "no snapshot").unwrap();
+    solo.members[0].etcdctl(&["snapshot", "save", text(&good)]).unwrap();
+    for wal in ["member/wal", "wal"] {
+        let wal = data.join(wal);
+        let restore =
+            |file: &str| ours(&["snapshot", "restore", file, "--data-dir", text(&data), "--wal-dir", text(&wal)]);
+        assert!(restore(text(&bad)).is_err());
+        assert!(!data.exists(), "{wal:?}");
+        restore(text(&good)).unwrap();
+        assert!(wal.join("00000001.wal").exists(), "{wal:?}");
+        // What one that was killed left is told by its name.
+        std::fs::rename(data.join("member"), data.join("member.part")).unwrap();
+        let again = restore(text(&good));
+        match wal.ends_with("member/wal") {
+            true => drop(again.unwrap()),
+            false => {
+                assert!(again.as_ref().is_err_and(|why| why.contains("a restore was interrupted here")), "{again:?}")
+            }
+        }
+        std::fs::remove_dir_all(&data).unwrap();
+    }
+}
+
+/// The runbook of a Kubernetes cluster that is to have no old watcher. etcd leaves a record of nothing in the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_marked_as_compacted_has_etcdutls_hash() {
+    let solo = Cluster::start(&["solo"]).await;
+    for n in 0..5 {
+        solo.members[0].put(&format!("k{}", n % 3), "v").await.unwrap();
+    }
+    let (file, dir) = (solo.tmp.path().join("good.db"), solo.tmp.path().join("theirs"));
+    solo.members[0].etcdctl(&["snapshot", "save", text(&file)]).unwrap();
+    let marked = ["--bump-revision", "1000", "--mark-compacted"];
+    theirs(&[&["snapshot", "restore", text(&file), "--data-dir", text(&dir)][..], &marked].concat()).unwrap();
+    let db = dir.join("member/snap/db");
+    for verb in [&["hashkv", text(&db), "-w", "json"][..], &["snapshot", "status", text(&db), "-w", "json"]] {
+        assert_eq!(ours(verb).unwrap(), theirs(verb).unwrap());
+    }
+}

@@ -52,11 +52,15 @@ pub struct Restored {
 /// it left in the data directory, and a member does not start there.
 pub fn restore(config: &BootConfig, file: &Path, how: RestoreHow) -> Result<Restored, BootError> {
     let data_dir = &config.data_dir;
+    // Its usual place, spelled out: it comes with the folder that is renamed at the end.
+    let wal_dir = config.wal_dir.clone().filter(|dir| *dir != data_dir.join("member/wal"));
+    let config = &BootConfig { wal_dir, ..config.clone() };
     let boot = Boot::new(config.clone());
     let me = boot.founder()?;
     let part = data_dir.join(RESTORING);
-    let was_there = vacant("data-dir", data_dir, Some(&part))?;
-    let wal_was_there = config.wal_dir.as_deref().map(|dir| vacant("wal-dir", dir, None)).transpose();
+    // The log may lie in it, and is looked at by itself.
+    let was_there = vacant("data-dir", data_dir, [Some(&part), config.wal_dir.as_ref()])?;
+    let wal_was_there = config.wal_dir.as_deref().map(|dir| vacant("wal-dir", dir, [None; 2])).transpose();
     let wal_was_there = wal_was_there.map_err(|e| match part.is_dir() {
         true => BootError::Storage(format!("{e}; a restore was interrupted here: if its log is there, empty it")),
         false => e,
@@ -75,19 +79,20 @@ pub fn restore(config: &BootConfig, file: &Path, how: RestoreHow) -> Result<Rest
     });
     if made.is_err() {
         let _ = fs::remove_dir_all(&part);
-        if !was_there {
-            let _ = fs::remove_dir(data_dir);
-        }
         if let (Some(dir), Some(was_there)) = (&config.wal_dir, wal_was_there) {
             clear(dir, was_there);
+        }
+        if !was_there {
+            let _ = fs::remove_dir(data_dir);
         }
     }
     made
 }
 
-/// True if the directory is there and empty but for what may be there, false if it is not there.
-fn vacant(flag: &str, dir: &Path, but: Option<&Path>) -> Result<bool, BootError> {
-    let is_other = |file: &io::Result<fs::DirEntry>| !file.as_ref().is_ok_and(|file| Some(&*file.path()) == but);
+/// True if the directory is there and empty but for the ways to what may be there, false if it is not there.
+fn vacant(flag: &str, dir: &Path, but: [Option<&PathBuf>; 2]) -> Result<bool, BootError> {
+    let may_be = |path: PathBuf| but.iter().flatten().any(|there| there.starts_with(&path));
+    let is_other = |file: &io::Result<fs::DirEntry>| !file.as_ref().is_ok_and(|file| may_be(file.path()));
     match fs::read_dir(dir).map(|files| !files.into_iter().any(|file| is_other(&file))) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Ok(true) => Ok(true),

@@ -14,7 +14,7 @@ use ferretcd_storage::{Batch, keyspace};
 use ferretcd_types::codec::decode_key_value;
 use ferretcd_types::limits::LEASE_TTL_SECONDS_MAX;
 use ferretcd_types::wire::{Reader, Writer};
-use ferretcd_types::{Alarm, KeyValue, Member, MemberId, RestoreRecord, Revision};
+use ferretcd_types::{Alarm, KeyValue, LeaseId, Member, MemberId, RestoreRecord, Revision};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -212,7 +212,8 @@ pub(crate) fn read_small<R: ReadAt, E>(
             let decoded = lease::decode(Bytes::copy_from_slice(value)).map_err(|err| refuse(&err.to_string()))?;
             // A restore starts leases anew: nobody could renew them meanwhile.
             let LeaseTimes { id, ttl, remaining: _ } = decoded;
-            if key != id.0.to_be_bytes() || id.0 <= 0 {
+            // Clients choose any ID but 0, negative ones too.
+            if key != id.0.to_be_bytes() || id == LeaseId::NONE {
                 return Err(refuse("its ID is not its key"));
             }
             if !(1..=LEASE_TTL_SECONDS_MAX).contains(&ttl) {

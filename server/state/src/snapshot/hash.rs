@@ -56,8 +56,7 @@ fn newest_at<R: ReadAt>(file: &File<R>, revision: i64) -> Result<(Newest, i64), 
     let (mut newest, mut last) = (BTreeMap::new(), 0);
     buckets::read_keys(file, buckets::KEY, |record| {
         last = record.revision.main;
-        // A record of nothing, as `etcdutl snapshot restore --mark-compacted` leaves it, is no key's.
-        if record.revision.main <= revision && !record.kv.key.is_empty() {
+        if record.revision.main <= revision {
             newest.insert(half_digest(&record.kv.key), (record.revision, record.tombstone));
         }
         Ok::<_, Error>(())

@@ -1,7 +1,7 @@
 //! Leases.
 
 use crate::member::{Member, put};
-use ferretcd_state::{Effect, LeaseTimes};
+use ferretcd_state::{Effect, LeaseTimes, SnapshotKind, restore_plan};
 use ferretcd_types::{DeleteRange, Error, KeyRange, LeaseCheckpoint, LeaseGrant, LeaseId, LeaseRevoke, Put};
 
 fn grant(id: i64) -> LeaseGrant {
@@ -77,4 +77,24 @@ fn a_checkpoint_is_kept_and_never_lengthens_a_lease() {
     assert_eq!(again.state.lease_times(), kept);
     again.ask(LeaseCheckpoint { remaining: vec![(LeaseId(1), 0)] }).unwrap();
     assert_eq!(again.state.lease_times()[0], times(1, 0), "it has its full time again");
+}
+
+/// Clients choose them, and some draw all 64 bits.
+#[test]
+fn every_id_that_is_granted_comes_back_from_a_snapshot() {
+    let mut member = Member::new();
+    for id in [1, -1, i64::MAX, i64::MIN] {
+        member.ask(grant(id)).unwrap();
+        member.ask(Put { lease: LeaseId(id), ..put("k", "v") }).unwrap();
+        for kind in [SnapshotKind::Raft, SnapshotKind::Client] {
+            let file = member.snapshot(kind);
+            restore_plan(&&file[..], 1 << 20).unwrap();
+            if kind == SnapshotKind::Raft {
+                let other = Member::new();
+                other.install(&file).unwrap();
+                assert_eq!(other.state.leases(), member.state.leases());
+                assert_eq!(other.state.lease(LeaseId(id)).unwrap().keys, ["k"]);
+            }
+        }
+    }
 }
