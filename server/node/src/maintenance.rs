@@ -37,10 +37,15 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// its client takes; a backup needs one.
 pub(crate) const SNAPSHOTS_MAX: usize = 4;
 
+/// How long a snapshot waits for its client to take the next piece: longer than a disk that is full or a host that is held for a
+/// migration. What a stream holds, no compaction deletes, and its place is another backup's.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Chunks that are read ahead of the one that is being proposed.
 const CHUNKS_AHEAD: usize = 2;
-/// What a chunk's entry has beside its records.
-const CHUNK_OVERHEAD_BYTES: usize = 64;
+/// What a chunk's entry may have beside a value that `--max-request-bytes` let in: a record says more of a key than the request
+/// that wrote it, and the entry has a header.
+pub(crate) const CHUNK_OVERHEAD_BYTES: usize = 1 << 10;
 
 /// A snapshot on its way to a client.
 #[derive(Debug)]
@@ -127,7 +132,7 @@ impl Node {
         let state = self.inner.state.clone();
         let (laid_out_tx, laid_out) = tokio::sync::oneshot::channel();
         let (tx, chunks) = mpsc::channel(SNAPSHOT_CHUNKS_WAITING);
-        let errors = tx.clone();
+        let runtime = tokio::runtime::Handle::current();
         let took = self.inner.metrics.backend_snapshot.start_timer();
         tokio::task::spawn_blocking(move || {
             let (_place, _took) = (place, took);
@@ -137,12 +142,14 @@ impl Node {
                 if laid_out_tx.send((total, pinned.revision())).is_err() {
                     return Ok(());
                 }
-                let mut out = Pieces { tx: &tx, buf: Vec::with_capacity(SNAPSHOT_CHUNK_BYTES) };
+                let mut out = Pieces { tx: &tx, runtime: &runtime, buf: Vec::with_capacity(SNAPSHOT_CHUNK_BYTES) };
                 pinned.write(SnapshotKind::Client, &mut |chunk| out.take(&chunk)).map_err(Error::internal)?;
                 out.flush().map_err(Error::internal)
             };
             if let Err(e) = run() {
-                let _ = errors.blocking_send(Err(e));
+                tracing::warn!("a snapshot for a client ends early: {e}");
+                // One that takes nothing is not waited for again: its stream ends before the bytes that were announced.
+                let _ = tx.try_send(Err(e));
             }
         });
         match laid_out.await {
@@ -173,6 +180,7 @@ impl Node {
 /// Cuts a byte stream into pieces of etcd's size.
 struct Pieces<'a> {
     tx: &'a mpsc::Sender<Result<Bytes, Error>>,
+    runtime: &'a tokio::runtime::Handle,
     buf: Vec<u8>,
 }
 
@@ -195,7 +203,11 @@ impl Pieces<'_> {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.buf, Vec::with_capacity(SNAPSHOT_CHUNK_BYTES));
-        self.tx.blocking_send(Ok(piece.into())).map_err(|_| io::Error::other("the client went away"))
+        let send = async { tokio::time::timeout(CLIENT_PATIENCE, self.tx.send(Ok(piece.into()))).await };
+        match self.runtime.block_on(send) {
+            Ok(sent) => sent.map_err(|_| io::Error::other("the client went away")),
+            Err(_) => Err(io::Error::other(format!("its client took nothing for {CLIENT_PATIENCE:?}"))),
+        }
     }
 }
 
@@ -215,15 +227,8 @@ impl std::fmt::Debug for RestoreSpool {
 }
 
 impl RestoreSpool {
-    /// Announces the file's size, if the client knows it: refused at once when it cannot fit.
+    /// Announces the file's size, if the client knows it: refused at once when the disk has no room for it.
     pub fn expect_bytes(&mut self, bytes: u64) -> Result<(), Error> {
-        if let Some(quota) = self.inner.limits.quota_bytes
-            && bytes > quota
-        {
-            return Err(Error::BadSnapshot(format!(
-                "it has {bytes} bytes and the quota is {quota}; raise --quota-backend-bytes on every member"
-            )));
-        }
         // The spooled file, what is staged and the engine's own growth: two copies beside the file itself.
         let free = free_bytes(&self.path)?;
         let needed = bytes.saturating_mul(2).saturating_sub(self.written);
@@ -236,7 +241,7 @@ impl RestoreSpool {
         Ok(())
     }
 
-    /// Appends bytes to the spooled file (off the async workers' time, bounded by the quota).
+    /// Appends bytes to the spooled file (off the async workers' time, bounded by the disk).
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), Error> {
         self.written += chunk.len() as u64;
         self.expect_bytes(self.written)?;
@@ -260,10 +265,19 @@ impl RestoreSpool {
         // One thread reads the file twice: first all of it to check it, then for its chunks.
         tokio::task::spawn_blocking(move || read_spooled(&path, checked_tx, &chunks_tx));
         let checked = checked.await.map_err(Error::internal)??;
-        if checked.largest_chunk_bytes + CHUNK_OVERHEAD_BYTES > self.inner.limits.max_request_bytes {
+        let most = self.inner.limits.max_request_bytes.saturating_add(CHUNK_OVERHEAD_BYTES / 2);
+        if checked.largest_chunk_bytes > most {
             return Err(Error::BadSnapshot(format!(
                 "its largest record has {} bytes and --max-request-bytes is {}; raise it on every member",
                 checked.largest_chunk_bytes, self.inner.limits.max_request_bytes
+            )));
+        }
+        if let Some(quota) = self.inner.limits.quota_bytes
+            && checked.bytes > quota
+        {
+            return Err(Error::BadSnapshot(format!(
+                "it holds {} bytes and the quota is {quota}; raise --quota-backend-bytes on every member",
+                checked.bytes
             )));
         }
         let room = i64::MAX as u64 / 2;
@@ -346,6 +360,8 @@ impl RestoreSpool {
 struct Checked {
     totals: RestoreTotals,
     revision: i64,
+    /// Of all records: a file has free pages beside them, most of it where its store was full.
+    bytes: u64,
     largest_chunk_bytes: usize,
 }
 
@@ -371,6 +387,7 @@ fn read_spooled(
     let found = Checked {
         totals: source.totals().clone(),
         revision: source.revision(),
+        bytes: source.bytes(),
         largest_chunk_bytes: source.largest_chunk_bytes(),
     };
     if checked.send(Ok(found)).is_err() {
@@ -420,5 +437,29 @@ pub(crate) async fn give_up_idle_restores(inner: Arc<Inner>) {
             }
             since = tokio::time::Instant::now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk of its client that hangs, or a host that is held.
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_its_client_does_not_take_ends() {
+        let (tx, mut chunks) = mpsc::channel(1);
+        let runtime = tokio::runtime::Handle::current();
+        let begun = tokio::time::Instant::now();
+        // No thread of the runtime's: while one of those works, a paused clock stands still.
+        let (told, ended) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut out = Pieces { tx: &tx, runtime: &runtime, buf: Vec::with_capacity(SNAPSHOT_CHUNK_BYTES) };
+            told.send(out.take(&vec![0; SNAPSHOT_CHUNK_BYTES * 3]).unwrap_err().to_string()).unwrap();
+        });
+        chunks.recv().await.unwrap().unwrap();
+        assert_eq!(ended.await.unwrap(), "its client took nothing for 300s");
+        assert!(begun.elapsed() >= CLIENT_PATIENCE);
+        assert_eq!(chunks.recv().await.map(|piece| piece.unwrap().len()), Some(SNAPSHOT_CHUNK_BYTES));
+        assert!(chunks.recv().await.is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! From a verb to its reply: settle, check, put into the leader's log, wait until this member has applied it.
 
+use crate::maintenance::CHUNK_OVERHEAD_BYTES;
 use crate::metrics::Inflight;
 use crate::node::{Inner, Node};
 use bytes::Bytes;
@@ -159,7 +160,8 @@ impl Inner {
         let (begun, operation) = (Instant::now(), crate::metrics::operation(&command));
         let proposal = Proposal { id: self.request_ids.next(), caller, command };
         let bytes = codec::encode_proposal(&proposal);
-        if bytes.len() > self.limits.max_request_bytes {
+        let more = if matches!(proposal.command, Command::RestoreChunk(_)) { CHUNK_OVERHEAD_BYTES } else { 0 };
+        if bytes.len() > self.limits.max_request_bytes.saturating_add(more) {
             return Err(Error::RequestTooLarge);
         }
         let mut waiting = self.waiters.register(proposal.id);
