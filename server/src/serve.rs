@@ -90,6 +90,10 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         version = ETCD_VERSION, server = concat!("ferretcd ", env!("CARGO_PKG_VERSION")),
         name = config.boot.node.name, data_dir = %config.boot.data_dir.display(), "starting"
     );
+    // Go's programs ignore these, and scripts send them by habit, such as after a log was moved away.
+    for harmless in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()] {
+        let _ = signal(harmless);
+    }
     // Signals first: one that comes during start-up must not be lost.
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return fail("cannot listen for signals", 1);
@@ -337,6 +341,10 @@ fn material(
     places: &[Place],
     years: usize,
 ) -> Result<Arc<Material>, String> {
+    // Where only listeners need them, and none speaks TLS, they are remarked on and need not be there. (etcd's, too.)
+    if !files.calls && !places.iter().any(|place| place.secure) {
+        return Material::open(files.without(), params.clone(), false);
+    }
     if !files.auto || files.is_given() {
         return Material::open(files.clone(), params.clone(), false);
     }

@@ -59,6 +59,11 @@ impl Files {
         self.cert.is_some() || self.key.is_some()
     }
 
+    /// The same without any file.
+    pub fn without(&self) -> Self {
+        Files { cert: None, key: None, trusted_ca: None, crl: None, own_cert: None, own_key: None, ..self.clone() }
+    }
+
     /// Whether each certificate comes with its key.
     pub fn check(&self, notices: &mut Vec<Notice>, whose: &str) -> Result<(), String> {
         let text = |path: &Option<PathBuf>| path.as_ref().map_or(String::new(), |p| p.display().to_string());

@@ -36,6 +36,20 @@ async fn a_member_that_waits_for_the_others_names_them_and_why_they_are_not_ther
     line(&[a], &["no answer: ", &cluster.members[2].peer_url()]).await;
 }
 
+/// A supervisor may end it before it gives up.
+#[tokio::test]
+async fn a_member_that_cannot_join_says_at_once_why() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    let b = &mut cluster.members[1];
+    b.flags.push("--initial-cluster-state=existing".to_owned());
+    b.start();
+    line(
+        &[&cluster.members[1]],
+        &["cannot join the cluster yet: ", &cluster.members[0].peer_url(), "Connection refused"],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn a_member_that_speaks_tls_to_one_that_does_not_is_told_so() {
     let mut cluster = Cluster::new(&["a", "b"]);

@@ -1,8 +1,9 @@
 //! One member, as real process, with etcdctl as its client.
 
 use crate::support;
-use crate::support::{Cluster, Member, finished};
+use crate::support::{Cluster, Member, PATIENCE, eventually, finished};
 use ferretcd_proto::etcdserverpb as pb;
+use pb::lease_client::LeaseClient;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
@@ -363,4 +364,59 @@ async fn a_data_directory_of_a_newer_release_is_refused_and_left_alone() {
     m.start();
     m.ready().await;
     assert_eq!(m.get("k", false).await.unwrap().as_deref(), Some("v"));
+}
+
+/// A service that starts again asks for the lease of its own ID until the old one is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_granted_again_the_moment_it_ends_ends_in_its_turn() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let m = &cluster.members[0];
+    let client = LeaseClient::new(m.channel().await);
+    let services = (1..=10).map(|id| {
+        let mut client = client.clone();
+        async move {
+            let mut granted = 0;
+            while granted < 4 {
+                match client.lease_grant(pb::LeaseGrantRequest { ttl: 1, id }).await {
+                    Ok(_) => granted += 1,
+                    Err(e) => assert_eq!(e.message(), "etcdserver: lease already exists"),
+                }
+            }
+        }
+    });
+    tokio::time::timeout(PATIENCE, futures::future::join_all(services)).await.expect("each ends, and is granted again");
+    eventually("all are gone", async || {
+        let mut left = Vec::new();
+        for id in 1..=10 {
+            let ask = pb::LeaseTimeToLiveRequest { id, keys: false };
+            left.extend(
+                Some(client.clone().lease_time_to_live(ask).await.unwrap().into_inner()).filter(|l| l.granted_ttl > 0),
+            );
+        }
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+}
+
+/// Scripts send them by habit, such as after they have moved a log away; Go's programs ignore them.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_mean_nothing_do_nothing() {
+    use rustix::process::Signal;
+    let mut cluster = Cluster::start(&["solo"]).await;
+    for signal in [Signal::USR1, Signal::USR2, Signal::ALARM] {
+        cluster.members[0].signal(signal);
+        cluster.members[0].put("still", "there").await.unwrap();
+    }
+}
+
+/// Left in a template of variables when TLS was turned off.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_nobody_is_shown_need_not_be_there() {
+    let mut cluster = Cluster::new(&["solo"]);
+    let m = &mut cluster.members[0];
+    m.flags
+        .extend(["cert-file", "key-file", "trusted-ca-file", "client-crl-file"].map(|f| format!("--{f}=/nowhere/{f}")));
+    m.start();
+    m.ready().await;
+    assert!(m.log().contains("ignoring key and cert files"), "{}", m.log());
 }

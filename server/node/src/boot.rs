@@ -456,6 +456,7 @@ impl Boot {
     async fn join(&self, started: Instant) -> Result<Remembered, BootError> {
         let own = self.own_urls()?;
         let mut last = "no other member is named in --initial-cluster".to_owned();
+        let mut reported: Option<Instant> = None;
         loop {
             let answers = self.ask(ProbeRequest::default()).await;
             fits_cluster(&answers)?;
@@ -492,6 +493,11 @@ impl Boot {
                 return Err(BootError::Unreachable(format!(
                     "cannot fetch cluster info from peer urls within {JOIN_TIMEOUT:?}: {last}"
                 )));
+            }
+            // At once, too: a supervisor may have less patience than this member.
+            if reported.is_none_or(|at| at.elapsed() > PROBE_REPORT) {
+                reported = Some(Instant::now());
+                tracing::warn!("cannot join the cluster yet: {last}");
             }
             tokio::time::sleep(PROBE_PAUSE).await;
         }

@@ -142,9 +142,16 @@ impl Write for Rotating {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut open = self.0.open.lock();
         if open.bytes > 0 && open.bytes + line.len() as u64 > self.0.settings.max_bytes {
-            fs::rename(&self.0.path, self.0.full_name(Utc::now()))?;
-            *open = append(&self.0.path)?;
-            self.tidy_aside();
+            // Who took the file away to make room has done so. Where the machine allows no other, this one goes on, and the next
+            // line tries again.
+            let moved = match fs::rename(&self.0.path, self.0.full_name(Utc::now())) {
+                Err(e) => e.kind() == io::ErrorKind::NotFound,
+                Ok(()) => true,
+            };
+            if moved && let Ok(fresh) = append(&self.0.path) {
+                *open = fresh;
+                self.tidy_aside();
+            }
         }
         open.file.write_all(line)?;
         open.bytes += line.len() as u64;
@@ -271,6 +278,22 @@ mod tests {
         // A new process goes on where the old one was.
         rotating(dir.path(), Settings { max_bytes: 10, ..Settings::default() }).write_all(b"more\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("etcd.log")).unwrap(), "last\nmore\n");
+    }
+
+    /// To make room, mostly.
+    #[test]
+    fn a_file_that_somebody_removed_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = rotating(dir.path(), Settings { max_bytes: 10, ..Settings::default() });
+        log.write_all(b"first\n").unwrap();
+        fs::remove_file(dir.path().join("etcd.log")).unwrap();
+        log.write_all(b"second\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("etcd.log")).unwrap(), "second\n");
+        // Where it cannot be, what is written goes on where it did.
+        fs::remove_file(dir.path().join("etcd.log")).unwrap();
+        fs::create_dir(dir.path().join("etcd.log")).unwrap();
+        fs::write(dir.path().join("etcd.log/in-the-way"), "").unwrap();
+        log.write_all(b"third\n").unwrap();
     }
 
     #[test]

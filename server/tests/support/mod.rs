@@ -150,7 +150,7 @@ impl Member {
         self.child = Some(child);
     }
 
-    fn signal(&mut self, signal: rustix::process::Signal) {
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
         let child = self.child.as_ref().unwrap();
         let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, signal).unwrap();
