@@ -6,10 +6,11 @@ use crate::config::{self, Address, Config, Place};
 use crate::listen::{self, Service, Socket};
 use crate::tls::material::Material;
 use crate::tls::{Files, Params, in_use, self_signed};
-use crate::{discovery, notify, telemetry};
+use crate::{notify, telemetry};
 use ferretcd_api::Options;
 use ferretcd_api::trace::Tracer;
 use ferretcd_node::discovered::has_member;
+use ferretcd_node::names::addresses;
 use ferretcd_node::{Boot, BootError, Member, Node};
 use ferretcd_raft::transport::dial::Dialer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -306,21 +307,6 @@ async fn lead_alike(listed: &[String], advertised: &[String]) -> bool {
         }
         tokio::time::sleep(NAMES_LOOK).await;
     }
-}
-
-/// URLs with addresses for names. `localhost` stays, as in etcd.
-async fn addresses(urls: &[String]) -> Result<BTreeSet<String>, String> {
-    let mut found = BTreeSet::new();
-    for url in urls {
-        let place = url.split_once("://").map(|(scheme, place)| (scheme, place.to_owned()));
-        found.insert(match place {
-            Some((scheme, place)) if !place.starts_with("localhost:") => {
-                format!("{scheme}://{}", discovery::srv::address(&place).await?)
-            }
-            _ => url.clone(),
-        });
-    }
-    Ok(found)
 }
 
 /// Keeps all memory of this process out of swap, now and later, each page once it is used.

@@ -60,6 +60,24 @@ async fn a_second_voter_is_a_member_at_once_as_in_etcd() {
     cluster.agreed().await;
 }
 
+/// Or the other way round. (`127.1` is a name to all but the resolver.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_added_by_its_hosts_name_is_started_by_its_address() {
+    let mut cluster = Cluster::start(&["solo"]).await;
+    let mut second = Member::new("second", cluster.tmp.path());
+    let named = second.peer_url().replace("127.0.0.1", "127.1");
+    cluster.members[0].etcdctl(&["member", "add", "second", &format!("--peer-urls={named}")]).unwrap();
+    let both = format!("solo={},second={}", cluster.members[0].peer_url(), second.peer_url());
+    second.flags = vec![format!("--initial-cluster={both}"), "--initial-cluster-state=existing".to_owned()];
+    second.start();
+    cluster.members.push(second);
+    for member in &cluster.members {
+        member.ready().await;
+    }
+    let list = cluster.members[0].etcdctl(&["member", "list"]).unwrap();
+    assert!(list.contains(&format!("second, {named}")), "{list}");
+}
+
 /// Adds a voter through `cluster.members[0]`, starts it, and waits until it serves.
 async fn grow(cluster: &mut Cluster, name: &str) {
     grow_with(cluster, name, &[]).await;

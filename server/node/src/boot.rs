@@ -12,6 +12,7 @@ use crate::difference::difference;
 use crate::lease::LeaseClock;
 use crate::maintenance::free_bytes;
 use crate::metrics::Metrics;
+use crate::names;
 use crate::node::{Node, NodeConfig, Requests, Running, Shared, Threshold};
 use crate::offline::{Force, RESTORING, stand_alone};
 use crate::watch::Hub;
@@ -476,12 +477,21 @@ impl Boot {
                 };
                 // One that lags may still list an earlier member of this URL.
                 let mine = |m: &&ProbeMember| m.peer_urls.iter().any(|u| own.contains(u)) && !removed.contains(&m.id);
-                let listed = answer.members.iter().find(mine);
+                let by_text = answer.members.iter().find(mine);
+                // Added by its host's name and started by its address, or the other way round: it is known by what was added.
+                let new = || answer.members.iter().filter(|m| m.name.is_empty() && !removed.contains(&m.id));
+                let listed = match by_text {
+                    Some(listed) => Some(listed),
+                    None => at_the_same_place(own, new()).await,
+                };
                 let Some(listed) = listed else {
+                    let new: Vec<String> = new().map(|m| m.peer_urls.join(",")).collect();
                     last = format!(
-                        "cluster {:x} at {url} lists no member with the peer URL {}; add it with `member add` first",
+                        "cluster {:x} at {url} lists no member with the peer URL {}; add it with `member add` first \
+                         (what was added and has not started: {})",
                         answer.cluster_id,
-                        own.join(",")
+                        own.join(","),
+                        if new.is_empty() { "nobody".to_owned() } else { new.join("; ") }
                     );
                     continue;
                 };
@@ -1237,6 +1247,20 @@ impl Member {
             tracing::error!("closing failed: {e}");
         }
     }
+}
+
+/// The member whose peer URLs lead to the same addresses as these. Names that nobody knows lead nowhere.
+async fn at_the_same_place<'m>(
+    own: &[String],
+    members: impl Iterator<Item = &'m ProbeMember>,
+) -> Option<&'m ProbeMember> {
+    let own = names::addresses(own).await.ok()?;
+    for member in members {
+        if names::addresses(&member.peer_urls).await.is_ok_and(|there| there == own) {
+            return Some(member);
+        }
+    }
+    None
 }
 
 #[cfg(test)]

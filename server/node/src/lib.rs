@@ -16,6 +16,7 @@ mod ids;
 pub mod lease;
 pub mod maintenance;
 pub mod metrics;
+pub mod names;
 pub mod node;
 pub mod offline;
 mod process;

@@ -5,6 +5,7 @@ use crate::flags::Flags;
 use crate::flags::url::{Scheme, Url};
 use ferretcd_node::BootConfig;
 use ferretcd_node::discovered;
+use ferretcd_node::names::address;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
@@ -144,17 +145,6 @@ async fn records_of(name: &str) -> Result<Vec<(String, u16)>, String> {
     // Go shuffles those of one priority. Members that number the others alike are easier to compare.
     records.sort_unstable();
     Ok(records.into_iter().take(RECORDS_MAX).map(|(_, target, port)| (target, port)).collect())
-}
-
-/// The address of a `host:port`; of several one of IPv4, as Go has it.
-pub async fn address(place: &str) -> Result<SocketAddr, String> {
-    let found = tokio::net::lookup_host(place).await.map_err(|e| {
-        let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
-        format!("lookup {}: {e}", host.trim_end_matches('.'))
-    })?;
-    let found: Vec<SocketAddr> = found.collect();
-    let first = found.iter().find(|a| a.is_ipv4()).or(found.first());
-    first.copied().ok_or_else(|| format!("lookup {place}: no such host"))
 }
 
 /// The members of one service, by etcd's rules: this member's record has its name, others are numbered; what leads nowhere

@@ -198,6 +198,10 @@ fn read_staging<R: ReadAt>(store: &Store, file: &File<R>, header: Bytes, space: 
 const BATCH_RECORDS: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// After so many bytes the store is made durable, as it is at the end in any case: sled keeps in memory what a busy disk has not
+/// taken, without a bound. As much as waits in the store's queue, some tenths of a second.
+const FLUSH_BYTES: usize = 64 << 20;
+
 /// Writes a bucket's key records into a generation, and builds its index.
 fn write_keys<R: ReadAt>(
     store: &Store,
@@ -206,9 +210,16 @@ fn write_keys<R: ReadAt>(
     generation: u32,
     mut visit: impl FnMut(&KeyValue),
 ) -> Result<Index, Fault> {
-    let write = |batch: &mut Batch| {
+    let mut unflushed = 0;
+    let mut write = |batch: &mut Batch| {
         let full = std::mem::take(batch);
-        store.write(full, 0).map_err(StateError::store("write a snapshot's records"))
+        unflushed += full.bytes();
+        store.write(full, 0).map_err(StateError::store("write a snapshot's records"))?;
+        if unflushed >= FLUSH_BYTES {
+            unflushed = 0;
+            store.flush().map_err(StateError::store("flush a snapshot's records"))?;
+        }
+        Ok(())
     };
     let (mut index, mut batch) = (Index::default(), Batch::new());
     buckets::read_keys(file, bucket, |KeyRecord { revision, tombstone, kv, value }| {
