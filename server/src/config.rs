@@ -209,6 +209,9 @@ pub fn check(settings: &Settings) -> Result<Config, String> {
         ));
     }
     let tls = Params::new(&flags.tls_min_version, &flags.tls_max_version, &flags.cipher_suites.0)?;
+    for suite in &tls.left_out {
+        notices.push(Notice::Other(format!("cipher suite {suite} is left out: this server does not have it")));
+    }
     let client_tls = client_tls(flags, &mut notices)?;
     let peer_tls = peer_tls(flags, &mut notices)?;
     let force = match flags.force_new_cluster_once.as_str() {

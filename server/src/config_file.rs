@@ -5,6 +5,7 @@
 
 use crate::cli::{Notice, Settings};
 use crate::flags::{self, Spec, value::Kind};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
 /// Keys that etcd has beside the flags, or reads into a struct of its own (which its errors name).
@@ -68,7 +69,7 @@ const SECURITY: [(&str, &str, &str); 11] = [
 
 /// Reads the file's text into the settings. Errors are etcd's, which are those of Go's JSON reader.
 pub fn read(text: &str, settings: &mut Settings) -> Result<(), String> {
-    let value: Value = serde_yaml::from_str(text).map_err(|e| format!("error converting YAML to JSON: yaml: {e}"))?;
+    let value = parsed(text, settings).map_err(|e| format!("error converting YAML to JSON: yaml: {e}"))?;
     let map = match value {
         Value::Mapping(map) => map,
         Value::Null => return Ok(()),
@@ -79,7 +80,8 @@ pub fn read(text: &str, settings: &mut Settings) -> Result<(), String> {
             settings.notices.push(unknown(&format!("{key:?}")));
             continue;
         };
-        match key.as_str() {
+        // Go finds a key whatever the case of its letters.
+        match key.to_lowercase().as_str() {
             "client-transport-security" => security(key, value, settings, |row| row.1)?,
             "peer-transport-security" => security(key, value, settings, |row| row.2)?,
             "socket-options" => {
@@ -109,6 +111,50 @@ pub fn read(text: &str, settings: &mut Settings) -> Result<(), String> {
     Ok(())
 }
 
+/// The first document, as etcd's reader takes it. Of a key that stands twice, as when a line was appended, the last one counts.
+fn parsed(text: &str, settings: &mut Settings) -> Result<Value, serde_yaml::Error> {
+    let first = || serde_yaml::Deserializer::from_str(text).next();
+    let Some(document) = first() else { return Ok(Value::Null) };
+    let strict = match Value::deserialize(document) {
+        Ok(value) => return Ok(value),
+        Err(e) => e,
+    };
+    let again = first().and_then(|document| LastCounts::deserialize(document).ok()).ok_or(strict)?;
+    for key in again.twice {
+        settings.notices.push(Notice::Other(format!("the configuration file has {key} twice: the last one counts")));
+    }
+    Ok(Value::Mapping(again.map))
+}
+
+/// A map in which keys may stand several times.
+#[derive(Default)]
+struct LastCounts {
+    map: Mapping,
+    twice: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for LastCounts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = LastCounts;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<LastCounts, A::Error> {
+                let mut found = LastCounts::default();
+                while let Some((key, value)) = entries.next_entry::<String, Value>()? {
+                    if found.map.insert(Value::String(key.clone()), value).is_some() {
+                        found.twice.push(key);
+                    }
+                }
+                Ok(found)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
 fn unknown(key: &str) -> Notice {
     Notice::Other(format!("the configuration file has an unknown key, which is ignored: {key}"))
 }
@@ -132,7 +178,7 @@ fn security(
     flag: fn(&(&'static str, &'static str, &'static str)) -> &'static str,
 ) -> Result<(), String> {
     for (inner, value) in section(key, value, "embed.securityConfig")? {
-        let inner = inner.as_str().unwrap_or_default();
+        let inner = &inner.as_str().unwrap_or_default().to_lowercase();
         let row = SECURITY.iter().find(|row| row.0 == inner);
         match row.map(flag).filter(|name| flags::find(name).is_some()) {
             Some(name) => set(name, &format!("securityConfig.configJSON.{key}"), inner, value, settings)?,
@@ -152,7 +198,17 @@ fn set(name: &str, place: &str, key: &str, value: &Value, settings: &mut Setting
     let text = match (spec.kind, value) {
         (Kind::Text | Kind::Joined, Value::String(text)) => text.clone(),
         (Kind::Bool, Value::Bool(on)) => on.to_string(),
-        (Kind::Number(_), Value::Number(number)) => number.to_string(),
+        (Kind::Bool, Value::String(word)) => older_bool(word).ok_or_else(wrong)?.to_string(),
+        (Kind::Number(_), Value::Number(number)) => match number.as_f64() {
+            // `8e9`
+            Some(whole) if number.is_f64() && whole.fract() == 0.0 && whole.abs() < 2f64.powi(53) => {
+                (whole as i64).to_string()
+            }
+            _ => number.to_string(),
+        },
+        (Kind::Number(_), Value::String(digits)) if digits.bytes().all(|b| b.is_ascii_digit() || b == b'_') => {
+            digits.replace('_', "")
+        }
         (Kind::Duration, Value::Number(nanos)) => nanos.as_i64().map(|n| format!("{n}ns")).ok_or_else(wrong)?,
         (Kind::List, Value::Sequence(items)) => {
             let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
@@ -168,6 +224,15 @@ fn set(name: &str, place: &str, key: &str, value: &Value, settings: &mut Setting
     })?;
     settings.given.insert(name.to_owned());
     Ok(())
+}
+
+/// The words of YAML 1.1, which etcd's reader takes.
+fn older_bool(word: &str) -> Option<bool> {
+    match word.to_lowercase().as_str() {
+        "y" | "yes" | "on" => Some(true),
+        "n" | "no" | "off" => Some(false),
+        _ => None,
+    }
 }
 
 fn type_name(spec: &Spec) -> &'static str {
@@ -227,6 +292,20 @@ mod tests {
         assert_eq!(f.peer_cert_allowed_cn.0, ["a", "b"]);
         assert_eq!(settings("{\"name\": \"j\"}").unwrap().flags.name, "j");
         assert_eq!(settings("").unwrap().flags.name, "default");
+    }
+
+    /// etcd's reader is one of YAML 1.1, and Go's JSON reader behind it: files that it took are there.
+    #[test]
+    fn what_etcds_older_reader_takes_is_taken() {
+        let yaml = "Name: m1\nquota-backend-bytes: 1\nstrict-reconfig-check: off\npre-vote: No\nsnapshot-count: 10_000\n\
+                    quota-backend-bytes: 8e9\nClient-Transport-Security:\n  Client-Cert-Auth: yes\n---\nname: other\n";
+        let s = settings(yaml).unwrap();
+        let f = s.flags;
+        assert_eq!((f.name.as_str(), f.quota_backend_bytes, f.snapshot_count), ("m1", 8_000_000_000, 10_000));
+        assert!(!f.strict_reconfig_check && !f.pre_vote && f.client_cert_auth);
+        let [Notice::Other(twice)] = &s.notices[..] else { panic!("{:?}", s.notices) };
+        assert!(twice.contains("quota-backend-bytes twice"), "{twice}");
+        assert!(settings("pre-vote: maybe").is_err() && settings("snapshot-count: 1.5").is_err());
     }
 
     #[test]

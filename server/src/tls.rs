@@ -95,6 +95,8 @@ pub struct Params {
     pub versions: Vec<&'static SupportedProtocolVersion>,
     /// The suites, with the rest of the cryptography.
     pub provider: Arc<CryptoProvider>,
+    /// Suites that were asked for and are not there.
+    pub left_out: Vec<String>,
 }
 
 impl Params {
@@ -109,26 +111,50 @@ impl Params {
             return Err("cipher suites cannot be configured when only TLS1.3 is enabled".to_owned());
         }
         let mut provider = ring::default_provider();
+        let mut left_out = Vec::new();
         if !suites.is_empty() {
             let known = std::mem::take(&mut provider.cipher_suites);
             let names: Vec<String> = known.iter().map(|s| name(*s)).collect();
             let mut chosen: Vec<_> = known.iter().copied().filter(|s| s.tls13().is_some()).collect();
+            let asked = |suite: &str| names.iter().position(|n| n == suite || n.strip_suffix("_SHA256") == Some(suite));
+            let usable = suites.iter().any(|suite| asked(suite).is_some());
             for suite in suites {
-                let at = names.iter().position(|n| n == suite || n.strip_suffix("_SHA256") == Some(suite.as_str()));
-                let at = at.ok_or_else(|| {
-                    format!("unexpected TLS cipher suite {suite:?}: this server has {}", names.join(", "))
-                })?;
-                if !chosen.contains(&known[at]) {
-                    chosen.push(known[at]);
+                match asked(suite) {
+                    Some(at) if chosen.contains(&known[at]) => {}
+                    Some(at) => chosen.push(known[at]),
+                    None if usable && ONLY_GOS.contains(&suite.as_str()) => left_out.push(suite.clone()),
+                    None => {
+                        let names = names.join(", ");
+                        return Err(format!("unexpected TLS cipher suite {suite:?}: this server has {names}"));
+                    }
                 }
             }
             provider.cipher_suites = chosen;
         }
         let versions = [(2, &TLS12), (3, &TLS13)];
         let versions = versions.into_iter().filter(|(n, _)| (low..=high).contains(n)).map(|(_, v)| v).collect();
-        Ok(Params { versions, provider: Arc::new(provider) })
+        Ok(Params { versions, provider: Arc::new(provider), left_out })
     }
 }
+
+/// Suites that Go has and rustls does not, for what is known of them: hardening guides still end their lists with some.
+const ONLY_GOS: [&str; 15] = [
+    "TLS_RSA_WITH_RC4_128_SHA",
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA256",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256",
+    "TLS_ECDHE_RSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256",
+];
 
 fn version(text: &str) -> Result<Option<u8>, String> {
     match text {
@@ -167,6 +193,16 @@ mod tests {
         let error = names(&["TLS_RSA_WITH_AES_128_CBC_SHA"]).unwrap_err();
         assert!(error.starts_with("unexpected TLS cipher suite \"TLS_RSA_WITH_AES_128_CBC_SHA\""), "{error}");
         assert!(error.contains("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"), "{error}");
+        assert!(names(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_RSA_WITH_NOTHING"]).is_err());
+    }
+
+    /// As the CIS benchmark for Kubernetes has them.
+    #[test]
+    fn a_suite_that_only_go_has_is_left_out_where_another_stays() {
+        let list = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_RSA_WITH_AES_256_GCM_SHA384"];
+        assert_eq!(names(&list).unwrap(), list[..1]);
+        let params = Params::new("", "", &list.map(str::to_owned)).unwrap();
+        assert_eq!(params.left_out, list[1..]);
     }
 
     #[test]

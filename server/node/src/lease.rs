@@ -450,7 +450,10 @@ pub(crate) async fn expire(inner: Arc<Inner>) {
             .collect()
             .await;
         if let Some(e) = failed.last() {
-            tracing::warn!(count = failed.len(), "cannot revoke expired leases: {e}; trying again after {REVOKE_AGAIN:?}");
+            tracing::warn!(
+                count = failed.len(),
+                "cannot revoke expired leases: {e}; trying again after {REVOKE_AGAIN:?}"
+            );
         }
     }
 }
