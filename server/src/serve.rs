@@ -159,6 +159,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     }
     let boot = Boot::new(config.boot);
     let peer_router = tonic::service::Routes::new(boot.door().service()).into_axum_router();
+    let peer_router = ferretcd_api::peer_router(peer_router);
     let peer_service = Service {
         kind: "peer",
         router: peer_router.clone(),

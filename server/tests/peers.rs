@@ -84,6 +84,16 @@ async fn a_stranger_is_refused_in_every_call_of_the_peer_service() {
     solo.put("after", "x").await.unwrap();
 }
 
+/// A probe that looks there must not think well of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_for_members_serves_nothing_else() {
+    let cluster = Cluster::start(&["solo"]).await;
+    let door = Member::at(&cluster.members[0].peer, cluster.tmp.path());
+    assert_eq!(door.http("/health").await.0, 404);
+    let unknown = door.put("k", "v").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::Unimplemented, "{unknown}");
+}
+
 /// A leader that calls again at once burns a core for each member that is away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_away_is_called_about_once_in_a_heartbeat() {

@@ -182,7 +182,7 @@ pub async fn elsewhere(request: Request) -> Response {
 }
 
 /// As etcd's TLS listener tells them apart. (Its listener without TLS takes all of HTTP/2 for gRPC.)
-fn is_grpc(request: &Request) -> bool {
+pub(crate) fn is_grpc(request: &Request) -> bool {
     let content = request.headers().get(CONTENT_TYPE);
     request.version() == Version::HTTP_2 && content.is_some_and(|c| c.as_bytes().starts_with(b"application/grpc"))
 }

@@ -258,6 +258,16 @@ where
     Router::new().route_service(&format!("/{}/{{*method}}", S::NAME), service)
 }
 
+/// The same with an answer to all else, at the door for members: a probe that looks for `/health` there must not think well of it.
+pub fn peer_router(service: Router) -> Router {
+    service.fallback(|request: Request| async move {
+        match front::is_grpc(&request) {
+            true => unknown(request).await,
+            false => http::not_found().await,
+        }
+    })
+}
+
 /// A service that is not there.
 async fn unknown(request: Request) -> Response {
     match method::find(request.uri().path()) {

@@ -558,10 +558,11 @@ impl Metrics {
         for (id, ..) in view.members.iter() {
             let pair = [me.to_string(), id.to_string()];
             self.known_peers.with_label_values(&[&pair[0], &pair[1]]).set(1);
-            // A leader hears all others, a follower its leader.
+            // A leader hears all others, a follower its leader, and of the rest nothing can be said.
             let heard = view.progress.get(id).and_then(|p| p.last_heard).is_some_and(|at| at.elapsed() < PEER_ACTIVE);
-            if *id != me && (heard || view.leader == Some(*id)) {
-                self.active_peers.with_label_values(&[&pair[0], &pair[1]]).set(1);
+            if *id != me && (view.leader == Some(me) || view.leader == Some(*id)) {
+                let active = heard || view.leader == Some(*id);
+                self.active_peers.with_label_values(&[&pair[0], &pair[1]]).set(active.into());
             }
         }
         // One version at a time.
