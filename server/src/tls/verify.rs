@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use x509_parser::parse_x509_certificate;
+use x509_parser::x509::X509Version;
 
 /// A refusal in words of our own.
 #[derive(Debug)]
@@ -28,6 +29,18 @@ impl std::error::Error for Words {}
 
 fn refused(words: String) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Words(words)))))
+}
+
+/// What many a page on etcd and TLS makes, and etcd takes: `openssl x509 -req` without extensions.
+fn explained(e: Error, cert: &CertificateDer<'_>) -> Error {
+    match parse_x509_certificate(cert) {
+        Ok((_, parsed)) if parsed.version() == X509Version::V1 => refused(format!(
+            "it is an X.509 certificate of version 1 ({}), which this server does not take; issue it again with extensions \
+             (openssl x509 -req -extfile ...)",
+            parsed.subject()
+        )),
+        _ => e,
+    }
 }
 
 impl Allowed {
@@ -116,7 +129,7 @@ impl ClientCertVerifier for Callers {
         let verified = if self.pinned.vouch(cert, true, now)? {
             ClientCertVerified::assertion()
         } else {
-            self.chain.verify_client_cert(cert, intermediates, now)?
+            self.chain.verify_client_cert(cert, intermediates, now).map_err(|e| explained(e, cert))?
         };
         for serial in std::iter::once(cert).chain(intermediates).filter_map(serial) {
             if self.revoked.contains(&serial) {
@@ -179,7 +192,7 @@ impl ServerCertVerifier for Called {
             verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
             ServerCertVerified::assertion()
         } else {
-            self.chain.verify_server_cert(cert, intermediates, name, ocsp, now)?
+            self.chain.verify_server_cert(cert, intermediates, name, ocsp, now).map_err(|e| explained(e, cert))?
         };
         self.allowed.check(cert)?;
         Ok(verified)
@@ -274,4 +287,45 @@ pub async fn address_fits(cert: &CertificateDer<'_>, remote: IpAddr) -> Result<(
         }
     }
     Err(format!("tls: \"{remote}\" does not match any of DNSNames {hosts:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::server::WebPkiClientVerifier;
+
+    /// A certificate of version 1, and its authority's; for a hundred years from 2026. Nobody has their keys.
+    const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBGTCBwQIULSpIx96H0VOF5ZSb1JjZVvnaCskwCgYIKoZIzj0EAwIwDTELMAkG
+A1UEAwwCY2EwIBcNMjYxMTIzMTk0NDMzWhgPMjEyNjEwMzAxOTQ0MzNaMBExDzAN
+BgNVBAMMBmNsaWVudDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABG8Mg6WCSB5Z
+Po8ccNF8zUcby9+iz8Pn4JSlKUQTRquHQU+m7liUQzD695kltnvDqkmwriMLhQPS
+q7zNw/oaOEQwCgYIKoZIzj0EAwIDRwAwRAIgKQ/rSchDIqLmyz30hdBGYHG3GPN8
+4Ut5pBvG+gP5ieACIG4BsDLsXjM4jriT8WQ8DLh/qxpmHTij/sBpURs+zJQl
+-----END CERTIFICATE-----
+-----BEGIN CERTIFICATE-----
+MIIBcjCCARegAwIBAgIUG7GjAMV10a/7tnTz1ehG5wwm/cUwCgYIKoZIzj0EAwIw
+DTELMAkGA1UEAwwCY2EwIBcNMjYxMTIzMTk0NDMzWhgPMjEyNjEwMzAxOTQ0MzNa
+MA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEbwwSNpfo
+XRDBDDUaDtMW9aqR1Si9UmZGgVMm6BaU8KnKV97F5IlBXvwjoIdfbi6cE4HmRb1s
+jf9oDP+xW1TXGaNTMFEwHQYDVR0OBBYEFN57KGide/hr0QHgRlT8cYAhu2//MB8G
+A1UdIwQYMBaAFN57KGide/hr0QHgRlT8cYAhu2//MA8GA1UdEwEB/wQFMAMBAf8w
+CgYIKoZIzj0EAwIDSQAwRgIhAPoJDnWZ1v4K50r8NzppUaWIDnE6Y8s/uaqRfp5r
+NGdiAiEA69LXTkHCK4k5TZe71skj4StLsHzZklhB62kqLoPgSjM=
+-----END CERTIFICATE-----
+";
+
+    #[test]
+    fn a_certificate_of_version_1_is_refused_with_the_remedy() {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(VERSION_1.as_bytes()).map(Result::unwrap).collect();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(chain[1].clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let callers = Callers::new(webpki, Pinned::default(), None, Allowed::Anyone).unwrap();
+        let why = callers.verify_client_cert(&chain[0], &[], UnixTime::now()).unwrap_err().to_string();
+        assert!(why.contains("version 1 (CN=client)") && why.contains("-extfile"), "{why}");
+    }
 }
