@@ -4,11 +4,14 @@
 use crate::ids;
 use crate::node::{Inner, Node, from_group};
 use ferretcd_proto::peer::{AddMember, UpdateMember, change_members_request::Change};
-use ferretcd_raft::{GroupView, Role};
+use ferretcd_raft::{GroupError, GroupView, Role};
 use ferretcd_state::State;
 use ferretcd_types::{Error, Member, MemberId, PeerNode};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// How often a change of members is decided anew because another one came first: more than people make at a time.
+const DECISIONS_MAX: usize = 8;
 
 /// A voter that the leader has not heard for this long counts as down (etcd's HealthInterval).
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
@@ -106,8 +109,18 @@ impl Inner {
     }
 
     /// The leader's half. Decides on what it sees, then changes exactly that or nothing: the group refuses when the
-    /// members changed in between.
+    /// members changed in between, and it is decided anew.
     pub(crate) async fn change_members_here(&self, change: Change) -> Result<(MemberId, u64), Error> {
+        for _ in 0..DECISIONS_MAX {
+            if let Some(changed) = self.try_to_change_members(change.clone()).await? {
+                return Ok(changed);
+            }
+        }
+        Err(Error::Unhealthy)
+    }
+
+    /// Nothing if another change came first.
+    async fn try_to_change_members(&self, change: Change) -> Result<Option<(MemberId, u64)>, Error> {
         let (view, is_settled) = self.settled_view().await?;
         if view.role != Role::Leader {
             return Err(Error::NotLeader);
@@ -168,6 +181,13 @@ impl Inner {
                     .await
             }
         };
+        if matches!(changed, Err(GroupError::Overtaken)) {
+            // What is seen may lag.
+            let mut view = self.view.clone();
+            let seen = view.wait_for(|view| view.membership_index > decided_on);
+            let _ = tokio::time::timeout(self.timing.election, seen).await;
+            return Ok(None);
+        }
         let pos = changed
             .inspect_err(|e| tracing::warn!(member = %id, "the members were not changed: {e}"))
             .map_err(from_group)?;
@@ -175,7 +195,7 @@ impl Inner {
             self.metrics.learners_promoted.inc();
         }
         tracing::info!(member = %id, index = pos.index, "the members changed");
-        Ok((id, pos.index))
+        Ok(Some((id, pos.index)))
     }
 
     /// Waits until this member's log has the change of members at `index`.

@@ -439,7 +439,7 @@ pub(crate) fn from_group(e: GroupError) -> Error {
         GroupError::NotLeader { .. } => Error::NotLeader,
         GroupError::Unknown => Error::TimeoutLeaderFail,
         GroupError::NoQuorum => Error::Timeout,
-        GroupError::Busy(_) => Error::Unhealthy,
+        GroupError::Busy(_) | GroupError::Overtaken => Error::Unhealthy,
         GroupError::Fatal(_) => Error::Stopped,
     }
 }

@@ -18,6 +18,7 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableRead
 use openraft::raft::{Precondition, ReadPolicy};
 use openraft::{ChangeMembers, Instant as _, Raft, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -118,6 +119,9 @@ pub enum GroupError {
     /// Another change of members is under way, or a new leader has not committed its first entry.
     #[error("the members cannot be changed now: {0}")]
     Busy(String),
+    /// The members are no longer those that the change was decided on. Nothing was done: decide anew.
+    #[error("the members have just changed")]
+    Overtaken,
     /// Raft has stopped; the process must end.
     #[error("raft has stopped: {0}")]
     Fatal(String),
@@ -138,6 +142,9 @@ pub struct Group {
     state: Arc<State>,
     view: watch::Receiver<GroupView>,
     offers: mpsc::Sender<Offer>,
+    /// Held until a change of members is in the log, or refused: it is known by being the first one behind what it was decided on,
+    /// and another that was decided on the same would be taken for it.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a group is started from.
@@ -183,6 +190,7 @@ impl Group {
             state: parts.state,
             view,
             offers,
+            changing: Arc::default(),
         })
     }
 
@@ -288,12 +296,15 @@ impl Group {
         decided_on: u64,
         change: impl FnOnce(&mut BTreeSet<MemberId>, &mut BTreeMap<MemberId, PeerNode>),
     ) -> Result<LogPos, GroupError> {
+        let turn = self.changing.lock().await;
         let observed = self.members_of(decided_on)?;
         let mut voters: BTreeSet<MemberId> = observed.voter_ids().map(MemberId).collect();
         let before = voters.clone();
         let mut nodes: BTreeMap<MemberId, PeerNode> =
             observed.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
         change(&mut voters, &mut nodes);
+        let wanted: Vec<(MemberId, PeerNode, bool)> =
+            nodes.iter().map(|(id, node)| (*id, node.clone(), !voters.contains(id))).collect();
         let config = voters.into_iter().map(|id| id.0).collect();
         let nodes: BTreeMap<u64, PeerNode> = nodes.into_iter().map(|(id, node)| (id.0, node)).collect();
         let proposed = Membership::new(vec![config], nodes).map_err(fatal)?;
@@ -306,9 +317,17 @@ impl Group {
                 async move { raft.append_membership(proposed, payload, [unchanged]).await.map_err(write_error) },
             );
         let mut view = self.view.clone();
+        tokio::select! {
+            biased;
+            written = &mut written => return written.map_err(fatal)?.map(|written| log_pos(&written.log_id)),
+            () = self.changed_since(decided_on) => drop(turn),
+        }
         let leader = self.peers.identity().member;
+        // Where this member lost its lead meanwhile, the next leader's change may stand in its place.
         let is_held = |view: &GroupView| {
-            view.membership_index > decided_on && view.is_held_by_most(&before, leader, view.membership_index)
+            view.membership_index > decided_on
+                && *view.members == *wanted
+                && view.is_held_by_most(&before, leader, view.membership_index)
         };
         tokio::select! {
             biased;
@@ -318,6 +337,11 @@ impl Group {
                 Err(_) => Err(GroupError::Fatal("raft has stopped".to_owned())),
             },
         }
+    }
+
+    /// Waits until this member's log has a change of members behind the one at `decided_on`.
+    async fn changed_since(&self, decided_on: u64) {
+        let _ = self.view.clone().wait_for(|view| view.membership_index > decided_on).await;
     }
 
     /// The members as set by the entry at `decided_on`, if they are still those and this is one of them: openraft lets a
@@ -335,11 +359,21 @@ impl Group {
     /// openraft warns that a wrong address could split a group. Here it cannot: every call names the member that it
     /// means, and any other one refuses it.
     pub async fn move_member(&self, decided_on: u64, id: MemberId, node: PeerNode) -> Result<LogPos, GroupError> {
+        let turn = self.changing.lock().await;
         let observed = self.members_of(decided_on)?;
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *observed.log_id() };
         let moved = ChangeMembers::SetNodes(BTreeMap::from([(id.0, node)]));
-        let written = self.raft.change_membership_if(moved, true, [unchanged]).await.map_err(write_error)?;
-        Ok(log_pos(&written.log_id))
+        let mut written = pin!(self.raft.change_membership_if(moved, true, [unchanged]));
+        let in_the_log = self.changed_since(decided_on);
+        let written = tokio::select! {
+            biased;
+            written = &mut written => written,
+            () = in_the_log => {
+                drop(turn);
+                written.await
+            }
+        };
+        Ok(log_pos(&written.map_err(write_error)?.log_id))
     }
 
     /// Starts handing leadership over; whether it worked shows in the view.
@@ -376,7 +410,7 @@ impl Group {
 /// Whether `me` may change these members, when what it decided on was set by the entry at `decided_on`.
 fn may_change(observed: &StoredMembership, decided_on: u64, me: MemberId) -> Result<(), GroupError> {
     if observed.log_id().as_ref().map_or(0, |l| l.index()) != decided_on {
-        return Err(GroupError::Busy("the members have just changed".to_owned()));
+        return Err(GroupError::Overtaken);
     }
     match observed.nodes().any(|(id, _)| *id == me.0) {
         true => Ok(()),
@@ -566,7 +600,7 @@ mod tests {
         let server = leads(3).1;
         let observed = &server.membership_config;
         assert_eq!(may_change(observed, 0, MemberId(1)), Ok(()));
-        assert!(matches!(may_change(observed, 7, MemberId(1)), Err(GroupError::Busy(_))));
+        assert!(matches!(may_change(observed, 7, MemberId(1)), Err(GroupError::Overtaken)));
         // Removed, it leads on for a moment.
         assert_eq!(may_change(observed, 0, MemberId(4)), Err(GroupError::NotLeader { leader: None }));
     }
