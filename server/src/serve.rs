@@ -91,10 +91,7 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
         version = ETCD_VERSION, server = concat!("ferretcd ", env!("CARGO_PKG_VERSION")),
         name = config.boot.node.name, data_dir = %config.boot.data_dir.display(), "starting"
     );
-    // Go's programs ignore these, and scripts send them by habit, such as after a log was moved away.
-    for harmless in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()] {
-        let _ = signal(harmless);
-    }
+    ignore_habits();
     // Signals first: one that comes during start-up must not be lost.
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return fail("cannot listen for signals", 1);
@@ -261,6 +258,13 @@ async fn run(mut config: Config, years: usize) -> ExitCode {
     match ended {
         None => ExitCode::SUCCESS,
         Some(reason) => fail(&reason, 1),
+    }
+}
+
+/// Go's programs ignore these signals, and scripts send them by habit, such as after a log was moved away.
+pub fn ignore_habits() {
+    for harmless in [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm()] {
+        let _ = signal(harmless);
     }
 }
 

@@ -117,7 +117,7 @@ impl Params {
             let names: Vec<String> = known.iter().map(|s| name(*s)).collect();
             let mut chosen: Vec<_> = known.iter().copied().filter(|s| s.tls13().is_some()).collect();
             let asked = |suite: &str| names.iter().position(|n| n == suite || n.strip_suffix("_SHA256") == Some(suite));
-            let usable = suites.iter().any(|suite| asked(suite).is_some());
+            let usable = suites.iter().any(|suite| asked(suite).is_some_and(|at| known[at].tls13().is_none()));
             for suite in suites {
                 match asked(suite) {
                     Some(at) if chosen.contains(&known[at]) => {}
@@ -138,7 +138,7 @@ impl Params {
 }
 
 /// Suites that Go has and rustls does not, for what is known of them: hardening guides still end their lists with some.
-const ONLY_GOS: [&str; 15] = [
+const ONLY_GOS: [&str; 16] = [
     "TLS_RSA_WITH_RC4_128_SHA",
     "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
     "TLS_RSA_WITH_AES_128_CBC_SHA",
@@ -151,6 +151,7 @@ const ONLY_GOS: [&str; 15] = [
     "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
     "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256",
     "TLS_ECDHE_RSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA",
     "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
     "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
     "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256",

@@ -3,7 +3,7 @@
 
 use crate::support::both::{Both, ended};
 use crate::support::etcd::Etcd;
-use crate::support::{Cluster, Member, eventually, http};
+use crate::support::{Cluster, Member, PATIENCE, eventually, http};
 use ferretcd_proto::etcdserverpb as pb;
 use ferretcd_proto::v3electionpb::{CampaignRequest, LeaderRequest, election_client::ElectionClient};
 use ferretcd_proto::v3lockpb::{LockRequest, lock_client::LockClient};
@@ -615,7 +615,7 @@ async fn time_to_stop() {
     let mut cluster = Cluster::start_with(&["solo"], &["--election-timeout=50000"]).await;
     let member = &mut cluster.members[0];
     // Streams that nobody ends, calls that wait for others, and a client that never finishes its request.
-    let channel = member.channel().await;
+    let channel = member.channel_for(PATIENCE);
     let (_asks, mut answers) = quiet_watch(channel.clone()).await;
     let lease = LeaseClient::new(channel.clone()).lease_grant(pb::LeaseGrantRequest { ttl: 600, id: 0 }).await;
     let lease = lease.unwrap().into_inner().id;
@@ -636,9 +636,9 @@ async fn time_to_stop() {
     let mut observed = observed.unwrap().into_inner();
     assert!(observed.message().await.unwrap().is_some());
     let campaigns = tokio::spawn(async move { elections.campaign(campaign(other)).await.map(drop) });
-    for name in ["lock/", "office/"] {
+    for (name, end) in [("lock/", "lock0"), ("office/", "office0")] {
         eventually("its second waits", async || {
-            let under = pb::RangeRequest { key: name.into(), range_end: "p".into(), ..Default::default() };
+            let under = pb::RangeRequest { key: name.into(), range_end: end.into(), ..Default::default() };
             match member.kv().await.range(under).await.unwrap().into_inner().count {
                 2.. => Ok(()),
                 count => Err(format!("{name}: {count}")),

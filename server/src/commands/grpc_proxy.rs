@@ -8,6 +8,7 @@ use crate::discovery::srv;
 use crate::flags::grpc_proxy::{self as settings, Flags, USAGE};
 use crate::flags::url::Url;
 use crate::listen::{self, Service, Socket};
+use crate::serve::ignore_habits;
 use crate::tls::material::Material;
 use crate::tls::{Allowed, Files, Params, certificate, self_signed};
 use crate::{flags, notify, telemetry};
@@ -265,6 +266,7 @@ fn metrics_place(text: &str, has_tls: bool) -> Result<Place, String> {
 }
 
 async fn serve(plan: Plan) -> Result<(), String> {
+    ignore_habits();
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut term), Ok(mut int)) = signals else { return Err("cannot listen for signals".to_owned()) };
     let connections_max = listen::connections_max()?;

@@ -289,11 +289,14 @@ mod tests {
         fs::remove_file(dir.path().join("etcd.log")).unwrap();
         log.write_all(b"second\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("etcd.log")).unwrap(), "second\n");
-        // Where it cannot be, what is written goes on where it did.
-        fs::remove_file(dir.path().join("etcd.log")).unwrap();
-        fs::create_dir(dir.path().join("etcd.log")).unwrap();
-        fs::write(dir.path().join("etcd.log/in-the-way"), "").unwrap();
+        // Where it cannot be, what is written goes on where it did: a file is where the folder was.
+        let moved = dir.path().with_extension("moved");
+        fs::rename(dir.path(), &moved).unwrap();
+        fs::write(dir.path(), "in the way").unwrap();
         log.write_all(b"third\n").unwrap();
+        assert_eq!(fs::read_to_string(moved.join("etcd.log")).unwrap(), "second\nthird\n");
+        fs::remove_file(dir.path()).unwrap();
+        fs::rename(&moved, dir.path()).unwrap();
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Member {
     }
 
     /// One whose calls may take this long.
-    fn channel_for(&self, patience: Duration) -> Channel {
+    pub fn channel_for(&self, patience: Duration) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.client)).unwrap();
         endpoint.connect_timeout(Duration::from_secs(2)).timeout(patience).connect_lazy()
     }
