@@ -208,7 +208,9 @@ impl Inner {
                 match timeout_at(deadline, self.group.propose(bytes)).await {
                     Err(_) => return Error::Timeout,
                     Ok(Ok(_)) => Ok(()),
-                    Ok(Err(GroupError::NotLeader { .. } | GroupError::Busy(_) | GroupError::Overtaken)) => Err(Error::NotLeader),
+                    Ok(Err(GroupError::NotLeader { .. } | GroupError::Busy(_) | GroupError::Overtaken)) => {
+                        Err(Error::NotLeader)
+                    }
                     Ok(Err(GroupError::Unknown | GroupError::NoQuorum)) => {
                         leader_failed = true;
                         Ok(())
