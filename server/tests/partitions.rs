@@ -809,7 +809,8 @@ async fn a_round_trip_longer_than_the_heartbeats_interval_unseats_nobody() {
                 answers += 1;
             }
             assert_eq!(answers, 100);
-            assert!(begun.elapsed() < one_way * 50, "{one_way:?}: {:?} to renew", begun.elapsed());
+            // One after the other they take two hundred and more, alone.
+            assert!(begun.elapsed() < one_way * 120, "{one_way:?}: {:?} to renew", begun.elapsed());
         }
         assert_eq!(terms().await, before, "{one_way:?}");
         for member in &cluster.members {
