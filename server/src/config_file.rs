@@ -111,7 +111,8 @@ pub fn read(text: &str, settings: &mut Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// The first document, as etcd's reader takes it. Of a key that stands twice, as when a line was appended, the last one counts.
+/// The first document, as etcd's reader takes it. Of a key that stands twice at the top, as when a line was
+/// appended, the last one counts.
 fn parsed(text: &str, settings: &mut Settings) -> Result<Value, serde_yaml::Error> {
     let first = || serde_yaml::Deserializer::from_str(text).next();
     let Some(document) = first() else { return Ok(Value::Null) };

@@ -9,6 +9,7 @@ use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
 use ferretcd_proto::etcdserverpb::watch_request::RequestUnion;
 use ferretcd_proto::v3lockpb;
 use ferretcd_proto::v3lockpb::lock_client::LockClient;
+use rustix::process::Signal;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -488,9 +489,16 @@ async fn proxies_of_both_kinds_find_each_other_and_the_pages_are_there() {
         }
     }
 
-    // Who stops takes its entry away.
     let pid = rustix::process::Pid::from_child(&ours.child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    // What ends a process that says nothing of it, and is sent by habit.
+    for one in [Signal::USR1, Signal::USR2, Signal::ALARM] {
+        signal(one);
+    }
+    listed(&ours, &both).await;
+
+    // Who stops takes its entry away.
+    signal(Signal::TERM);
     let code = eventually("it ends", async || ours.child.try_wait().unwrap().ok_or("it runs".to_owned())).await;
     assert_eq!(code.code(), Some(0));
     listed(&theirs, &[&theirs.client]).await;

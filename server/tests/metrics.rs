@@ -230,18 +230,21 @@ async fn the_mixins_metrics_are_there_with_series_on_every_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_is_away_shows_as_failed_sends() {
+async fn a_member_that_is_away_shows_as_failed_sends_and_as_one_that_is_not_heard() {
     let mut cluster = Cluster::start(&["a", "b", "c"]).await;
     let leader = cluster.leader().await;
     let away = (leader + 1) % 3;
     let id = cluster.members[away].status().await.unwrap().header.unwrap().member_id;
     cluster.members[away].kill();
     let series = format!("etcd_network_peer_sent_failures_total{{To=\"{id:x}\"}} ");
-    eventually("the leader counts failures", async || {
+    let (heard, silent) = ("etcd_network_active_peers{", format!("Remote=\"{id:x}\"}} 0"));
+    eventually("the leader counts failures, and the member as one that is not heard", async || {
         // Whoever leads now.
         let text = metrics(&cluster.members[leader]).await + &metrics(&cluster.members[(leader + 2) % 3]).await;
         let counted = text.lines().filter_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok()).max();
-        counted.filter(|n| *n > 0).ok_or_else(|| series.clone())
+        counted.filter(|n| *n > 0).ok_or_else(|| series.clone())?;
+        let is_told = text.lines().any(|line| line.starts_with(heard) && line.ends_with(&silent));
+        if is_told { Ok(()) } else { Err(format!("no {silent}")) }
     })
     .await;
 }

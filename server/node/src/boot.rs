@@ -47,8 +47,6 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_PAUSE: Duration = Duration::from_millis(200);
 /// How often a wait for the other members is mentioned in the log.
 const PROBE_REPORT: Duration = Duration::from_secs(10);
-/// How long names of members that were added are looked up in one round: a resolver that is away must not hide why nobody can be asked.
-const NAMES_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a member that joins looks for the cluster before it gives up (its supervisor starts it again).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Memory that the engine may keep pages in. Recently written records are cached in front of it, where a record takes a
@@ -484,7 +482,7 @@ impl Boot {
                 let new = || answer.members.iter().filter(|m| m.name.is_empty() && !removed.contains(&m.id));
                 let listed = match by_text {
                     Some(listed) => Some(listed),
-                    None => at_the_same_place(own, new().collect()).await,
+                    None => names::at_the_same_place(own, new().collect()).await,
                 };
                 let Some(listed) = listed else {
                     let new: Vec<String> = new().map(|m| m.peer_urls.join(",")).collect();
@@ -1249,25 +1247,6 @@ impl Member {
             tracing::error!("closing failed: {e}");
         }
     }
-}
-
-/// The one member whose peer URLs lead to the same addresses as these. Names that nobody knows lead nowhere, and of two that lead to
-/// one place neither is meant.
-async fn at_the_same_place<'m>(own: &[String], members: Vec<&'m ProbeMember>) -> Option<&'m ProbeMember> {
-    if members.is_empty() {
-        return None;
-    }
-    let look = async {
-        let own = names::addresses(own).await.ok()?;
-        let mut found = Vec::new();
-        for member in members {
-            if names::addresses(&member.peer_urls).await.is_ok_and(|there| there == own) {
-                found.push(member);
-            }
-        }
-        found.pop().filter(|_| found.is_empty())
-    };
-    tokio::time::timeout(NAMES_PATIENCE, look).await.ok().flatten()
 }
 
 #[cfg(test)]

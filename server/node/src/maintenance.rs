@@ -265,6 +265,7 @@ impl RestoreSpool {
         // One thread reads the file twice: first all of it to check it, then for its chunks.
         tokio::task::spawn_blocking(move || read_spooled(&path, checked_tx, &chunks_tx));
         let checked = checked.await.map_err(Error::internal)??;
+        // The other half is for what its entry has beside its records.
         let most = self.inner.limits.max_request_bytes.saturating_add(CHUNK_OVERHEAD_BYTES / 2);
         if checked.largest_chunk_bytes > most {
             return Err(Error::BadSnapshot(format!(

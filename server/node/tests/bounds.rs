@@ -5,8 +5,8 @@
 mod support;
 
 use ferretcd_node::Node;
-use ferretcd_types::{Error, KeyRange, Put, Range, SortOrder, SortTarget, Txn, TxnOp};
-use futures::future::{join, poll_fn};
+use ferretcd_types::{Error, KeyRange, Member, Put, Range, SortOrder, SortTarget, Txn, TxnOp};
+use futures::future::{join, join_all, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
@@ -97,4 +97,16 @@ fn a_read_of_many_keys_holds_up_nothing_else() {
         looked.await.unwrap();
         member.stop().await;
     });
+}
+
+#[tokio::test]
+async fn changes_of_members_that_were_decided_on_the_same_ones_are_all_done_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let member = support::run(dir.path(), None).await;
+    let add = |n| member.node.member_add(vec![format!("http://127.0.0.1:{n}")], true);
+    let added = join_all((10..14).map(add)).await;
+    let listed = member.node.member_list(true).await.unwrap();
+    let is_listed = |added: Member| listed.iter().any(|m| m.id == added.id && m.peer_urls == added.peer_urls);
+    assert!(added.into_iter().all(|added| is_listed(added.unwrap().0)) && listed.len() == 5, "{listed:?}");
+    member.stop().await;
 }

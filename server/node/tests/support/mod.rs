@@ -19,7 +19,7 @@ pub async fn run(dir: &Path, lease_checkpoints: Option<Duration>) -> Member {
         snapshot_count: 10_000,
         auto_compaction: None,
         watch_progress_every: Duration::from_secs(600),
-        max_learners: 1,
+        max_learners: 8,
         strict_reconfig_check: true,
         spool_dir: dir.join("spool"),
         warning_apply: Duration::from_secs(1),
