@@ -35,6 +35,8 @@ struct WorkState {
     finished: i64,
     /// Generations to delete. Bounded by the restores and snapshots that came in faster than they are deleted.
     retired: VecDeque<Arc<Space>>,
+    /// Of those, whose records cannot be read: tried again at the next start. They must not keep compaction waiting.
+    unreadable: Vec<Arc<Space>>,
     pace: Pace,
     observer: Option<Arc<dyn CompactionObserver>>,
     stopping: bool,
@@ -47,8 +49,15 @@ const HELD_PAUSE: Duration = Duration::from_millis(50);
 
 impl Work {
     pub fn new(finished: i64, retired: VecDeque<Arc<Space>>) -> Self {
-        let state =
-            WorkState { finished, retired, pace: Pace::default(), observer: None, stopping: false, ended: false };
+        let state = WorkState {
+            finished,
+            retired,
+            unreadable: Vec::new(),
+            pace: Pace::default(),
+            observer: None,
+            stopping: false,
+            ended: false,
+        };
         Work { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -107,13 +116,13 @@ impl Work {
         state.finished >= revision
     }
 
-    /// Waits until no retired generation is left; false when the worker ends before that.
+    /// Waits until no retired generation is left; false when the worker ends before that, or cannot read one.
     pub fn wait_cleared(&self) -> bool {
         let mut state = self.state.lock();
         while !state.retired.is_empty() && !state.ended {
             self.changed.wait(&mut state);
         }
-        state.retired.is_empty()
+        state.retired.is_empty() && state.unreadable.is_empty()
     }
 
     /// Tells the worker to end after its step.
@@ -212,12 +221,24 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
     let store = &inner.mvcc.store;
     match job {
         Job::Delete(space) => {
-            let step = delete_generation(store, space.generation)?;
-            if step == Step::Done {
-                inner.work.state.lock().retired.retain(|retired| !Arc::ptr_eq(retired, &space));
+            let step = delete_generation(store, space.generation);
+            let is_unreadable = step.is_err() && store.failure().is_none();
+            if is_unreadable || matches!(step, Ok(Step::Done)) {
+                let mut state = inner.work.state.lock();
+                state.retired.retain(|retired| !Arc::ptr_eq(retired, &space));
+                state.unreadable.extend(is_unreadable.then_some(space));
                 inner.work.changed.notify_all();
             }
-            Ok(step)
+            match step {
+                Err(err) if is_unreadable => {
+                    tracing::error!(
+                        error = &err as &dyn std::error::Error,
+                        "what was replaced cannot be deleted; the next start tries again, a rebuilt member is without it"
+                    );
+                    Ok(Step::Looked)
+                }
+                step => step,
+            }
         }
         Job::Compact(space) => {
             let Some((_, running)) = pass else { return Ok(Step::Done) };

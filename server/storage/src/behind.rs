@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::engine::{Batch, Engine, Record};
+use crate::engine::{Batch, Engine, Limit, Page, Record};
 use crate::error::{Error, Result};
 
 mod copy;
@@ -135,16 +135,21 @@ impl Store {
         }
     }
 
-    /// Records with `start <= key < end` in key order, at most `limit`, with every write made before the call; paged
-    /// as [`Engine::scan`]. A write made during the call may be seen or not, each record on its own.
-    pub fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
-        if limit == 0 || end.is_some_and(|end| start >= end) {
-            return Ok(Vec::new());
+    /// Records with `start <= key < end` in key order, with every write made before the call; paged as [`Engine::page`].
+    /// A write made during the call may be seen or not, each record on its own.
+    pub fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
+        if Page::default().is_full(limit) || end.is_some_and(|end| start >= end) {
+            return Ok(Page::default());
         }
         // The queue first: what is committed and leaves it after this line is in the engine by then.
         let queued = self.shared.view.read().scan(start, end, limit);
         let engine = self.shared.engine();
-        view::merge(queued, start, end, limit, |from, to, count| engine.scan(from, to, count))
+        view::merge(queued, start, end, limit, |from, to, limit| engine.page(from, to, limit))
+    }
+
+    /// At most `limit` records, as [`Engine::scan`].
+    pub fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+        self.page(start, end, Limit { records: limit, bytes: usize::MAX }).map(|page| page.records)
     }
 
     /// Returns when every write made before the call is committed to the engine (not yet durable).

@@ -15,12 +15,16 @@ pub trait Engine: Send + Sync {
     /// The value last committed for `key`, or None.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Records with `start <= key < end` in key order (`end` None: to the last key), at most `limit`.
+    /// Records with `start <= key < end` in key order (`end` None: to the last key), up to the one that makes the page full.
     ///
     /// A caller pages by starting the next call at the last key + `0x00` ([`keyspace::after`](crate::keyspace::after))
-    /// and has seen everything when a page is shorter than `limit`. It chooses `limit` so that a page of the largest
-    /// values fits in memory. A batch committed during the call may be seen in part.
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>>;
+    /// and has seen everything when a page is not [full](Page::is_full). A batch committed during the call may be seen in part.
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page>;
+
+    /// At most `limit` records, as [`Engine::page`]. For who chooses `limit` so that so many of the largest values fit in memory.
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+        self.page(start, end, Limit { records: limit, bytes: usize::MAX }).map(|page| page.records)
+    }
 
     /// Writes the whole batch or nothing, visible when the call returns; durable only after [`Engine::flush`]. A crash
     /// before that may lose the batch, never a part of it, and never an earlier batch while keeping a later one.
@@ -67,6 +71,37 @@ pub trait Engine: Send + Sync {
 
 /// A key and its value.
 pub type Record = (Bytes, Bytes);
+
+/// How much one page of a range may hold: no record more once it has so many, or so many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Records.
+    pub records: usize,
+    /// Bytes of keys and values; the last record may go over it.
+    pub bytes: usize,
+}
+
+/// Some records of a range in key order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Bytes of their keys and values.
+    pub bytes: usize,
+}
+
+impl Page {
+    /// Adds the next record.
+    pub fn push(&mut self, (key, value): Record) {
+        self.bytes += key.len() + value.len();
+        self.records.push((key, value));
+    }
+
+    /// No more may be added: there may be further records behind it.
+    pub fn is_full(&self, limit: Limit) -> bool {
+        self.records.len() >= limit.records || self.bytes >= limit.bytes
+    }
+}
 
 /// The longest key. An index page of sled has 256 keys and must stay below 128 KiB, where sled moves it to a blob file
 /// that it never syncs: 256 x (256 + overhead) is about 70 KiB.

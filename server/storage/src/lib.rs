@@ -17,7 +17,7 @@ mod suite;
 mod sync_range;
 
 pub use crate::behind::{Observer, Options, Store};
-pub use crate::engine::{Batch, Engine, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Write};
+pub use crate::engine::{Batch, Engine, Limit, MAX_KEY_BYTES, MAX_VALUE_BYTES, Page, Record, Write};
 pub use crate::error::{Error, Result};
 pub use crate::format::{FORMAT_FILE, FORMAT_VERSION, Format, FormatError};
 pub use crate::kind::EngineKind;

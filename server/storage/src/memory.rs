@@ -6,7 +6,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::engine::{Batch, Engine, Record, Write};
+use crate::engine::{Batch, Engine, Limit, Page, Write};
 use crate::error::{Error, Result};
 
 /// An [`Engine`] without files.
@@ -56,15 +56,21 @@ impl Engine for MemoryEngine {
         Ok(self.state.read().live.get(key).cloned())
     }
 
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
+        let mut page = Page::default();
         // BTreeMap::range panics on a start behind the end; here it is an empty range.
         if end.is_some_and(|end| start >= end) {
-            return Ok(Vec::new());
+            return Ok(page);
         }
         let end = end.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.state.read();
-        let found = state.live.range::<[u8], _>((Bound::Included(start), end)).take(limit);
-        Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
+        let mut found = state.live.range::<[u8], _>((Bound::Included(start), end));
+        while !page.is_full(limit)
+            && let Some((key, value)) = found.next()
+        {
+            page.push((key.clone(), value.clone()));
+        }
+        Ok(page)
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {

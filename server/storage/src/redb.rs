@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, StorageError, TableDefinition};
 
-use crate::engine::{Batch, Engine, Record, Write};
+use crate::engine::{Batch, Engine, Limit, Page, Write};
 use crate::error::{Error, Result};
 use crate::home;
 use crate::keyspace::ENGINE_PRIVATE;
@@ -81,19 +81,22 @@ impl Engine for RedbEngine {
         Ok(found.map(|value| Bytes::copy_from_slice(value.value())))
     }
 
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
         const LAST: &[u8] = &[ENGINE_PRIVATE];
         let end = end.unwrap_or(LAST).min(LAST);
-        if limit == 0 || start >= end {
-            return Ok(Vec::new());
+        let mut page = Page::default();
+        if page.is_full(limit) || start >= end {
+            return Ok(page);
         }
         let records = self.records()?;
-        let found = records.range(start..end).map_err(|err| self.failed(err))?;
-        let copied = found.take(limit).map(|entry| {
+        for entry in records.range(start..end).map_err(|err| self.failed(err))? {
             let (key, value) = entry.map_err(|err| self.failed(err))?;
-            Ok((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value.value())))
-        });
-        copied.collect()
+            page.push((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value.value())));
+            if page.is_full(limit) {
+                break;
+            }
+        }
+        Ok(page)
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {

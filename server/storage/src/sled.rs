@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::engine::{Batch, Engine, Record, Write};
+use crate::engine::{Batch, Engine, Limit, Page, Write};
 use crate::error::{Error, Result};
 use crate::home;
 use crate::keyspace::{ENGINE_PRIVATE, KEYS};
@@ -252,11 +252,11 @@ impl Engine for SledEngine {
         }
     }
 
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
         const LAST: &[u8] = &[ENGINE_PRIVATE];
         let end = end.unwrap_or(LAST).min(LAST);
-        let mut found: Vec<Record> = Vec::new();
-        if limit == 0 || start >= end {
+        let mut found = Page::default();
+        if found.is_full(limit) || start >= end {
             return Ok(found);
         }
         // The first records may be in a block that begins before them.
@@ -265,12 +265,12 @@ impl Engine for SledEngine {
         for entry in self.db.range(from..end) {
             let (at, stored) = entry.map_err(|err| self.failed(err))?;
             // A block may be divided between two steps of sled's iterator: what was seen is not seen again.
-            let is_next = |found: &[Record], key: &[u8]| {
-                (start..end).contains(&key) && found.last().is_none_or(|(last, _)| last < key)
+            let is_next = |found: &Page, key: &[u8]| {
+                (start..end).contains(&key) && found.records.last().is_none_or(|(last, _)| last < key)
             };
             if let Some(stored) = block_in(&at, &stored) {
                 for (key, value) in self.records(&at, stored)? {
-                    if is_next(&found, key) && found.len() < limit {
+                    if is_next(&found, key) && !found.is_full(limit) {
                         found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
                     }
                 }
@@ -279,7 +279,7 @@ impl Engine for SledEngine {
             {
                 found.push((Bytes::copy_from_slice(&at), value));
             }
-            if found.len() == limit {
+            if found.is_full(limit) {
                 break;
             }
         }
@@ -546,7 +546,7 @@ fn pieces_of(length: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Options, Store, keyspace, suite};
+    use crate::{Options, Record, Store, keyspace, suite};
     use std::fs;
 
     const CACHE: u64 = 16 << 20;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::{Batch, Engine, MAX_KEY_BYTES, Record};
+use crate::engine::{Batch, Engine, Limit, MAX_KEY_BYTES, Record};
 use crate::error::Error;
 use crate::keyspace::{self, after};
 
@@ -15,6 +15,7 @@ pub(crate) fn run(engine: &dyn Engine) {
     the_last_write_to_a_key_counts(engine);
     a_refused_batch_changes_nothing(engine);
     scans_are_ordered_bounded_and_paged(engine);
+    a_page_ends_with_the_record_that_fills_it(engine);
     values_of_every_size_come_back(engine);
     large_values_leave_nothing_behind(engine);
     random_batches_match_a_map(engine);
@@ -126,6 +127,37 @@ fn scans_are_ordered_bounded_and_paged(engine: &dyn Engine) {
     batch.writes().iter().for_each(|write| {
         emptied.delete(write.key.clone());
     });
+    engine.commit(&emptied).unwrap();
+}
+
+/// Records of one block, and some that are stored by themselves.
+fn a_page_ends_with_the_record_that_fills_it(engine: &dyn Engine) {
+    let record = |main: u64| keyspace::revision(0, &main.to_be_bytes());
+    let mut batch = Batch::new();
+    for main in 0..10 {
+        batch.put(record(main), value(main, if main < 8 { 1000 } else { 100 << 10 }));
+    }
+    engine.commit(&batch).unwrap();
+    let (mut start, end) = keyspace::generation_range(0);
+    let mut pages = Vec::new();
+    loop {
+        let limit = Limit { records: 4, bytes: 2500 };
+        let page = engine.page(&start, Some(&end), limit).unwrap();
+        assert_eq!(page.bytes, page.records.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
+        pages.push(page.records.len());
+        let Some((last, _)) = page.records.last().filter(|_| page.is_full(limit)) else { break };
+        start = after(last);
+    }
+    assert_eq!(pages, [3, 3, 3, 1, 0], "the ninth is of 100 KiB");
+    let limit = |records, bytes| Limit { records, bytes };
+    for (limit, records) in [(limit(4, 1 << 20), 4), (limit(99, 1 << 20), 10), (limit(0, 9), 0), (limit(9, 0), 0)] {
+        let found = engine.page(&record(0), Some(&end), limit).unwrap();
+        assert_eq!((found.records.len(), found.is_full(limit)), (records, records != 10), "{limit:?}");
+    }
+    let mut emptied = Batch::new();
+    for write in batch.writes() {
+        emptied.delete(write.key.clone());
+    }
     engine.commit(&emptied).unwrap();
 }
 

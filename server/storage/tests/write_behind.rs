@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ferretcd_storage::{
-    Batch, Engine, EngineKind, Error, MemoryEngine, Observer, Options, Record, Result, Store, keyspace,
+    Batch, Engine, EngineKind, Error, Limit, MemoryEngine, Observer, Options, Page, Record, Result, Store, keyspace,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -74,8 +74,8 @@ impl Engine for Rig {
         self.inner.get(key)
     }
 
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
-        self.inner.scan(start, end, limit)
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
+        self.inner.page(start, end, limit)
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {
@@ -818,9 +818,15 @@ fn the_store_is_a_map_and_a_power_cut_leaves_a_prefix_of_its_batches() {
                     7 => {
                         let start = random.key();
                         let end = (random.below(2) == 0).then(|| random.key());
-                        let limit = random.below(40) as usize;
-                        let found = store.scan(&start, end.as_deref(), limit).unwrap();
-                        assert_eq!(found, scan_of(&model, &start, end.as_ref(), limit), "seed {seed}");
+                        let limit = Limit { records: random.below(40) as usize, bytes: random.below(900) as usize };
+                        let found = store.page(&start, end.as_deref(), limit).unwrap();
+                        let mut expected = Page::default();
+                        for record in scan_of(&model, &start, end.as_ref(), usize::MAX) {
+                            if !expected.is_full(limit) {
+                                expected.push(record);
+                            }
+                        }
+                        assert_eq!(found, expected, "seed {seed}");
                     }
                     8 => {
                         store.barrier().unwrap();

@@ -4,7 +4,7 @@ use crate::StateError;
 use crate::mvcc::index::{CHUNK_KEYS, Index};
 use crate::mvcc::record;
 use crate::mvcc::space::Space;
-use ferretcd_storage::{Batch, Store, keyspace};
+use ferretcd_storage::{Batch, Limit, Store, keyspace};
 use ferretcd_types::Revision;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -155,18 +155,18 @@ impl Pass {
     }
 }
 
-/// Records read at once to delete a generation: few, since their values come along and may be large.
-const RETIRED_PER_STEP: usize = 32;
+/// Records read at once to delete a generation. Their values come along and may be large.
+const RETIRED_PER_STEP: Limit = Limit { records: 32, bytes: 1 << 20 };
 
 /// Deletes the next records of a generation that is no longer the live one, nor staged, nor pinned.
 pub(crate) fn delete_generation(store: &Store, generation: u32) -> Result<Step, StateError> {
     let (start, end) = keyspace::generation_range(generation);
-    let records = store.scan(&start, Some(&end), RETIRED_PER_STEP).map_err(StateError::store("scan the store"))?;
-    if records.is_empty() {
+    let page = store.page(&start, Some(&end), RETIRED_PER_STEP).map_err(StateError::store("scan the store"))?;
+    if page.records.is_empty() {
         return Ok(Step::Done);
     }
     let mut batch = Batch::new();
-    for (key, _) in records {
+    for (key, _) in page.records {
         batch.delete(key);
     }
     store.write(batch, 0).map_err(StateError::store("delete an old generation"))?;

@@ -4,7 +4,7 @@ use crate::StateError;
 use crate::mvcc::key_index::Change;
 use bytes::Bytes;
 use ferretcd_bolt::RevisionKey;
-use ferretcd_storage::{Store, keyspace};
+use ferretcd_storage::{Limit, Store, keyspace};
 use ferretcd_types::codec::decode_key_value;
 use ferretcd_types::{Event, EventKind, KeyValue, Revision};
 use std::ops::ControlFlow;
@@ -92,11 +92,10 @@ pub(crate) fn fetch(store: &Store, generation: u32, change: &Change) -> Result<K
         .map_err(|err| StateError::Record { what: format!("revision {revision}"), why: err.to_string() })
 }
 
-/// Smallest and largest number of records in one page of a scan; between them the page follows the records' size.
+/// Records in the first page of a scan, whose reader may want few, and in the largest one.
 const PAGE_RECORDS: (usize, usize) = (16, 1024);
 
-/// What a page should hold in bytes: large enough that paging costs little, small enough for many readers at once.
-/// The largest page is one of 16 values of the largest size.
+/// What a page holds in bytes before its last record: large enough that paging costs little, small enough for many readers at once.
 const PAGE_BYTES: usize = 256 * 1024;
 
 /// Visits every record with `start <= key < end` in key order.
@@ -106,13 +105,11 @@ pub(crate) fn scan<E: From<StateError>>(
     end: &[u8],
     mut visit: impl FnMut(&Bytes, Bytes) -> Result<ControlFlow<()>, E>,
 ) -> Result<(), E> {
-    let (mut start, mut page) = (start, PAGE_RECORDS.0);
+    let (mut start, mut limit) = (start, Limit { records: PAGE_RECORDS.0, bytes: PAGE_BYTES });
     loop {
-        let records = store.scan(&start, Some(end), page).map_err(StateError::store("scan the store"))?;
-        let is_last = records.len() < page;
-        let mut bytes = 0;
-        for (key, value) in records {
-            bytes += key.len() + value.len();
+        let page = store.page(&start, Some(end), limit).map_err(StateError::store("scan the store"))?;
+        let is_last = !page.is_full(limit);
+        for (key, value) in page.records {
             start = keyspace::after(&key);
             if visit(&key, value)?.is_break() {
                 return Ok(());
@@ -121,7 +118,7 @@ pub(crate) fn scan<E: From<StateError>>(
         if is_last {
             return Ok(());
         }
-        page = if bytes < PAGE_BYTES { page * 2 } else { page / 2 }.clamp(PAGE_RECORDS.0, PAGE_RECORDS.1);
+        limit.records = (limit.records * 2).min(PAGE_RECORDS.1);
     }
 }
 

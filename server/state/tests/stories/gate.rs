@@ -1,7 +1,7 @@
 //! An engine at whose gate one call stands as long as the test wants: nobody else waits for that.
 
 use ferretcd_state::State;
-use ferretcd_storage::{Batch, Engine, MemoryEngine, Options, Record, Result, Store};
+use ferretcd_storage::{Batch, Engine, Limit, MemoryEngine, Options, Page, Result, Store};
 use ferretcd_types::{
     Caller, Command, KeyRange, LogPos, MemberId, Proposal, Put, Range, RangeReply, RequestId, Txn, TxnOp,
 };
@@ -61,8 +61,8 @@ impl Engine for GatedEngine {
         self.pass(|gate| &mut gate.reads);
         self.engine.get(key)
     }
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
-        self.engine.scan(start, end, limit)
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
+        self.engine.page(start, end, limit)
     }
     fn commit(&self, batch: &Batch) -> Result<()> {
         self.pass(|gate| &mut gate.commits);

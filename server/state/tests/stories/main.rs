@@ -21,3 +21,4 @@ mod restore;
 mod rooms;
 mod snapshot;
 mod txn;
+mod watched;

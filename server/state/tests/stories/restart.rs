@@ -4,7 +4,7 @@ use crate::member::{Entry, Member, put};
 use crate::model::{Random, entries};
 use bytes::Bytes;
 use ferretcd_state::{SnapshotKind, State};
-use ferretcd_storage::{Batch, Engine, MemoryEngine, Options, Record, Result, Store};
+use ferretcd_storage::{Batch, Engine, Limit, MemoryEngine, Options, Page, Result, Store};
 use ferretcd_types::{Caller, LogPos, MemberId, Proposal, RequestId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -44,8 +44,8 @@ impl Engine for Shots {
         self.engine.get(key)
     }
 
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Record>> {
-        self.engine.scan(start, end, limit)
+    fn page(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Result<Page> {
+        self.engine.page(start, end, limit)
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use crate::engine::{Batch, Record, Write};
+use crate::engine::{Batch, Limit, Page, Write};
 use crate::error::Result;
 use crate::keyspace::{self, KEYS};
 
@@ -66,15 +66,17 @@ impl View {
         }
     }
 
-    /// The queued writes in `start..end` in key order. Stops after `limit` values, which alone fill the caller's page.
-    pub(super) fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<Write> {
+    /// The queued writes in `start..end` in key order. Stops after the values that alone fill the caller's page.
+    pub(super) fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: Limit) -> Vec<Write> {
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
         let mut queued = Vec::new();
-        let mut values = 0;
+        let mut values = Page::default();
         for (key, Queued { value, .. }) in self.queued.range::<[u8], _>(bounds) {
             queued.push(Write { key: key.clone(), value: value.clone() });
-            values += usize::from(value.is_some());
-            if values == limit {
+            if let Some(value) = value {
+                values.push((key.clone(), value.clone()));
+            }
+            if values.is_full(limit) {
                 break;
             }
         }
@@ -91,22 +93,24 @@ pub(super) fn merge(
     queued: Vec<Write>,
     start: &[u8],
     end: Option<&[u8]>,
-    limit: usize,
-    engine_scan: impl Fn(&[u8], Option<&[u8]>, usize) -> Result<Vec<Record>>,
-) -> Result<Vec<Record>> {
+    limit: Limit,
+    engine_page: impl Fn(&[u8], Option<&[u8]>, Limit) -> Result<Page>,
+) -> Result<Page> {
     let mut queued = queued.into_iter().peekable();
     let mut page = VecDeque::new();
     let mut next_page = Some(Bytes::copy_from_slice(start));
-    let mut merged = Vec::new();
-    while merged.len() < limit {
+    let mut merged = Page::default();
+    while !merged.is_full(limit) {
         if page.is_empty()
             && let Some(from) = next_page.take()
         {
-            let count = (limit - merged.len()).min(MAX_ENGINE_PAGE);
-            page = engine_scan(&from, end, count)?.into();
-            if page.len() == count {
-                next_page = page.back().map(|(last, _)| keyspace::after(last));
+            let records = (limit.records - merged.records.len()).min(MAX_ENGINE_PAGE);
+            let rest = Limit { records, bytes: limit.bytes - merged.bytes };
+            let found = engine_page(&from, end, rest)?;
+            if found.is_full(rest) {
+                next_page = found.records.last().map(|(last, _)| keyspace::after(last));
             }
+            page = VecDeque::from(found.records);
         }
         let queued_is_next = match (queued.peek(), page.front()) {
             (None, None) => break,
@@ -124,8 +128,8 @@ pub(super) fn merge(
             if let Some(Write { key, value: Some(value) }) = queued.next() {
                 merged.push((key, value));
             }
-        } else {
-            merged.extend(page.pop_front());
+        } else if let Some(record) = page.pop_front() {
+            merged.push(record);
         }
     }
     Ok(merged)
