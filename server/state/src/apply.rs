@@ -390,6 +390,7 @@ impl<'a> Turn<'a> {
         batch.put(keyspace::META_AUTH, staging.auth_state(auth_revision));
         batch.put(keyspace::META_GENERATION, staging.space.generation.to_be_bytes().to_vec());
         batch.put(keyspace::META_COMPACT_SCHEDULED, encode_u64(revision as u64));
+        batch.delete(keyspace::META_COMPACT_FINISHED);
         self.edits.push(Edit::Swap(revision, auth_revision));
         self.effects.push(Effect::Restored { revision });
         self.effects.push(Effect::LeasesReset);
@@ -535,8 +536,9 @@ impl Inner {
             let mut index = staging.space.index.write();
             (index.revision, index.compacted) = (revision, revision);
         }
-        // No compaction has reached this revision, so the worker goes over the new generation by itself.
         let old = self.mvcc.swap(Arc::clone(&staging.space));
         self.work.retire(old);
+        // The new generation has its history, even where the old one was compacted up to this revision (a bump of 0).
+        self.work.start_over(-1);
     }
 }

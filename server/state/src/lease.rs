@@ -31,8 +31,10 @@ pub struct LeaseTimes {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
-    /// The lease of each attached key; the inverse of `Lease::keys`.
+    /// The lease that each key names; the inverse of `Lease::keys` and `orphans`.
     holder: BTreeMap<Bytes, LeaseId>,
+    /// Keys of leases that do not exist. Only a restored file has such.
+    orphans: BTreeMap<LeaseId, BTreeSet<Bytes>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -85,9 +87,10 @@ impl Leases {
         Some(LeaseView { ttl: lease.ttl, keys: lease.keys.iter().cloned().collect() })
     }
 
-    /// Begins a lease.
+    /// Begins a lease. It holds the keys that name it already: those of a member that starts later do, too.
     pub fn grant(&mut self, id: LeaseId, ttl: i64) {
-        self.leases.insert(id, Lease { ttl, remaining: 0, keys: BTreeSet::new() });
+        let keys = self.orphans.remove(&id).unwrap_or_default();
+        self.leases.insert(id, Lease { ttl, remaining: 0, keys });
     }
 
     /// Ends a lease and lets go of its keys.
@@ -97,22 +100,30 @@ impl Leases {
         }
     }
 
-    /// A put left `key` with this lease, a deletion with none. A lease that does not exist holds nothing (as in etcd:
-    /// a restored key may name one that the file did not have).
+    /// A put left `key` with this lease, a deletion with none. A restored key may name a lease that the file did not have: it
+    /// lives on, as in etcd, until there is one of that ID.
     pub fn attach(&mut self, key: &Bytes, id: LeaseId) {
         if self.holder.get(key).copied().unwrap_or_default() == id {
             return;
         }
-        if let Some(old) = self.holder.remove(key)
-            && let Some(lease) = self.leases.get_mut(&old)
-        {
-            lease.keys.remove(key);
+        if let Some(old) = self.holder.remove(key) {
+            self.keys_of(old).remove(key);
+            if self.orphans.get(&old).is_some_and(BTreeSet::is_empty) {
+                self.orphans.remove(&old);
+            }
         }
-        if let Some(lease) = self.leases.get_mut(&id) {
+        if id != LeaseId::NONE {
             // A copy of its own: a slice would keep the whole record in memory for as long as the lease lives.
             let key = Bytes::copy_from_slice(key);
-            lease.keys.insert(key.clone());
+            self.keys_of(id).insert(key.clone());
             self.holder.insert(key, id);
+        }
+    }
+
+    fn keys_of(&mut self, id: LeaseId) -> &mut BTreeSet<Bytes> {
+        match self.leases.get_mut(&id) {
+            Some(lease) => &mut lease.keys,
+            None => self.orphans.entry(id).or_default(),
         }
     }
 
@@ -184,7 +195,10 @@ mod tests {
         leases.attach(&key, LeaseId(9));
         assert!(leases.view(LeaseId(9)).is_none());
         leases.grant(LeaseId(9), 5);
-        assert!(leases.view(LeaseId(9)).unwrap().keys.is_empty());
+        assert_eq!(leases.view(LeaseId(9)).unwrap().keys, std::slice::from_ref(&key), "as on a member that starts now");
+        leases.attach(&key, LeaseId(8));
+        leases.attach(&key, LeaseId::NONE);
+        assert!(leases.orphans.is_empty() && leases.holder.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::snapshot::buckets::{self, KeyRecord, ReadFault};
 use bytes::Bytes;
 use ferretcd_bolt::{File, ReadAt, Trailer};
 use ferretcd_types::codec::encode_restore_record;
-use ferretcd_types::{Error, RestoreRecord, RestoreTotals};
+use ferretcd_types::{Error, RestoreRecord, RestoreTotals, Revision};
 use sha2::{Digest, Sha256};
 
 /// Checks a whole snapshot file: its SHA-256, its structure, every record; then counts what a restore of it stages.
@@ -22,6 +22,7 @@ pub fn restore_plan(file: &dyn ReadAt, max_chunk_bytes: usize) -> Result<Restore
     let mut source = RestoreSource {
         file,
         max_chunk_bytes,
+        compacted: -1,
         totals: RestoreTotals { checksum: Bytes::from_static(&[0; 32]), ..RestoreTotals::default() },
         revision: 0,
         bytes: 0,
@@ -29,6 +30,7 @@ pub fn restore_plan(file: &dyn ReadAt, max_chunk_bytes: usize) -> Result<Restore
     };
     let mut totals = source.totals.clone();
     let (mut revision, mut bytes, mut largest) = (0, 0, 0);
+    source.compacted = buckets::read_compacted(&source.file).map_err(refused::<Error>)?;
     source.records(|record| {
         match record {
             RestoreRecord::Key { revision: at, .. } => {
@@ -59,6 +61,8 @@ pub fn restore_plan(file: &dyn ReadAt, max_chunk_bytes: usize) -> Result<Restore
 pub struct RestoreSource<'a> {
     file: File<&'a dyn ReadAt>,
     max_chunk_bytes: usize,
+    /// Revision up to which its history is compacted; -1 for none.
+    compacted: i64,
     totals: RestoreTotals,
     revision: i64,
     bytes: u64,
@@ -71,7 +75,7 @@ impl RestoreSource<'_> {
         &self.totals
     }
 
-    /// Main revision of the file's last change; 0 when it has none.
+    /// Revision that its member had: of its last change, or that of a compaction which left none so late; 0 when there is neither.
     pub fn revision(&self) -> i64 {
         self.revision
     }
@@ -113,14 +117,28 @@ impl RestoreSource<'_> {
 
     /// Visits all records: auth, leases, users, roles, then the keys in the order of history.
     fn records<E: From<Error>>(&self, mut visit: impl FnMut(RestoreRecord) -> Result<(), E>) -> Result<(), E> {
-        let refuse = |fault| match fault {
-            ReadFault::File(why) => E::from(Error::BadSnapshot(why)),
-            ReadFault::Visit(err) => err,
-        };
-        buckets::read_small(&self.file, &mut visit).map_err(refuse)?;
+        buckets::read_small(&self.file, &mut visit).map_err(refused)?;
+        let mut last = 0;
         buckets::read_keys(&self.file, buckets::KEY, |KeyRecord { revision, tombstone, value, .. }| {
+            last = revision.main;
             visit(RestoreRecord::Key { revision, tombstone, value })
         })
-        .map_err(refuse)
+        .map_err(refused)?;
+        // A restored member, or one whose last deletions were compacted away, has had revisions of which no record is left. A
+        // record of no key, as `etcdutl snapshot restore --mark-compacted` leaves one, lifts the revision over them.
+        match self.compacted > last {
+            true => {
+                let revision = Revision::new(self.compacted, 0);
+                visit(RestoreRecord::Key { revision, tombstone: false, value: Bytes::new() })
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+fn refused<E: From<Error>>(fault: ReadFault<E>) -> E {
+    match fault {
+        ReadFault::File(why) => E::from(Error::BadSnapshot(why)),
+        ReadFault::Visit(err) => err,
     }
 }

@@ -363,6 +363,62 @@ fn what_etcdutl_leaves_to_mark_a_compaction_is_tolerated() {
     assert_eq!((again.state.revision(), again.state.key_count()), (6000, 1));
 }
 
+/// A member that was restored, or whose last change was a deletion that is compacted, has had revisions of which its file has no
+/// record. What is restored from that file must not give them out again.
+#[test]
+fn revisions_that_a_file_has_no_record_of_do_not_come_again() {
+    let mut restored = other();
+    plan(&furnished().snapshot(SnapshotKind::Client), 1, 1 << 20).unwrap().run(&mut restored).unwrap();
+    let mut emptied = other();
+    emptied.ask(DeleteRange { range: KeyRange::all(), prev_kv: false }).unwrap();
+    emptied.ask(Compact { revision: emptied.state.revision() }).unwrap();
+    for origin in [restored, emptied] {
+        let (file, had) = (origin.snapshot(SnapshotKind::Client), origin.state.revision());
+        assert_eq!(restore_plan(&&file[..], 1 << 20).unwrap().revision(), had);
+        let mut member = Member::new();
+        let reply = plan(&file, 2, 40).unwrap().run(&mut member).unwrap();
+        assert_eq!((reply.revision, reply.live_keys), (had + 1000, origin.state.key_count()));
+        let mut again = member.after_flush_and_power_cut();
+        assert_eq!((again.state.revision(), again.put("new", "1").revision), (had + 1000, had + 1001));
+        assert_eq!(without_mod(member.range(KeyRange::all()).kvs), without_mod(origin.range(KeyRange::all()).kvs));
+    }
+}
+
+/// Without a bump, at the revision that the cluster is compacted at.
+#[test]
+fn the_history_that_a_file_brings_is_deleted_though_its_revision_was_compacted_before() {
+    let mut origin = Member::new();
+    (0..5).for_each(|_| drop(origin.put("a", "1")));
+    let mut member = other();
+    member.ask(Compact { revision: member.state.revision() }).unwrap();
+    member.state.wait_deleted().unwrap();
+    let mut plan = plan(&origin.snapshot(SnapshotKind::Client), 1, 1 << 20).unwrap();
+    plan.commit.revision_bump = 0;
+    plan.run(&mut member).unwrap();
+    assert_eq!(member.state.revision(), member.state.compacted_revision());
+    assert_eq!(member.after_flush_and_power_cut().key_records_left(), 1);
+    assert_eq!(member.key_records_left(), 1);
+}
+
+/// etcd has had such: "key with a stale lease".
+#[test]
+fn a_key_of_a_lease_that_the_file_lacks_hangs_on_it_on_every_member_once_it_is_granted() {
+    let orphan = encode_key_value(&KeyValue { lease: LeaseId(9), ..crate::member::kv("a", "1", 2, 2, 1) });
+    let file = bolt_file(&[("key", vec![(revision(2, false), orphan.to_vec())]), ("lease", vec![]), ("meta", vec![])]);
+    let mut member = other();
+    plan(&file, 1, 1 << 20).unwrap().run(&mut member).unwrap();
+    assert!(member.state.lease(LeaseId(9)).is_none() && member.get("a").is_some());
+    let early = member.after_flush_and_power_cut();
+    member.ask(LeaseGrant { id: LeaseId(9), ttl: 60 }).unwrap();
+    let installed = Member::new();
+    installed.install(&member.snapshot(SnapshotKind::Raft)).unwrap();
+    let mut replayed = early;
+    replayed.ask(LeaseGrant { id: LeaseId(9), ttl: 60 }).unwrap();
+    for each in [&member, &member.after_flush_and_power_cut(), &installed, &replayed] {
+        assert_eq!(each.state.lease(LeaseId(9)).unwrap().keys, ["a"]);
+    }
+}
+
 #[test]
 fn a_record_larger_than_a_chunk_goes_alone() {
     let mut origin = Member::new();
