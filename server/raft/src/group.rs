@@ -61,6 +61,8 @@ pub struct GroupView {
     pub members: Arc<[(MemberId, PeerNode, bool)]>,
     /// The entry that set the members.
     pub membership_index: u64,
+    /// And its term.
+    pub membership_term: u64,
     /// On the leader: the last entry that is on its own stable storage.
     pub flushed: Option<u64>,
     /// On the leader: how far each other member's log matches.
@@ -86,13 +88,15 @@ impl GroupView {
         self.members.iter().filter(|m| !m.2)
     }
 
-    /// On the leader: whether most of these voters hold the entry at `index` on stable storage.
-    fn is_held_by_most(&self, voters: &BTreeSet<MemberId>, leader: MemberId, index: u64) -> bool {
+    /// On the leader: whether most of these voters hold the members as they are on stable storage, and nothing can undo that. An
+    /// entry of an earlier term another leader may replace yet, whoever holds it (the Raft paper, 5.4.2).
+    fn is_held_by_most(&self, voters: &BTreeSet<MemberId>, leader: MemberId) -> bool {
+        let index = self.membership_index;
         let holds = |id: &&MemberId| match **id == leader {
             true => self.flushed >= Some(index),
             false => self.progress.get(id).is_some_and(|p| p.matched >= Some(index)),
         };
-        voters.iter().filter(holds).count() > voters.len() / 2
+        self.membership_term == self.term && voters.iter().filter(holds).count() > voters.len() / 2
     }
 
     /// A member's node.
@@ -325,9 +329,7 @@ impl Group {
         let leader = self.peers.identity().member;
         // Where this member lost its lead meanwhile, the next leader's change may stand in its place.
         let is_held = |view: &GroupView| {
-            view.membership_index > decided_on
-                && *view.members == *wanted
-                && view.is_held_by_most(&before, leader, view.membership_index)
+            view.membership_index > decided_on && *view.members == *wanted && view.is_held_by_most(&before, leader)
         };
         tokio::select! {
             biased;
@@ -538,6 +540,7 @@ fn view_of(
             .and_then(|at| Instant::now().checked_sub(at.elapsed()));
         (MemberId(*id), Progress { matched: matched.as_ref().map(|l| l.index()), last_heard })
     });
+    let membership = server.membership_config.log_id().as_ref().map(log_pos).unwrap_or_default();
     GroupView {
         // Of the same moment as the role and the leader: a term has one.
         term: vote_to_wal(&server.vote).term,
@@ -548,7 +551,8 @@ fn view_of(
         applied: m.last_applied.as_ref().map_or(0, |l| l.index()),
         snapshot: m.snapshot.as_ref().map_or(0, |l| l.index()),
         members: entry::members(server.membership_config.membership()).into(),
-        membership_index: server.membership_config.log_id().as_ref().map_or(0, |l| l.index()),
+        membership_index: membership.index,
+        membership_term: membership.term,
         flushed: m.replication.as_ref().and_then(|r| r.get(&m.id)).and_then(|l| l.as_ref()).map(|l| l.index()),
         progress: Arc::new(progress.collect()),
         quorum_acked,
@@ -603,6 +607,25 @@ mod tests {
         assert!(matches!(may_change(observed, 7, MemberId(1)), Err(GroupError::Overtaken)));
         // Removed, it leads on for a moment.
         assert_eq!(may_change(observed, 0, MemberId(4)), Err(GroupError::NotLeader { leader: None }));
+    }
+
+    #[test]
+    fn a_change_of_members_of_an_earlier_term_is_not_done_by_being_held() {
+        let voters: BTreeSet<MemberId> = [1, 2, 3].map(MemberId).into();
+        let progress = [(MemberId(2), Progress { matched: Some(7), last_heard: None })].into();
+        let (membership_index, membership_term) = (7, 3);
+        let view = |term, flushed| GroupView {
+            term,
+            membership_index,
+            membership_term,
+            flushed,
+            progress: Arc::new(BTreeMap::clone(&progress)),
+            ..GroupView::default()
+        };
+        assert!(view(3, Some(7)).is_held_by_most(&voters, MemberId(1)));
+        assert!(!view(3, Some(6)).is_held_by_most(&voters, MemberId(1)));
+        // The same holders, led anew: one that has another entry in that place may still win.
+        assert!(!view(5, Some(8)).is_held_by_most(&voters, MemberId(1)));
     }
 
     #[tokio::test(start_paused = true)]

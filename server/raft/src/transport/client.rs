@@ -8,7 +8,7 @@ use crate::transport::convert;
 use crate::transport::dial::{ASK_EVERY, Dialer, Link};
 use crate::transport::forward::{self, Offer};
 use crate::transport::reach::{Reach, Told};
-use crate::types::{TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
+use crate::types::{LogId, TypeConfig, Vote, log_id_to_pb, vote_from_pb, vote_to_pb};
 use ferretcd_proto::peer as pb;
 use ferretcd_proto::peer::peer_client::PeerClient;
 use ferretcd_types::{Error, LeaseId, MemberId, PeerNode};
@@ -495,6 +495,8 @@ struct Sent {
     left: Instant,
     /// The index of its first entry; a heartbeat has none.
     first: Option<u64>,
+    /// Its last entry, or the one that it goes on from.
+    last: Option<LogId>,
 }
 
 impl Sent {
@@ -724,14 +726,16 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let sending = async move {
                 let mut input = input;
                 while let Some(request) = input.next().await {
+                    let first = request.entries.first().map(|entry| entry.log_id.index());
+                    let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+                    // At once: openraft awaits its answer from when it made it, sent or not.
+                    left.lock().push_back(Sent { left: Instant::now(), first, last });
                     // A stream that goes on and has nothing to send from where the log is purged: it would go on so for ever,
                     // and never look at what is to be sent instead.
                     let next = request.prev_log_id.as_ref().map_or(0, |prev| prev.index() + 1);
                     if !ended && request.entries.is_empty() && peers.is_purgeable(next) {
                         return;
                     }
-                    let first = request.entries.first().map(|entry| entry.log_id.index());
-                    left.lock().push_back(Sent { left: Instant::now(), first });
                     let message = convert::append_request(request, without_quorum.load(Ordering::Relaxed));
                     peers.observer.sent(to, message.encoded_len() as u64);
                     if tx.send(message).await.is_err() {
@@ -758,34 +762,46 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
             let this = &*self;
             let answers = stream::unfold(
                 (answers, sending, Instant::now(), times, false),
-                move |(mut answers, mut sending, heard, times, over)| async move {
+                move |(mut answers, mut sending, mut heard, times, over)| async move {
                     if over {
                         return None;
                     }
                     // For what is owed since it left or, if that is later, since the last answer: a slow wire brings them one
                     // by one. Nothing asked, nothing owed: an idle stream stays open.
-                    let late_at = || times.lock().front().map(|sent| heard.max(sent.left) + patience);
+                    let late_at = |heard: Instant| times.lock().front().map(|sent| heard.max(sent.left) + patience);
                     loop {
                         if times.lock().front().is_some_and(|sent| sent.holds_up(&this.peers)) {
                             let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, PURGE_PATIENCE));
                             return Some((Err(late), (answers, sending, heard, times, true)));
                         }
-                        let until = late_at().unwrap_or_else(|| Instant::now() + patience);
+                        let until = late_at(heard).unwrap_or_else(|| Instant::now() + patience);
                         match sending.beside(tokio::time::timeout_at(until, answers.message())).await {
                             Ok(Ok(Some(answer))) => {
-                                if let Some(Sent { left, first: None }) = times.lock().pop_front() {
+                                if let Some(Sent { left, first: None, .. }) = times.lock().pop_front() {
                                     this.peers.observer.round_trip(MemberId(this.id), left.elapsed());
                                 }
                                 this.peers.observer.received(MemberId(this.id), answer.encoded_len() as u64);
                                 let result = convert::append_response_from(answer).map_err(|s| this.failure(&s));
+                                heard = Instant::now();
+                                // openraft 0.10.0-alpha.37 takes an answer for one to all requests that end where it matches, and
+                                // for as fresh as the last of them (replication/inflight_append_queue.rs). One that carries
+                                // nothing but a newer commit ends where the one before it does: with it, an answer from before a
+                                // linearizable read began would confirm that read, on a leader that was replaced meanwhile. The
+                                // answer to the last of them says the same. There is one for each, and each is of another commit,
+                                // so this ends.
+                                if let Ok(Ok(matched)) = &result
+                                    && times.lock().front().is_some_and(|next| next.last <= *matched)
+                                {
+                                    continue;
+                                }
                                 let over = !matches!(result, Ok(Ok(_)));
-                                return Some((result, (answers, sending, Instant::now(), times, over)));
+                                return Some((result, (answers, sending, heard, times, over)));
                             }
                             Ok(Ok(None)) => return None,
                             Ok(Err(status)) => {
                                 return Some((Err(this.failure(&status)), (answers, sending, heard, times, true)));
                             }
-                            Err(_) if late_at().is_none_or(|at| at > Instant::now()) => {}
+                            Err(_) if late_at(heard).is_none_or(|at| at > Instant::now()) => {}
                             Err(_) => {
                                 let late = RPCError::Timeout(this.timeout(RPCTypes::AppendEntries, patience));
                                 return Some((Err(late), (answers, sending, heard, times, true)));
@@ -1316,6 +1332,30 @@ mod tests {
         let answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100)));
         assert!(tokio::time::timeout(Duration::from_secs(1), answers).await.is_err(), "nothing was answered");
         assert_eq!(heard.load(Ordering::Relaxed), bytes);
+    }
+
+    /// openraft takes what it hears for an answer to all that ends at the same entry, and reads for confirmed by the last of it.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_confirms_nothing_that_left_after_what_it_answers() {
+        fn matched(index: u64) -> Vec<Frame> {
+            one(&convert::append_response(Ok(Some(log_id(LogPos { term: 1, index })))))
+        }
+        let prev = Some(log_id(LogPos { term: 1, index: 1 }));
+        let commit = AppendEntriesRequest { prev_log_id: prev, ..heartbeat() };
+        let says: [fn() -> Vec<Frame>; 2] = [
+            || matched(1).into_iter().take(1).chain(matched(1)).collect(),
+            || matched(1).into_iter().take(1).chain(matched(2)).collect(),
+        ];
+        // Behind an entry one that carries nothing but a commit, and another entry.
+        for ((second, says), at_once) in [commit, append(2)].into_iter().zip(says).zip([false, true]) {
+            let (peers, _) = member(says, Duration::from_secs(1));
+            let input = stream::iter([append(1), second]).chain(stream::pending());
+            let (mut to, begun) = (to(peers), Instant::now());
+            let answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();
+            let heard: Vec<_> = answers.map(|answer| (answer.unwrap().unwrap(), begun.elapsed())).collect().await;
+            assert_eq!(heard.len(), 1 + usize::from(at_once), "{heard:?}");
+            assert_eq!((heard[0].0, heard[0].1 < Duration::from_secs(1)), (prev, at_once));
+        }
     }
 
     #[tokio::test(start_paused = true)]
