@@ -27,7 +27,7 @@ use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::{State, StateError};
 use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store};
-use ferretcd_types::{ClusterId, Epoch, MemberId, PeerNode, codec};
+use ferretcd_types::{ClusterId, Epoch, LogPos, MemberId, PeerNode, codec};
 use ferretcd_wal::fs::Lock;
 use ferretcd_wal::{Fs as _, OsFs, Wal, WalError, segment};
 use parking_lot::Mutex;
@@ -1156,11 +1156,12 @@ pub(crate) fn fill(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: Me
     Ok(state.flush().map(drop).map_err(io::Error::other)?)
 }
 
-/// Lets the log go on from a snapshot file that raft takes up because the state is behind it: one that was fetched, or installed
-/// just before a crash.
+/// Lets the log go on from a snapshot file that raft takes up because the state is behind it, one that was fetched, or that the
+/// log does not reach, because a crash came between its installation and the purge.
 pub(crate) fn take_up(state: &State, snapshots: &SnapshotDir, wal: &Wal, member: MemberId) -> io::Result<()> {
     let newest = snapshots.newest()?.map(|(pos, _)| pos);
-    match newest.filter(|pos| state.applied().is_none_or(|applied| applied.index < pos.index)) {
+    let is_behind = |pos: &LogPos| state.applied().is_none_or(|applied| applied.index < pos.index);
+    match newest.filter(|pos| is_behind(pos) || wal.end_index() <= pos.index) {
         Some(pos) => offline::join_up(wal, pos, member),
         None => Ok(()),
     }
@@ -1263,6 +1264,32 @@ mod tests {
         );
         assert!(of_three.ends_with("or remove this member and add a new one"), "{of_three}");
         assert!(lack.nobody_fills("http://b: refused", 1).contains("start it once with --force-new-cluster-once"));
+    }
+
+    /// A crash comes between the installation of a leader's snapshot and the purge of a shorter log, whose last entry is of a later
+    /// term and was never committed.
+    #[test]
+    fn a_log_that_ends_before_an_installed_snapshot_goes_on_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = ferretcd_wal::Identity { cluster_id: 1, member_id: 1 };
+        let fs = Arc::new(ferretcd_wal::fs::mem::MemFs::new());
+        let options = ferretcd_wal::Options { segment_bytes: 4096, ..ferretcd_wal::Options::default() };
+        let (wal, _) = Wal::open_inline(fs, Path::new("/wal"), options, identity).unwrap();
+        let entry = |index| ferretcd_wal::Entry { term: 3, index, payload: bytes::Bytes::from_static(&[0]) };
+        wal.append((0..=100).map(entry).collect(), Box::new(|appended| appended.unwrap()));
+        let store = Store::open(Arc::new(ferretcd_storage::MemoryEngine::new()), Options::default()).unwrap();
+        let state = State::open(store, MemberId(1)).unwrap();
+        let installed = LogPos { term: 2, index: 110 };
+        state.apply_blank(installed).unwrap();
+        let snapshots = SnapshotDir::open(dir.path()).unwrap();
+        let part = dir.path().join("part");
+        fs::write(&part, "").unwrap();
+        snapshots.finish(&part, installed).unwrap();
+        assert!(fits(&state, &wal, &snapshots));
+        for _again in 0..2 {
+            take_up(&state, &snapshots, &wal, MemberId(1)).unwrap();
+            assert_eq!((wal.first_index(), wal.end_index()), (111, 111));
+        }
     }
 
     #[test]

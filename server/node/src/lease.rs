@@ -103,6 +103,12 @@ impl Deadlines {
     }
 }
 
+/// Whether a lease was renewed while that was on its way into the log which was left of it before: a new leader would start it with
+/// less than its holder was told.
+fn has_more(lease: &Counted, noted: i64) -> bool {
+    noted > 0 && lease.at.saturating_duration_since(Instant::now()) > seconds(noted)
+}
+
 fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(ttl.max(0) as u64)
 }
@@ -134,7 +140,10 @@ impl LeaseClock {
     pub(crate) fn noted(&self, id: LeaseId, noted: i64) {
         let mut inner = self.inner.lock();
         let Some(lease) = inner.by_lease.get(&id).copied() else { return };
-        let checkpoint = self.next_checkpoint(lease.ttl, noted);
+        let checkpoint = match self.checkpoint_every {
+            Some(_) if has_more(&lease, noted) => Some(Instant::now()),
+            _ => self.next_checkpoint(lease.ttl, noted),
+        };
         inner.set(id, Counted { noted, checkpoint, ..lease });
     }
 
@@ -221,7 +230,9 @@ impl LeaseClock {
             inner.set(id, Counted { checkpoint: Some(now + every), ..lease });
             let remaining = lease.at.saturating_duration_since(now).as_millis().div_ceil(1000) as i64;
             // One that was just renewed has nothing to be noted, nor has one that ends.
-            if (1..lease.ttl).contains(&remaining) {
+            if has_more(&lease, lease.noted) {
+                left.push((id, 0));
+            } else if (1..lease.ttl).contains(&remaining) {
                 left.push((id, remaining));
             }
         }
@@ -614,6 +625,19 @@ mod tests {
         assert_eq!(clock.to_note(), [(LeaseId(1), 700)], "it comes again");
         clock.noted(LeaseId(1), 0);
         assert!(!clock.is_noted(LeaseId(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_left_of_a_lease_that_is_renewed_while_it_is_noted_is_taken_back_at_once() {
+        let clock = LeaseClock::new(Some(EVERY));
+        clock.granted(LeaseId(1), 1000);
+        tokio::time::advance(Duration::from_secs(900)).await;
+        assert_eq!(clock.to_note(), [(LeaseId(1), 100)]);
+        assert_eq!(renewed(&clock, 1), Some(1000));
+        clock.noted(LeaseId(1), 100);
+        assert_eq!(clock.to_note(), [(LeaseId(1), 0)]);
+        clock.noted(LeaseId(1), 0);
+        assert_eq!((clock.is_noted(LeaseId(1)), clock.to_note()), (false, vec![]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -382,7 +382,7 @@ impl World {
         let boot = Boot::new(self.config(at, life));
         self.net.up(at, life, boot.door().service());
         let installed = parts.snapshots.newest().map_err(|e| text(&e))?.map_or(0, |(pos, _)| pos.index);
-        if lost || !parts.fit() || applied < installed {
+        if lost || !parts.fit() || applied < installed || parts.wal.end_index() <= installed {
             // Nobody drives the log yet.
             drop(parts.wal);
             parts = Parts { wal: log(true)?, ..parts };
