@@ -23,8 +23,8 @@ use tower::service_fn;
 use tower::util::BoxCloneSyncService;
 
 /// How long a connection attempt to a peer may take, its handshake included, beside the election time-out: over a slow
-/// link, for which people raise that one, a few round trips take longer than this. (etcd's sum.) Where nothing at all answers, the system
-/// gives up after [`Patience::write`] if that is shorter.
+/// link, for which people raise that one, a few round trips take longer than this. (etcd's sum.) Where
+/// nothing at all answers, the system gives up after [`Patience::write`] if that is shorter.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a connection to a member may be silent or stuck before it is given up.
