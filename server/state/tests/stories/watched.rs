@@ -1,4 +1,4 @@
-//! An engine that tells how much is read of it at once, and from which a part cannot be read.
+//! An engine that tells how much is read of it at once and written to it unflushed, and from which a part cannot be read.
 
 use crate::member::{put, write};
 use bytes::Bytes;
@@ -9,12 +9,16 @@ use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 #[derive(Default)]
 struct Watched {
     engine: MemoryEngine,
     /// Bytes of the largest page since this was set to 0.
     largest: AtomicUsize,
+    /// Bytes committed since the last flush, and the most that there were.
+    unflushed: AtomicUsize,
+    most_unflushed: AtomicUsize,
     /// A generation of which no page can be read.
     rotten: Mutex<Option<u32>>,
 }
@@ -32,9 +36,12 @@ impl Engine for Watched {
         Ok(page)
     }
     fn commit(&self, batch: &Batch) -> Result<()> {
+        let before = self.unflushed.fetch_add(batch.bytes(), Ordering::Relaxed);
+        self.most_unflushed.fetch_max(before + batch.bytes(), Ordering::Relaxed);
         self.engine.commit(batch)
     }
     fn flush(&self) -> Result<()> {
+        self.unflushed.store(0, Ordering::Relaxed);
         self.engine.flush()
     }
     fn size_on_disk(&self) -> Result<u64> {
@@ -42,9 +49,10 @@ impl Engine for Watched {
     }
 }
 
+/// The store flushes by itself no sooner than a test is over.
 fn open(engine: &Arc<Watched>) -> State {
-    let store = Store::open(engine.clone(), Options { cache_bytes: 0, ..Options::default() }).unwrap();
-    State::open(store, MemberId(1)).unwrap()
+    let options = Options { cache_bytes: 0, flush_interval: Duration::from_secs(3600), ..Options::default() };
+    State::open(Store::open(engine.clone(), options).unwrap(), MemberId(1)).unwrap()
 }
 
 fn apply(state: &State, command: impl Into<Command>) {
@@ -78,6 +86,22 @@ fn no_page_is_much_larger_than_a_value_at_a_start_a_snapshot_a_hash_and_for_a_wa
     assert!(state.events(2, 10_000, 256 << 10).unwrap().events.len() > 900);
     while state.events(1990, 10_000, 8 << 20).unwrap().events.len() < 100 {}
     seen("a watcher");
+}
+
+/// sled keeps in memory what a busy disk has not taken, so an install waits for the disk on its way.
+#[test]
+fn an_installed_snapshot_is_made_durable_on_its_way() {
+    const MIB: usize = 1 << 20;
+    let from = open(&Arc::default());
+    let value = Bytes::from(vec![7; MIB]);
+    for n in 0..150 {
+        apply(&from, Put { key: format!("k{n:03}").into(), value: value.clone(), ..Put::default() });
+    }
+    let file = write(&from.pin(), SnapshotKind::Raft);
+    let engine = Arc::new(Watched::default());
+    open(&engine).install(&&file[..]).unwrap();
+    let most = engine.most_unflushed.load(Ordering::Relaxed) / MIB;
+    assert!((60..70).contains(&most), "{most} MiB were not durable");
 }
 
 #[test]
