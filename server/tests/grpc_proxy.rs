@@ -4,12 +4,14 @@ use crate::support;
 use crate::support::pki::Pki;
 use crate::support::{Cluster, Member, etcd_tool, eventually, finished, free_address, http};
 use ferretcd_proto::etcdserverpb as pb;
+use ferretcd_proto::etcdserverpb::kv_client::KvClient;
 use ferretcd_proto::etcdserverpb::lease_client::LeaseClient;
 use ferretcd_proto::etcdserverpb::watch_client::WatchClient;
 use ferretcd_proto::etcdserverpb::watch_request::RequestUnion;
 use ferretcd_proto::v3lockpb;
 use ferretcd_proto::v3lockpb::lock_client::LockClient;
 use rustix::process::Signal;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -250,6 +252,78 @@ async fn watchers_of_history_compactions_progress_and_cancels_are_answered() {
     assert_eq!((refused.watch_id, refused.canceled), (-1, true));
     client.create(pb::WatchCreateRequest { range_end: "a".into(), ..watch_key("k", 0) }).await;
     assert_eq!(client.next().await.cancel_reason, "mvcc: watcher range is empty");
+}
+
+/// kube-apiserver takes it for how fresh all its watches of a stream are, and clients resume there.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_covers_watchers_that_come_meanwhile_and_never_goes_back() {
+    const TURNS: usize = 100;
+    let cluster = Cluster::start(&["a"]).await;
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let mut kv = KvClient::new(proxy.channel());
+    let put = |key: &'static str| pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+    for _ in 0..20 {
+        kv.put(put("old")).await.unwrap();
+    }
+    let mut client = Watching::open(proxy.channel()).await;
+    client.create(watch_key("busy", 0)).await;
+    client.create(watch_key("quiet", 0)).await;
+    let writes = tokio::spawn(async move {
+        loop {
+            for key in ["busy", "busy", "quiet"] {
+                kv.put(put(key)).await.unwrap();
+            }
+        }
+    });
+    // By watchers: the revision that its client has of each. Of those in the past it has none until their history is there.
+    let (mut known, mut told) = (BTreeMap::new(), 0);
+    for turn in 0..TURNS {
+        client.send(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
+        client.create(watch_key("old", 2)).await;
+        let mut is_new = None;
+        while is_new.is_none_or(|id| known[&id] < 21) {
+            let answer = client.next().await;
+            let revision = answer.header.unwrap().revision;
+            if answer.watch_id == -1 {
+                told += 1;
+                for (id, at) in &mut known {
+                    assert!(*at <= revision, "turn {turn}: watcher {id} was told {at}, then {revision} of all");
+                    assert!(
+                        is_new != Some(*id) || *at >= 21,
+                        "turn {turn}: {revision} is told before the history of {id}"
+                    );
+                    *at = revision;
+                }
+                continue;
+            }
+            if answer.created {
+                let in_the_past = answer.watch_id > 1;
+                known.insert(answer.watch_id, if in_the_past { 1 } else { revision });
+                is_new = in_the_past.then_some(answer.watch_id).or(is_new);
+            }
+            for event in answer.events {
+                known.insert(answer.watch_id, event.kv.unwrap().mod_revision);
+            }
+        }
+        let id = is_new.unwrap();
+        client.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: id })).await;
+        known.remove(&id);
+    }
+    writes.abort();
+    assert!(told > TURNS / 4, "progress was told {told} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_right_behind_its_create_is_not_lost() {
+    let cluster = Cluster::start(&["a"]).await;
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let mut client = Watching::open(proxy.channel()).await;
+    client.create(pb::WatchCreateRequest { watch_id: 7, ..watch_key("k", 0) }).await;
+    client.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 })).await;
+    let created = client.next().await;
+    assert!(created.created && created.watch_id == 7, "{created:?}");
+    let cancelled = client.next().await;
+    assert!(cancelled.canceled && cancelled.watch_id == 7, "{cancelled:?}");
 }
 
 /// What a client gets back for a table of commands, keys and answers alike.

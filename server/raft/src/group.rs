@@ -279,6 +279,8 @@ impl Group {
 
     /// The index that a read must have applied to be linearizable: a quorum has just confirmed this leader.
     pub async fn read_index(&self) -> Result<u64, GroupError> {
+        // Before openraft knows of it.
+        let _waits = self.peers.reads();
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f))) => {

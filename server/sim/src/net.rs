@@ -95,9 +95,13 @@ impl Net {
         ports.1 = ports.1.max(port);
     }
 
-    /// A host is not reached any more at its addresses before this one, or is again from this one on.
+    /// A host is not reached any more at its addresses before this one, or is again from this one on. At this one it is in any
+    /// case: it may have started at an earlier one since it was told of this.
     pub fn listen_from(&self, host: Host, port: u64) {
-        self.inside.lock().ports.entry(host).or_insert((FIRST_PORT, FIRST_PORT)).0 = port;
+        let mut inside = self.inside.lock();
+        let ports = inside.ports.entry(host).or_insert((FIRST_PORT, FIRST_PORT));
+        *ports = (port, ports.1.max(port));
+        drop(inside);
         self.changed.notify_waiters();
     }
 

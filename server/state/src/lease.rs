@@ -87,6 +87,11 @@ impl Leases {
         Some(LeaseView { ttl: lease.ttl, keys: lease.keys.iter().cloned().collect() })
     }
 
+    /// The keys that name a lease which does not exist.
+    pub fn orphans(&self, id: LeaseId) -> Vec<Bytes> {
+        self.orphans.get(&id).into_iter().flatten().cloned().collect()
+    }
+
     /// Begins a lease. It holds the keys that name it already: those of a member that starts later do, too.
     pub fn grant(&mut self, id: LeaseId, ttl: i64) {
         let keys = self.orphans.remove(&id).unwrap_or_default();

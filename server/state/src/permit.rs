@@ -12,7 +12,11 @@ pub(crate) fn permit(permits: &Permits, leases: &Leases, client: &Client, comman
         Command::Put(put) => permits.check_put(client, put, &keys(put.lease)),
         Command::DeleteRange(delete) => permits.check_delete(client, &delete.range, delete.prev_kv),
         Command::Txn(txn) => permits.check_txn(client, txn, &|put| keys(put.lease)),
-        Command::LeaseGrant(_) => permits.check_user(client),
+        Command::LeaseGrant(grant) => {
+            permits.check_user(client)?;
+            // It takes over what names it already, and would delete that in the end.
+            permits.check_lease(client, &leases.orphans(grant.id))
+        }
         Command::LeaseRevoke(revoke) => {
             permits.check_user(client)?;
             permits.check_lease(client, &keys(revoke.id))

@@ -35,8 +35,9 @@ struct WorkState {
     finished: i64,
     /// Generations to delete. Bounded by the restores and snapshots that came in faster than they are deleted.
     retired: VecDeque<Arc<Space>>,
-    /// Of those, whose records cannot be read: tried again at the next start. They must not keep compaction waiting.
-    unreadable: Vec<Arc<Space>>,
+    /// Whether the records of one of those could not be read: it is tried again at the next start, and must not keep compaction
+    /// waiting. Its index is of no further use.
+    unreadable: bool,
     pace: Pace,
     observer: Option<Arc<dyn CompactionObserver>>,
     stopping: bool,
@@ -52,7 +53,7 @@ impl Work {
         let state = WorkState {
             finished,
             retired,
-            unreadable: Vec::new(),
+            unreadable: false,
             pace: Pace::default(),
             observer: None,
             stopping: false,
@@ -122,7 +123,7 @@ impl Work {
         while !state.retired.is_empty() && !state.ended {
             self.changed.wait(&mut state);
         }
-        state.retired.is_empty() && state.unreadable.is_empty()
+        state.retired.is_empty() && !state.unreadable
     }
 
     /// Tells the worker to end after its step.
@@ -226,7 +227,7 @@ fn step(inner: &Inner, job: Job, pass: &mut Option<(Arc<Space>, Pass)>) -> Resul
             if is_unreadable || matches!(step, Ok(Step::Done)) {
                 let mut state = inner.work.state.lock();
                 state.retired.retain(|retired| !Arc::ptr_eq(retired, &space));
-                state.unreadable.extend(is_unreadable.then_some(space));
+                state.unreadable |= is_unreadable;
                 inner.work.changed.notify_all();
             }
             match step {

@@ -311,23 +311,24 @@ impl WatchStream {
     }
 
     /// The answer to a progress request, when no watcher is behind: only when every event up to the revision has left the queue.
-    fn progress_of_all(&self) -> Option<WatchMessage> {
-        // As in etcd: a stream without watchers has no progress, and a start in the future holds it up.
-        let future = self.watchers.values().any(|w| w.next > self.state.revision() + 1);
-        if future || self.watchers.is_empty() {
-            return None;
-        }
+    pub(super) fn progress_of_all(&self) -> Option<WatchMessage> {
         self.hub.at_rest(|revision| {
+            // As in etcd: a stream without watchers has no progress, and a start in the future holds it up. So does one that has read
+            // history beyond what is published, such as that of a snapshot which is being installed: progress never goes back.
+            if self.watchers.is_empty() || self.watchers.values().any(|w| w.next > revision + 1) {
+                return None;
+            }
             let pending = self.queue.state.lock();
             let at_rest = pending.batches.is_empty() && pending.overflowed.is_empty() && pending.resync.is_none();
-            // Behind the end, what is published is in no queue.
-            (at_rest && !pending.stopped).then_some(WatchMessage::Progress { id: -1, revision })
+            // Behind the end, what is published is in no queue; behind a restore there is nothing that it goes on from.
+            let goes_on = !pending.stopped && pending.restored.is_none();
+            (at_rest && goes_on).then_some(WatchMessage::Progress { id: -1, revision })
         })
     }
 
     /// Tells each watcher that has nothing to come how far it is, however busy the others are: clients resume there, and one
     /// that was told nothing for long may find its place compacted.
-    fn progress_tick(&mut self) {
+    pub(super) fn progress_tick(&mut self) {
         self.next_progress = Instant::now() + self.progress_every;
         let at_rest = self.hub.at_rest(|revision| {
             let pending = self.queue.state.lock();
@@ -335,7 +336,8 @@ impl WatchStream {
             let waiting: BTreeSet<i64> = pending.batches.iter().map(|batch| batch.id).collect();
             let at_rest =
                 self.watchers.keys().filter(|id| told(id) && !waiting.contains(id) && !self.behind.contains(id));
-            (pending.resync.is_none() && !pending.stopped).then(|| (revision, at_rest.copied().collect::<Vec<_>>()))
+            let goes_on = pending.resync.is_none() && pending.restored.is_none() && !pending.stopped;
+            goes_on.then(|| (revision, at_rest.copied().collect::<Vec<_>>()))
         });
         let Some((revision, at_rest)) = at_rest else { return };
         for id in at_rest {

@@ -28,12 +28,16 @@ impl World {
         WatchStream::new(self.hub.clone(), self.state.clone(), Duration::from_secs(600), false)
     }
 
-    fn apply(&mut self, command: impl Into<Command>) -> i64 {
+    fn apply_only(&mut self, command: impl Into<Command>) -> Vec<Effect> {
         self.index += 1;
         let proposal = Proposal { id: RequestId(self.index), caller: Caller::Member, command: command.into() };
         let applied = self.state.apply(LogPos { term: 1, index: self.index }, &proposal).unwrap();
         applied.outcome.unwrap();
-        for effect in applied.effects {
+        applied.effects
+    }
+
+    fn apply(&mut self, command: impl Into<Command>) -> i64 {
+        for effect in self.apply_only(command) {
             if let Effect::Events { revision, events } = effect {
                 self.hub.publish(revision, &events);
             }
@@ -212,6 +216,44 @@ async fn progress_is_told_only_after_every_event_up_to_it() {
     assert!(matches!(now(&mut stream).await, WatchMessage::Events { revision: 2, .. }));
     assert_eq!(now(&mut stream).await, WatchMessage::Progress { id: -1, revision: 2 });
     nothing(&mut stream).await;
+}
+
+/// The state is ahead of what is published while a snapshot is being installed, and for a moment at each entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_not_below_what_a_watcher_has_seen() {
+    let mut world = World::new();
+    world.put("a", "1");
+    world.apply_only(put("a", "2"));
+    for start_revision in [1, 0] {
+        let mut stream = world.stream();
+        stream.create(WatchCreate { start_revision, ..watch("a") });
+        assert_eq!(now(&mut stream).await, WatchMessage::Created { id: 0, revision: 3 });
+        if start_revision > 0 {
+            assert_eq!(keys_up_to(&mut stream, 3).await.len(), 2);
+        }
+        stream.request_progress();
+        nothing(&mut stream).await;
+    }
+    world.hub.installed(3);
+    let mut stream = world.stream();
+    stream.create(watch("a"));
+    now(&mut stream).await;
+    stream.request_progress();
+    assert_eq!(now(&mut stream).await, WatchMessage::Progress { id: -1, revision: 3 });
+}
+
+/// A client that heard of it would go on behind it, with what it has from before.
+#[tokio::test]
+async fn no_progress_is_told_of_a_restore_before_the_watchers_are_cancelled() {
+    let world = World::new();
+    let mut stream = WatchStream::new(world.hub.clone(), world.state.clone(), Duration::from_secs(600), false);
+    stream.create(WatchCreate { progress_notify: true, ..watch("a") });
+    now(&mut stream).await;
+    stream.progress_tick();
+    world.hub.restored(1000);
+    assert_eq!(stream.progress_of_all(), None);
+    stream.progress_tick();
+    assert_eq!(now(&mut stream).await, WatchMessage::Cancelled { id: 0, compact_revision: Some(1000) });
 }
 
 #[tokio::test(flavor = "multi_thread")]

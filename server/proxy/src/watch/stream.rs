@@ -12,7 +12,7 @@ use ferretcd_proto::etcdserverpb::{RangeRequest, ResponseHeader, WatchCreateRequ
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,13 +20,17 @@ use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tonic::{Code, Status, Streaming};
 
-/// Watchers of one stream that are being looked at at once, whether their caller may watch. The next request is read
-/// when one of them is done.
-const CHECKS_MAX: usize = 64;
+/// Requests of one stream that wait, each for those before it: for new watchers a member is asked whether their caller may watch.
+/// The next request is read when one of them is done.
+const REQUESTS_MAX: usize = 64;
 
 /// How long an answer about progress is waited for before it is asked for again: the watch that was asked may have
 /// been joined with another.
 const PROGRESS_WAIT: Duration = Duration::from_secs(1);
+
+/// How often the watchers are asked again if some of them went on while others were asked. Where that goes on the client hears
+/// nothing, as from a member of which a watcher is behind, and asks again.
+const PROGRESS_TRIES: u32 = 10;
 
 /// Size from which an answer is split for clients that can put it together again, in bytes: what a member of etcd's
 /// takes by default, its usual request limit with gRPC's overhead.
@@ -35,7 +39,15 @@ const FRAGMENT_BYTES: usize = (1536 << 10) + (512 << 10);
 /// Where answers go.
 pub type Answers = mpsc::Sender<Result<WatchResponse, Status>>;
 
-type Check = Pin<Box<dyn Future<Output = (WatchCreateRequest, Result<ResponseHeader, Status>)> + Send>>;
+/// A client's request, when those before it are done.
+enum Asked {
+    /// With what a member says of it.
+    Create(WatchCreateRequest, Result<ResponseHeader, Status>),
+    Cancel(i64),
+    Progress,
+}
+
+type Asking = Pin<Box<dyn Future<Output = Asked> + Send>>;
 
 /// The client has gone, or the stream ends so.
 struct End(Option<Status>);
@@ -61,6 +73,7 @@ struct Stream {
     /// Seats that have yet to say how far they are, if the client asked, and how far the others are.
     asked: BTreeSet<u64>,
     reached: i64,
+    tries: u32,
 }
 
 /// Serves a stream until its client goes, or something ends it.
@@ -78,6 +91,7 @@ pub async fn serve(hub: Hub, caller: Caller, requests: Streaming<WatchRequest>, 
         header: ResponseHeader::default(),
         asked: BTreeSet::new(),
         reached: 0,
+        tries: 0,
     };
     if let Err(End(Some(status))) = stream.run(requests, news).await {
         let _ = answers.send(Err(status)).await;
@@ -91,21 +105,29 @@ impl Stream {
         mut news: UnboundedReceiver<(u64, News)>,
     ) -> Result<(), End> {
         let mut reading = true;
-        let mut checks: FuturesOrdered<Check> = FuturesOrdered::new();
+        let mut asking: FuturesOrdered<Asking> = FuturesOrdered::new();
         let answers = self.answers.clone();
         loop {
             tokio::select! {
                 () = answers.closed() => return Ok(()),
                 Some((seat, news)) = news.recv() => self.heard(seat, news).await?,
-                Some((request, checked)) = checks.next(), if !checks.is_empty() => self.create(request, checked).await?,
-                request = requests.message(), if reading && checks.len() < CHECKS_MAX => {
+                Some(asked) = asking.next(), if !asking.is_empty() => match asked {
+                    Asked::Create(request, checked) => self.create(request, checked).await?,
+                    Asked::Cancel(id) => self.cancel(id).await?,
+                    Asked::Progress => {
+                        self.tries = PROGRESS_TRIES;
+                        self.ask_progress();
+                    }
+                },
+                request = requests.message(), if reading && asking.len() < REQUESTS_MAX => {
                     match request.map_err(|status| End(Some(status)))?.map(|r| r.request_union) {
                         Some(Some(RequestUnion::CreateRequest(create))) => {
-                            let work = check(self.hub.shared.clone(), self.caller.clone(), create);
-                            checks.push_back(Box::pin(work));
+                            asking.push_back(Box::pin(check(self.hub.shared.clone(), self.caller.clone(), create)));
                         }
-                        Some(Some(RequestUnion::CancelRequest(cancel))) => self.cancel(cancel.watch_id).await?,
-                        Some(Some(RequestUnion::ProgressRequest(_))) => self.ask_progress(),
+                        Some(Some(RequestUnion::CancelRequest(cancel))) => {
+                            asking.push_back(Box::pin(ready(Asked::Cancel(cancel.watch_id))));
+                        }
+                        Some(Some(RequestUnion::ProgressRequest(_))) => asking.push_back(Box::pin(ready(Asked::Progress))),
                         Some(None) => {}
                         // A client may close its side and go on listening.
                         None => reading = false,
@@ -184,6 +206,14 @@ impl Stream {
             Arc::new(Subject { key: namespace.key(&key), end: namespace.end(&end), standing: self.caller.standing() })
         };
         self.join(Watcher::new(id, start, &request), subject, start > now.revision);
+        // What is said of the others holds for this one, too, as a client takes it.
+        if !self.asked.is_empty()
+            && let Some(seat) = self.ids.get(&id)
+            && let Some((_, _, place)) = self.watchers.get(seat)
+        {
+            self.asked.insert(*seat);
+            place.ask_progress();
+        }
         Ok(())
     }
 
@@ -257,7 +287,8 @@ impl Stream {
         self.watchers.values().for_each(|(_, _, place)| place.ask_progress());
     }
 
-    /// A watcher is at this revision, or gone. When all that were asked are heard of, the client is.
+    /// A watcher is at this revision, or gone. When all that were asked are heard of, the client is, unless it knows more of one
+    /// of them by then (or that one begins later): no watcher goes back.
     async fn reached(&mut self, seat: u64, revision: i64) -> Result<(), End> {
         if !self.asked.remove(&seat) {
             return Ok(());
@@ -266,6 +297,14 @@ impl Stream {
         if !self.asked.is_empty() || self.reached == i64::MAX {
             return Ok(());
         }
+        if self.watchers.values().any(|(watcher, _, _)| watcher.known > self.reached) {
+            if self.tries > 0 {
+                self.tries -= 1;
+                self.ask_progress();
+            }
+            return Ok(());
+        }
+        self.watchers.values_mut().for_each(|(watcher, _, _)| watcher.known = self.reached);
         let header = Some(ResponseHeader { revision: self.reached, ..self.header });
         self.send(WatchResponse { header, watch_id: PROGRESS_ID, ..WatchResponse::default() }).await
     }
@@ -278,11 +317,7 @@ fn bounds(request: &WatchCreateRequest) -> (Bytes, Bytes) {
 }
 
 /// Asks a member whether the caller may read the range, and for its revision.
-async fn check(
-    shared: Shared,
-    caller: Caller,
-    request: WatchCreateRequest,
-) -> (WatchCreateRequest, Result<ResponseHeader, Status>) {
+async fn check(shared: Shared, caller: Caller, request: WatchCreateRequest) -> Asked {
     let (key, end) = bounds(&request);
     let read = RangeRequest {
         key: shared.namespace.key(&key),
@@ -293,5 +328,5 @@ async fn check(
         ..RangeRequest::default()
     };
     let answer = kv::range(&shared, &caller.lasting(), &read).await;
-    (request, answer.map(|answer| answer.header.unwrap_or_default()))
+    Asked::Create(request, answer.map(|answer| answer.header.unwrap_or_default()))
 }

@@ -17,6 +17,8 @@ pub struct Watcher {
     pub id: i64,
     /// The first revision that it has not seen.
     pub next: i64,
+    /// The revision that its client has of it, by what it was sent; before that the one before its start.
+    pub known: i64,
     /// It wants to hear of progress without events.
     pub progress: bool,
     prev_kv: bool,
@@ -32,6 +34,7 @@ impl Watcher {
         Watcher {
             id,
             next,
+            known: next.saturating_sub(1),
             progress: request.progress_notify,
             prev_kv: request.prev_kv,
             no_put: request.filters().any(|f| f == FilterType::Noput),
@@ -42,6 +45,12 @@ impl Watcher {
 
     /// Its own answer for one of the shared watch. Nothing if there is nothing in it that it has not seen and wants.
     pub fn take(&mut self, shared: &WatchResponse, namespace: &Namespace) -> Option<WatchResponse> {
+        let answer = self.unseen(shared, namespace)?;
+        self.known = self.next.saturating_sub(1);
+        Some(answer)
+    }
+
+    fn unseen(&mut self, shared: &WatchResponse, namespace: &Namespace) -> Option<WatchResponse> {
         let revision = shared.header.as_ref().map_or(0, |h| h.revision);
         if shared.events.is_empty() {
             let news = revision >= self.next;

@@ -28,7 +28,7 @@ use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -93,6 +93,8 @@ pub struct Peers {
     without_quorum: Arc<AtomicBool>,
     /// The last entry that the log would be purged of if it were on its way to nobody.
     purgeable: Arc<AtomicU64>,
+    /// How many linearizable reads wait for a quorum's confirmation here.
+    reads: Arc<AtomicUsize>,
     /// Where proposals for each member are handed on. Who hands them on has none of these: it ends with the last of them.
     ways: Arc<Mutex<HashMap<u64, mpsc::Sender<Offer>>>>,
 }
@@ -206,6 +208,7 @@ impl Peers {
             reach: Arc::default(),
             without_quorum: Arc::default(),
             purgeable: Arc::default(),
+            reads: Arc::default(),
             ways: Arc::default(),
         }
     }
@@ -213,6 +216,12 @@ impl Peers {
     /// Says whether this member leads without a quorum, which it then tells those that still hear it.
     pub(crate) fn lead_without_quorum(&self, without: bool) {
         self.without_quorum.store(without, Ordering::Relaxed);
+    }
+
+    /// A linearizable read begins, and waits for a quorum's confirmation until what this gives is dropped.
+    pub(crate) fn reads(&self) -> Reads {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        Reads(self.reads.clone())
     }
 
     /// Says up to which entry the log need not be kept for those that are not being sent it.
@@ -438,6 +447,15 @@ impl Peers {
         let message = pb::ChangeMembersRequest { change: Some(change) };
         let r = self.leader_call(leader, node, message, |mut c, r| async move { c.change_members(r).await }).await?;
         Ok((MemberId(r.id), r.index))
+    }
+}
+
+/// A linearizable read that waits.
+pub(crate) struct Reads(Arc<AtomicUsize>);
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -788,9 +806,11 @@ impl RaftNetworkV2<TypeConfig> for PeerConnection {
                                 // nothing but a newer commit ends where the one before it does: with it, an answer from before a
                                 // linearizable read began would confirm that read, on a leader that was replaced meanwhile. The
                                 // answer to the last of them says the same. There is one for each, and each is of another commit,
-                                // so this ends.
+                                // so this ends. A read that begins later asks for what left later than all of these; so where none
+                                // waits the answer goes on at once, or puts of several clients would wait for a second round trip.
                                 if let Ok(Ok(matched)) = &result
                                     && times.lock().front().is_some_and(|next| next.last <= *matched)
+                                    && this.peers.reads.load(Ordering::SeqCst) > 0
                                 {
                                     continue;
                                 }
@@ -957,7 +977,6 @@ mod tests {
     use super::*;
     use crate::types::{Entry, log_id};
     use ferretcd_types::{ClusterId, Epoch, LogPos};
-    use std::sync::atomic::AtomicUsize;
 
     #[tokio::test]
     async fn a_call_that_nobody_took_is_told_apart_from_one_that_was_cut() {
@@ -1346,9 +1365,13 @@ mod tests {
             || matched(1).into_iter().take(1).chain(matched(1)).collect(),
             || matched(1).into_iter().take(1).chain(matched(2)).collect(),
         ];
-        // Behind an entry one that carries nothing but a commit, and another entry.
-        for ((second, says), at_once) in [commit, append(2)].into_iter().zip(says).zip([false, true]) {
+        // Behind an entry one that carries nothing but a commit, without a read and with one, and another entry.
+        let cases =
+            [(&commit, says[0], false, true), (&commit, says[0], true, false), (&append(2), says[1], true, true)];
+        for (second, says, reads, at_once) in cases {
             let (peers, _) = member(says, Duration::from_secs(1));
+            let _reads = reads.then(|| peers.reads());
+            let second = second.clone();
             let input = stream::iter([append(1), second]).chain(stream::pending());
             let (mut to, begun) = (to(peers), Instant::now());
             let answers = to.stream_append(input, RPCOption::new(Duration::from_millis(100))).await.unwrap();

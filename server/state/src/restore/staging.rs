@@ -99,7 +99,7 @@ impl Staging {
     }
 
     /// The leases with their keys, and the auth store, as the end of the restore makes them current. A key whose lease
-    /// is unknown hangs on none, as in etcd.
+    /// is unknown hangs on one that is granted later under that ID.
     pub fn rooms(&self) -> (Leases, Auth) {
         let mut leases = Leases::default();
         self.leases.iter().for_each(|(id, ttl)| leases.grant(*id, *ttl));

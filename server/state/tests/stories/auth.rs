@@ -51,7 +51,7 @@ pub fn guarded() -> Member {
 }
 
 /// A user as of now.
-fn known(member: &Member, user: &str) -> Client {
+pub fn known(member: &Member, user: &str) -> Client {
     Client { user: user.into(), auth_revision: member.state.permits().revision() }
 }
 

@@ -419,6 +419,24 @@ fn a_key_of_a_lease_that_the_file_lacks_hangs_on_it_on_every_member_once_it_is_g
     }
 }
 
+/// Who may not write the keys could have them deleted by the end of such a lease.
+#[test]
+fn a_lease_that_keys_name_already_is_granted_to_who_may_write_them() {
+    let mut origin = crate::auth::guarded();
+    origin.ask(LeaseGrant { id: LeaseId(9), ttl: 60 }).unwrap();
+    origin.ask(Put { lease: LeaseId(9), ..put("z", "1") }).unwrap();
+    let mut buckets = contents(&origin.snapshot(SnapshotKind::Client));
+    buckets.insert("lease".to_owned(), Vec::new());
+    let buckets: Vec<_> = buckets.iter().map(|(name, records)| (name.as_str(), records.clone())).collect();
+    let mut member = other();
+    plan(&bolt_file(&buckets), 1, 1 << 20).unwrap().run(&mut member).unwrap();
+    let alice = crate::auth::known(&member, "alice");
+    let grant = || LeaseGrant { id: LeaseId(9), ttl: 60 };
+    assert_eq!(member.ask_as(&alice, grant()), Err(Error::PermissionDenied));
+    assert!(member.state.lease(LeaseId(9)).is_none());
+    member.ask(grant()).unwrap();
+}
+
 #[test]
 fn a_record_larger_than_a_chunk_goes_alone() {
     let mut origin = Member::new();
