@@ -70,7 +70,8 @@ struct Stream {
     next_id: i64,
     /// Cluster, member and term as last heard.
     header: ResponseHeader,
-    /// Seats that have yet to say how far they are, if the client asked, and how far the others are.
+    /// Seats that have yet to say how far they are, if the client asked, how far the others are, and how often all may be asked
+    /// again (see [`PROGRESS_TRIES`]).
     asked: BTreeSet<u64>,
     reached: i64,
     tries: u32,
