@@ -11,6 +11,7 @@ mod discovery;
 mod flags;
 mod listen;
 mod notify;
+mod runtime;
 mod serve;
 mod telemetry;
 mod tls;

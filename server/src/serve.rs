@@ -4,6 +4,7 @@ use crate::cli::{ETCD_VERSION, Notice, Settings};
 use crate::commands::output;
 use crate::config::{self, Address, Config, Place};
 use crate::listen::{self, Service, Socket};
+use crate::runtime::to_the_end;
 use crate::tls::material::Material;
 use crate::tls::{Files, Params, in_use, self_signed};
 use crate::{notify, telemetry};
@@ -14,12 +15,10 @@ use ferretcd_node::names::addresses;
 use ferretcd_node::{Boot, BootError, Member, Node};
 use ferretcd_raft::transport::dial::Dialer;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,19 +58,8 @@ pub fn main(settings: &Settings) -> ExitCode {
         Err(e) => return refuse(&e, 1),
     };
     config.notices.iter().for_each(Notice::log);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return fail(&format!("cannot start the runtime: {e}"), 1),
-    };
-    to_the_end(runtime, run(config, settings.flags.self_signed_cert_validity))
-}
-
-/// Runs the work, and waits for nothing else: a look-up of a name that nobody answers takes the resolver half a minute,
-/// which would pass after the last line of the log. What must be finished is awaited in [`stop`].
-fn to_the_end<F: Future>(runtime: Runtime, work: F) -> F::Output {
-    let result = runtime.block_on(work);
-    runtime.shutdown_background();
-    result
+    // What must be finished is awaited in `stop`.
+    to_the_end(run(config, settings.flags.self_signed_cert_validity)).unwrap_or_else(|e| fail(&e, 1))
 }
 
 /// Settings that cannot be followed: etcd's line for the log, and one for people.
@@ -418,24 +406,4 @@ async fn stop(
     peers.close();
     peers.wait().await;
     tracing::info!("stopped");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_waits_for_no_thread_that_hangs() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let begun = std::time::Instant::now();
-        let (hangs, hung) = std::sync::mpsc::channel();
-        to_the_end(runtime, async move {
-            tokio::task::spawn_blocking(move || {
-                hangs.send(()).unwrap();
-                std::thread::sleep(Duration::from_secs(120));
-            });
-            hung.recv().unwrap();
-        });
-        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    }
 }

@@ -8,6 +8,7 @@ use crate::discovery::srv;
 use crate::flags::grpc_proxy::{self as settings, Flags, USAGE};
 use crate::flags::url::Url;
 use crate::listen::{self, Service, Socket};
+use crate::runtime::to_the_end;
 use crate::serve::ignore_habits;
 use crate::tls::material::Material;
 use crate::tls::{Allowed, Files, Params, certificate, self_signed};
@@ -47,11 +48,7 @@ fn start(flags: &Flags) -> ExitCode {
     if let Err(e) = telemetry::init(&log) {
         return fail(&e);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => return fail(&format!("cannot start the runtime: {e}")),
-    };
-    let ended = runtime.block_on(async {
+    let ended = to_the_end(async {
         let found = srv::endpoints(&flags.discovery_srv, &flags.discovery_srv_name, flags.insecure_discovery).await?;
         let mut flags = flags.clone();
         if !found.is_empty() {
@@ -59,7 +56,7 @@ fn start(flags: &Flags) -> ExitCode {
         }
         serve(check(&flags)?).await
     });
-    match ended {
+    match ended.flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }
