@@ -1,7 +1,7 @@
 //! openraft's state machine over ours: it feeds entries to [`State`] and hands what happened to [`Effects`].
 
 use crate::entry;
-use crate::snapshot::{SnapshotDir, SnapshotFile};
+use crate::snapshot::{LOOKS_MAX, SnapshotDir, SnapshotFile};
 use crate::types::{Entry, LogId, Membership, SnapshotMeta, StoredMembership, TypeConfig, log_id, log_pos};
 use ferretcd_state::{Effect, Pinned, SnapshotKind, State};
 use ferretcd_types::{Command, Error, LogPos, Proposal, Reply, RequestId, codec};
@@ -24,9 +24,6 @@ const APPLY_BATCH_MAX: usize = 256;
 /// Most plain writes that are applied on an async worker's own time: a third of a millisecond. To hand its other work to another
 /// thread takes longer than a few of them do.
 const AT_ONCE_MAX: usize = 64;
-
-/// Looks for the newest snapshot file: a file that is gone when it is opened was followed by a newer one, which takes long to write.
-const LOOKS_MAX: usize = 3;
 
 /// Who is told what the log did. Called in log order, from one place; must not block.
 pub trait Effects: Send + Sync + 'static {
@@ -259,7 +256,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             None => Ok(None),
         })?;
         tracing::error!(aside = ?aside, "the snapshot file cannot be used: {why}; it is set aside, and a new one is written");
-        self.build_snapshot().await.map(Some)
+        self.build_snapshot().await?;
+        blocking(|| self.newest())
     }
 }
 
@@ -319,9 +317,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                 let snapshot = SnapshotDir::received(part, bytes);
                 return Ok(SnapshotOf::<TypeConfig, _> { meta: SnapshotMeta::default(), snapshot });
             }
-            let snapshot = this.snapshots.finish(&part, pos)?;
-            *this.membership.lock() = Some((pos, membership.clone()));
-            Ok(SnapshotOf::<TypeConfig, _> { meta: this.meta(pos, membership), snapshot })
+            let meta = this.meta(pos, membership.clone());
+            let Some(snapshot) = this.snapshots.finish(&part, pos)? else {
+                // The leader's was installed meanwhile. openraft looks at what this one stands for, and forgets it.
+                let newest = this.newest()?.ok_or_else(|| io::Error::other("the newest snapshot file is gone"))?;
+                return Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot: newest.snapshot });
+            };
+            *this.membership.lock() = Some((pos, membership));
+            Ok(SnapshotOf::<TypeConfig, _> { meta, snapshot })
         })
         .await
     }

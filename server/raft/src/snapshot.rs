@@ -5,6 +5,7 @@
 
 use crate::machine::snapshot_membership;
 use ferretcd_types::LogPos;
+use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const SUFFIX: &str = ".snap";
 const UNFINISHED: &str = ".part";
+
+/// How often the folder is looked through for its newest file: one that is gone when it is measured was followed by a newer one, which
+/// takes long to write.
+pub(crate) const LOOKS_MAX: usize = 3;
 
 /// What a snapshot leaves free: four segments of the log, which ends the member when it has no room; on a small volume less.
 const SPARE_BYTES: u64 = 256 << 20;
@@ -58,9 +63,15 @@ pub struct SnapshotDir {
     dir: PathBuf,
     /// See [`SnapshotFile::suspected`].
     suspect: Arc<AtomicBool>,
+    /// Held by who gives a file its name: one may be written in the background while the leader's is installed.
+    finishing: Arc<Mutex<()>>,
 }
 
 impl SnapshotDir {
+    fn at(dir: &Path) -> Self {
+        SnapshotDir { dir: dir.to_owned(), suspect: Arc::default(), finishing: Arc::default() }
+    }
+
     /// Opens the folder, creating it; files that a crash left unfinished are removed.
     pub fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
@@ -70,13 +81,13 @@ impl SnapshotDir {
                 fs::remove_file(&path)?;
             }
         }
-        Ok(SnapshotDir { dir: dir.to_owned(), suspect: Arc::default() })
+        Ok(SnapshotDir::at(dir))
     }
 
     /// The newest finished snapshot of a folder that may not be there. Removes nothing.
     pub fn look(dir: &Path) -> io::Result<Option<(LogPos, SnapshotFile)>> {
         match dir.try_exists()? {
-            true => SnapshotDir { dir: dir.to_owned(), suspect: Arc::default() }.newest(),
+            true => SnapshotDir::at(dir).newest(),
             false => Ok(None),
         }
     }
@@ -100,6 +111,16 @@ impl SnapshotDir {
 
     /// The newest finished snapshot and the position that it stands for.
     pub fn newest(&self) -> io::Result<Option<(LogPos, SnapshotFile)>> {
+        for _ in 1..LOOKS_MAX {
+            match self.look_through() {
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                found => return found,
+            }
+        }
+        self.look_through()
+    }
+
+    fn look_through(&self) -> io::Result<Option<(LogPos, SnapshotFile)>> {
         let mut newest = None;
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
@@ -145,8 +166,14 @@ impl SnapshotDir {
         SnapshotFile { path, bytes, suspect: Arc::default(), _temporary: temporary }
     }
 
-    /// Gives a written file its final name and removes the older ones. `from` must be synced already.
-    pub fn finish(&self, from: &Path, pos: LogPos) -> io::Result<SnapshotFile> {
+    /// Gives a written file its final name and removes the older ones. `from` must be synced already. None if there is a newer one
+    /// already: then it is `from` that goes.
+    pub fn finish(&self, from: &Path, pos: LogPos) -> io::Result<Option<SnapshotFile>> {
+        let _one = self.finishing.lock();
+        if self.newest()?.is_some_and(|(newest, _)| newest > pos) {
+            fs::remove_file(from)?;
+            return Ok(None);
+        }
         let to = self.dir.join(format!("{:016x}-{:016x}{SUFFIX}", pos.term, pos.index));
         fs::rename(from, &to)?;
         File::open(&self.dir)?.sync_all()?;
@@ -157,7 +184,7 @@ impl SnapshotDir {
             }
         }
         let bytes = fs::metadata(&to)?.len();
-        Ok(SnapshotFile { path: to, bytes, suspect: self.suspect.clone(), _temporary: None })
+        Ok(Some(SnapshotFile { path: to, bytes, suspect: self.suspect.clone(), _temporary: None }))
     }
 }
 
@@ -170,6 +197,29 @@ fn position(name: &str) -> Option<LogPos> {
 mod tests {
     use super::*;
 
+    /// Two that are finished at once, as one that was begun in the background and the leader's; both see the same older ones.
+    #[test]
+    fn files_that_are_finished_at_once_leave_the_newest_and_fail_nobody() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = SnapshotDir::open(tmp.path()).unwrap();
+        for round in 0..100 {
+            std::thread::scope(|scope| {
+                for own in 1..=4 {
+                    let dir = dir.clone();
+                    scope.spawn(move || {
+                        let index = 10 * round + own;
+                        let part = dir.unfinished(&format!("build-{index}"));
+                        fs::write(&part, index.to_string()).unwrap();
+                        dir.finish(&part, LogPos { term: 2, index }).unwrap();
+                        assert!(dir.newest().unwrap().unwrap().0.index >= index);
+                    });
+                }
+            });
+            assert_eq!(dir.newest().unwrap().unwrap().0.index, 10 * round + 4);
+            assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+        }
+    }
+
     #[test]
     fn only_the_newest_finished_file_counts() {
         let tmp = tempfile::tempdir().unwrap();
@@ -179,7 +229,7 @@ mod tests {
             let part = dir.unfinished(&format!("build-{index}"));
             fs::write(&part, index.to_string()).unwrap();
             if index != 40 {
-                dir.finish(&part, LogPos { term: 2, index }).unwrap();
+                dir.finish(&part, LogPos { term: 2, index }).unwrap().unwrap();
             }
         }
         let (pos, file) = dir.newest().unwrap().unwrap();
@@ -188,6 +238,11 @@ mod tests {
         dir.has_room(0).unwrap();
         let refused = dir.has_room(u64::MAX).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::StorageFull, "{refused}");
+        // Begun before the newest, as one in the background is while the leader's is installed.
+        assert!(dir.finish(&dir.unfinished("build-40"), LogPos { term: 2, index: 40 }).unwrap().is_none());
+        assert_eq!(dir.newest().unwrap().unwrap().0.index, 300);
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "the one that came too late is gone");
+        fs::write(dir.unfinished("build-500"), "500").unwrap();
         SnapshotDir::open(tmp.path()).unwrap();
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "opening removes what a crash left");
     }
