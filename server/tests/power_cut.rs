@@ -432,6 +432,35 @@ async fn rounds(part: u64) {
     }
 }
 
+/// The others commit what the third has in its log, and that applies it, long before its disk has it. What its store has of that may
+/// outlive the log's part, so the store waits; else it would have to be built anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_of_a_member_whose_log_is_slow_does_not_run_ahead_of_it() {
+    let mut place = Place::new(&["a", "b", "c"], "sled", false, false);
+    place.disks[2].delay_syncs(120_000);
+    for at in 0..3 {
+        place.start(at);
+    }
+    place.ready().await;
+    let random = &mut Random(1);
+    let (stop, clients) = place.clients(random);
+    for life in 0..5 {
+        place.acknowledged(60).await;
+        place.cluster.members[2].kill();
+        place.disks[2].cut(Lose::Half, life);
+        place.start(2);
+        place.cluster.members[2].ready().await;
+        let log = place.cluster.members[2].log();
+        assert!(!log.contains("setting it aside"), "life {life}: {log}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    place.ready().await;
+    place.check(random).await.unwrap();
+}
+
 /// The same cuts find a loss when a sync is left out that a member relies on.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_syncs_of_the_log_or_of_its_names_what_was_acknowledged_is_lost() {

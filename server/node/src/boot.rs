@@ -26,7 +26,7 @@ use ferretcd_raft::transport::fetch::fetch_snapshot;
 use ferretcd_raft::transport::server::Door;
 use ferretcd_raft::{Group, GroupParts, Identity, Peers};
 use ferretcd_state::{State, StateError};
-use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store};
+use ferretcd_storage::{EngineKind, Format, FormatError, Options, Store, WaitForLog};
 use ferretcd_types::{ClusterId, Epoch, LogPos, MemberId, PeerNode, codec};
 use ferretcd_wal::fs::Lock;
 use ferretcd_wal::{Fs as _, OsFs, Wal, WalError, segment};
@@ -961,6 +961,7 @@ pub(crate) fn open_storage(opening: &Opening<'_>, metrics: &Arc<Metrics>) -> Res
         options: config.write_behind.clone(),
         member: me.member,
         metrics: metrics.clone(),
+        log: Some(wal.clone()),
     };
     let (store, state) = match opener.open() {
         Ok((store, state)) if fits(&state, &wal, &snapshots) => {
@@ -1019,7 +1020,8 @@ pub(crate) fn open_engine(
     member: MemberId,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Store>, Arc<State>), String> {
-    let opener = Opener { kind, dir: dir.to_owned(), options: Options::default(), member, metrics: metrics.clone() };
+    let opener =
+        Opener { kind, dir: dir.to_owned(), options: Options::default(), member, metrics: metrics.clone(), log: None };
     opener.open().map_err(|why| why.to_string())
 }
 
@@ -1076,6 +1078,8 @@ struct Opener {
     options: Options,
     member: MemberId,
     metrics: Arc<Metrics>,
+    /// What the store is written behind, if it is written.
+    log: Option<Wal>,
 }
 
 impl Opener {
@@ -1088,8 +1092,9 @@ impl Opener {
 
     fn open_here(&self) -> Result<(Arc<Store>, Arc<State>), Unusable> {
         let engine = self.kind.open(&self.dir, ENGINE_CACHE_BYTES).map_err(|e| unusable(&e))?;
+        let log = self.log.clone().map(|wal| Arc::new(move |position| wal.wait_durable(position)) as WaitForLog);
         let store =
-            Store::open_observed(engine, self.options.clone(), self.metrics.clone()).map_err(|e| unusable(&e))?;
+            Store::open_behind(engine, self.options.clone(), self.metrics.clone(), log).map_err(|e| unusable(&e))?;
         let store = Arc::new(store);
         let state = State::open(store.clone(), self.member).map_err(|e| match e {
             StateError::Older { .. } => Unusable::Older(chain(&e)),

@@ -72,22 +72,31 @@ pub trait Observer: Send + Sync {
     fn commit_duration(&self, took: Duration);
 }
 
+/// Waits until the write-ahead log has made this position durable, or tells why it never will.
+pub type WaitForLog = Arc<dyn Fn(u64) -> std::io::Result<()> + Send + Sync>;
+
 impl Store {
     /// Starts the write-behind of an engine that nobody else writes to.
     pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Store> {
-        Store::start(engine, options, None)
+        Store::start(engine, options, None, None)
     }
 
     /// Without a thread: each write is committed before [`Store::write`] returns, and made durable only by
     /// [`Store::flush`]. For simulations, which have one thread.
     pub fn open_inline(engine: Arc<dyn Engine>, options: Options) -> Store {
-        let shared = Arc::new(Shared::new(engine, options, None, true));
+        let shared = Arc::new(Shared::new(engine, options, None, None, true));
         Store { shared, rewriting: Mutex::default(), writer: Mutex::default() }
     }
 
-    /// As [`Store::open`], and tells `observer` about every commit.
-    pub fn open_observed(engine: Arc<dyn Engine>, options: Options, observer: Arc<dyn Observer>) -> Result<Store> {
-        Store::start(engine, options, Some(observer))
+    /// As [`Store::open`], tells `observer` about every commit, and commits nothing whose position `log` has not waited for: what an
+    /// engine writes may survive a power cut that takes it from the log, and such an engine would have to be built anew.
+    pub fn open_behind(
+        engine: Arc<dyn Engine>,
+        options: Options,
+        observer: Arc<dyn Observer>,
+        log: Option<WaitForLog>,
+    ) -> Result<Store> {
+        Store::start(engine, options, Some(observer), log)
     }
 
     /// Queues `batch` and makes it readable. Batches are committed whole, in the order of these calls. Waits while the
@@ -245,8 +254,13 @@ impl Store {
         flushed
     }
 
-    fn start(engine: Arc<dyn Engine>, options: Options, observer: Option<Arc<dyn Observer>>) -> Result<Store> {
-        let shared = Arc::new(Shared::new(engine, options, observer, false));
+    fn start(
+        engine: Arc<dyn Engine>,
+        options: Options,
+        observer: Option<Arc<dyn Observer>>,
+        log: Option<WaitForLog>,
+    ) -> Result<Store> {
+        let shared = Arc::new(Shared::new(engine, options, observer, log, false));
         let writers = shared.clone();
         let writer = thread::Builder::new().name("store-writer".to_owned()).spawn(move || writers.run());
         let writer = writer.map_err(|source| Error::Io {
@@ -304,6 +318,7 @@ struct Shared {
     engine: RwLock<Arc<dyn Engine>>,
     options: Options,
     observer: Option<Arc<dyn Observer>>,
+    log: Option<WaitForLog>,
     queue: Mutex<Queue>,
     /// What readers see before the engine. Filled by `write`, settled by the writer thread after each commit.
     view: RwLock<View>,
@@ -485,12 +500,19 @@ impl Queue {
 }
 
 impl Shared {
-    fn new(engine: Arc<dyn Engine>, options: Options, observer: Option<Arc<dyn Observer>>, inline: bool) -> Self {
+    fn new(
+        engine: Arc<dyn Engine>,
+        options: Options,
+        observer: Option<Arc<dyn Observer>>,
+        log: Option<WaitForLog>,
+        inline: bool,
+    ) -> Self {
         Shared {
             engine: RwLock::new(engine),
             view: RwLock::new(View::new(options.cache_bytes)),
             options,
             observer,
+            log,
             queue: Mutex::default(),
             work: Condvar::new(),
             progress: Condvar::new(),
@@ -582,6 +604,12 @@ impl Shared {
 
     /// Commits to the engine, and then to a copy of it; how the latter went, which harms nobody else.
     fn commit(&self, merged: Entry, copy: Option<&mut Copy>) -> Result<Result<()>> {
+        if let Some(log) = &self.log {
+            log(merged.position).map_err(|source| Error::Io {
+                attempt: "go on without the log".to_owned(),
+                source: Arc::new(source),
+            })?;
+        }
         let begun = Instant::now();
         self.engine().commit(&merged.batch)?;
         let mirrored = copy.map_or(Ok(()), |copy| copy.mirror(&merged.batch));

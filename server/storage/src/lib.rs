@@ -16,7 +16,7 @@ mod sled;
 mod suite;
 mod sync_range;
 
-pub use crate::behind::{Observer, Options, Store};
+pub use crate::behind::{Observer, Options, Store, WaitForLog};
 pub use crate::engine::{Batch, Engine, Limit, MAX_KEY_BYTES, MAX_VALUE_BYTES, Page, Record, Write};
 pub use crate::error::{Error, Result};
 pub use crate::format::{FORMAT_FILE, FORMAT_VERSION, Format, FormatError};

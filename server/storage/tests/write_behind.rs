@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ferretcd_storage::{
-    Batch, Engine, EngineKind, Error, Limit, MemoryEngine, Observer, Options, Page, Record, Result, Store, keyspace,
+    Batch, Engine, EngineKind, Error, Limit, MemoryEngine, Observer, Options, Page, Record, Result, Store, WaitForLog,
+    keyspace,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -133,6 +134,15 @@ impl Engine for Rig {
 }
 
 /// Nothing happens by itself: only full commits, barriers and flushes.
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Unheard;
+
+impl Observer for Unheard {
+    fn commit_duration(&self, _: Duration) {}
+}
+
 fn patient() -> Options {
     let never = Duration::from_secs(3600);
     Options { commit_interval: never, flush_interval: never, ..Options::default() }
@@ -155,6 +165,41 @@ fn wait_until(mut done: impl FnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain");
         thread::yield_now();
     }
+}
+
+#[test]
+fn nothing_reaches_the_engine_before_the_log_has_it() {
+    let rig = Arc::new(Rig::default());
+    let (asks, asked) = std::sync::mpsc::channel();
+    let (tells, told) = std::sync::mpsc::channel::<std::io::Result<()>>();
+    let told = Mutex::new(told);
+    let log: WaitForLog = Arc::new(move |position| {
+        asks.send(position).unwrap();
+        told.lock().recv().unwrap()
+    });
+    let store = Store::open_behind(rig.clone(), patient(), Arc::new(Unheard), Some(log)).unwrap();
+    thread::scope(|scope| {
+        store.write(put("a", "1"), 7).unwrap();
+        store.write(put("b", "1"), 9).unwrap();
+        let flushed = scope.spawn(|| store.flush());
+        // Both are one commit.
+        assert_eq!(asked.recv_timeout(PATIENCE).unwrap(), 9);
+        assert_eq!(rig.begun.load(Ordering::SeqCst), 0, "a power cut could take them from the log, and not from here");
+        assert_eq!(store.get(b"a").unwrap().unwrap(), "1", "nobody waits for it to read");
+        tells.send(Ok(())).unwrap();
+        assert_eq!(flushed.join().unwrap().unwrap(), 9);
+        assert_eq!(rig.commit_sizes(), [2]);
+
+        store.write(put("c", "1"), 10).unwrap();
+        let flushed = scope.spawn(|| store.flush());
+        assert_eq!(asked.recv_timeout(PATIENCE).unwrap(), 10);
+        tells.send(Err(std::io::ErrorKind::StorageFull.into())).unwrap();
+        let Err(Error::Stopped { source }) = flushed.join().unwrap() else {
+            panic!("what is not in the log was made durable")
+        };
+        assert_eq!(source.to_string(), "cannot go on without the log");
+        assert_eq!(rig.commit_sizes(), [2]);
+    });
 }
 
 #[test]
@@ -453,7 +498,7 @@ fn the_observer_hears_of_every_commit() {
         }
     }
     let count = Arc::new(Count::default());
-    let store = Store::open_observed(Arc::new(MemoryEngine::new()), patient(), count.clone()).unwrap();
+    let store = Store::open_behind(Arc::new(MemoryEngine::new()), patient(), count.clone(), None).unwrap();
     for position in 1..=3 {
         store.write(put("ka", "1"), position).unwrap();
         store.barrier().unwrap();

@@ -161,6 +161,8 @@ pub(crate) struct Shared {
     wake: Condvar,
     /// Callers wait here for room in the queue.
     room: Condvar,
+    /// Callers of [`Wal::wait_durable`] wait here.
+    settled: Condvar,
 }
 
 /// What is behind the lock. It is held for memory operations only, never over I/O.
@@ -177,6 +179,8 @@ pub(crate) struct Inside {
     closing: bool,
     /// The writer's thread waits without an end in sight, even for a committed position.
     asleep: bool,
+    /// Index after the last entry that is durable, as far as the writer has come.
+    durable_end: u64,
 }
 
 impl Wal {
@@ -335,6 +339,20 @@ impl Wal {
             inside.memory.apply(&Record::Purge(upto))?;
             Ok(Work::Purge(upto))
         });
+    }
+
+    /// Returns when entry `index`, and all before it, are durable; of an index beyond the last entry (an installed snapshot stands for
+    /// it) when all entries are. For a log with a thread: it waits for that.
+    ///
+    /// # Errors
+    /// The log has failed.
+    pub fn wait_durable(&self, index: u64) -> io::Result<()> {
+        let mut inside = self.inner.shared.lock();
+        while !inside.is_durable(index) {
+            inside.not_failed()?;
+            self.inner.shared.settled.wait(&mut inside);
+        }
+        Ok(())
     }
 
     /// Entries from `from` up to but not including `to`, as many as there are and as `max_bytes` allows (payloads and
@@ -632,6 +650,13 @@ impl Shared {
     pub fn fail(&self, failure: Failure) {
         self.lock().failure.get_or_insert(failure);
         self.room.notify_all();
+        self.settled.notify_all();
+    }
+
+    /// The entries before `end` are durable.
+    pub fn settle(&self, end: u64) {
+        self.lock().durable_end = end;
+        self.settled.notify_all();
     }
 
     /// The next batch, when there is one; None when the log is closed and all is written.
@@ -672,11 +697,20 @@ impl Shared {
 
 impl Inside {
     fn usable(&self) -> io::Result<()> {
-        match &self.failure {
-            Some(failure) => Err(failure.error()),
-            None if self.closing => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the log is closed")),
-            None => Ok(()),
+        self.not_failed()?;
+        match self.closing {
+            true => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the log is closed")),
+            false => Ok(()),
         }
+    }
+
+    fn not_failed(&self) -> io::Result<()> {
+        self.failure.as_ref().map_or(Ok(()), |failure| Err(failure.error()))
+    }
+
+    /// Whether entry `index` is; whatever is beyond the last entry stands for that one.
+    fn is_durable(&self, index: u64) -> bool {
+        self.durable_end >= index.saturating_add(1).min(self.memory.end_index())
     }
 
     fn take_batch(&mut self) -> Option<Batch> {
@@ -753,6 +787,8 @@ fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> R
     };
     let (sequence, file) = (*sequence, Spare { path: path.clone(), file: file.clone(), bytes: *bytes });
     let inside = Inside {
+        // What was found was made durable as it was repaired.
+        durable_end: memory.end_index(),
         memory,
         segments,
         queue: Vec::new(),
@@ -763,7 +799,12 @@ fn start(fs: Arc<dyn Fs>, dir: &Path, options: Options, identity: Identity) -> R
         closing: false,
         asleep: false,
     };
-    let shared = Arc::new(Shared { inside: Mutex::new(inside), wake: Condvar::new(), room: Condvar::new() });
+    let shared = Arc::new(Shared {
+        inside: Mutex::new(inside),
+        wake: Condvar::new(),
+        room: Condvar::new(),
+        settled: Condvar::new(),
+    });
     let mut writer = Writer {
         fs,
         dir: dir.to_owned(),
@@ -796,4 +837,68 @@ fn begin_log(fs: &dyn Fs, dir: &Path, pool: &Pool, identity: Identity, cache_byt
         end: writer::start_of(identity, 1),
         tail: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::mem::{Call, MemFs};
+
+    /// A log whose disk does nothing before it is driven.
+    fn slow() -> (MemFs, Wal) {
+        let fs = MemFs::new();
+        let identity = Identity { cluster_id: 1, member_id: 1 };
+        let options = Options { segment_bytes: segment::MIN_BYTES, ..Options::default() };
+        let opened = Wal::open_driven(Arc::new(fs.clone()), Path::new("/wal"), options, identity, Box::new(|| ()));
+        (fs, opened.unwrap().0)
+    }
+
+    fn append(wal: &Wal, indexes: std::ops::Range<u64>) {
+        let entry = |index| Entry { term: 1, index, payload: b"x"[..].into() };
+        wal.append(indexes.map(entry).collect(), Box::new(|_| ()));
+    }
+
+    #[test]
+    fn an_entry_is_durable_once_the_disk_has_it_and_what_lies_beyond_the_last_once_it_has_all() {
+        let (_, wal) = slow();
+        let durable = |index| wal.inner.shared.lock().is_durable(index);
+        assert!(durable(0) && durable(7), "there is nothing to wait for");
+        append(&wal, 0..3);
+        assert!(!durable(0) && !durable(2) && !durable(7));
+        wal.drive();
+        append(&wal, 3..5);
+        assert!(durable(2) && !durable(3) && !durable(7));
+        wal.drive();
+        wal.wait_durable(4).unwrap();
+        wal.wait_durable(7).unwrap();
+        // Another leader's entries in the place of these: the old ones do not count for them.
+        wal.truncate_after(Some(2), Box::new(|_| ()));
+        wal.drive();
+        append(&wal, 3..4);
+        assert!(durable(2) && !durable(3));
+        wal.drive();
+        assert!(durable(3));
+        wal.purge(LogPos { term: 1, index: 9 }, Box::new(|_| ()));
+        wal.drive();
+        append(&wal, 10..11);
+        assert!(durable(9) && !durable(10));
+        wal.close().unwrap();
+        wal.wait_durable(10).unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_a_log_that_fails_is_told() {
+        let (fs, wal) = slow();
+        append(&wal, 0..1);
+        wal.drive();
+        append(&wal, 1..2);
+        fs.fail(Call::Sync, 0, io::ErrorKind::StorageFull);
+        let waiting = std::thread::spawn({
+            let wal = wal.clone();
+            move || wal.wait_durable(1)
+        });
+        wal.drive();
+        assert_eq!(waiting.join().unwrap().unwrap_err().kind(), io::ErrorKind::StorageFull);
+        wal.wait_durable(0).unwrap();
+    }
 }

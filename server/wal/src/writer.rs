@@ -88,6 +88,9 @@ impl Writer {
                 failure
             }),
         };
+        if written.is_ok() {
+            self.shared.settle(self.state.next.unwrap_or(0));
+        }
         let mut ops = batch.ops.into_iter().peekable();
         while let Some(op) = ops.next() {
             let the_next_says_it = written.is_ok() && op.covered && ops.peek().is_some_and(|next| next.covered);
