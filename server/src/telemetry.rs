@@ -32,6 +32,8 @@ pub fn init(flags: &Flags) -> Result<(), String> {
     let filter = tracing_subscriber::filter::Targets::new()
         .with_default(filter)
         .with_target("openraft", filter.min(LevelFilter::ERROR))
+        // Its errors are answers to our own calls, of which most come from its end: a leader that stops would log an error each time.
+        .with_target("openraft::raft", LevelFilter::OFF)
         .with_target("h2", filter.min(LevelFilter::WARN))
         .with_target("hyper", filter.min(LevelFilter::WARN))
         .with_target("rustls", filter.min(LevelFilter::WARN))

@@ -232,6 +232,28 @@ async fn a_slow_disk_and_a_slow_apply_are_told_with_figures() {
     assert!(took.is_some_and(|seconds| seconds > 1.0), "{told}");
 }
 
+/// A rolling update is no alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_stopped_while_it_is_written_to_logs_no_error() {
+    let mut cluster = Cluster::start(&["a", "b", "c"]).await;
+    let leader = cluster.leader().await;
+    let other = cluster.members[(leader + 1) % 3].kv().await;
+    let writes = tokio::spawn(async move {
+        let mut kv = other;
+        for number in 0.. {
+            let put = pb::PutRequest { key: "k".into(), value: number.to_string().into(), ..Default::default() };
+            // Some are in doubt when the leader goes.
+            let _ = kv.put(put).await;
+        }
+    });
+    cluster.members[leader].put("begun", "").await.unwrap();
+    assert_eq!(cluster.members[leader].terminate().await, Some(0));
+    writes.abort();
+    let log = cluster.members[leader].log();
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("\"level\":\"error\"")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
 #[tokio::test]
 async fn a_leader_that_is_left_alone_stops_without_waiting_for_an_heir() {
     let mut cluster = Cluster::start(&["a", "b", "c"]).await;
