@@ -133,16 +133,17 @@ impl Engine for Rig {
     }
 }
 
-/// Nothing happens by itself: only full commits, barriers and flushes.
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Nobody wants to know.
 struct Unheard;
 
 impl Observer for Unheard {
     fn commit_duration(&self, _: Duration) {}
 }
 
+/// Nothing happens by itself: only full commits, barriers and flushes.
 fn patient() -> Options {
     let never = Duration::from_secs(3600);
     Options { commit_interval: never, flush_interval: never, ..Options::default() }
@@ -175,7 +176,7 @@ fn nothing_reaches_the_engine_before_the_log_has_it() {
     let told = Mutex::new(told);
     let log: WaitForLog = Arc::new(move |position| {
         asks.send(position).unwrap();
-        told.lock().recv().unwrap()
+        told.lock().recv_timeout(PATIENCE).unwrap()
     });
     let store = Store::open_behind(rig.clone(), patient(), Arc::new(Unheard), Some(log)).unwrap();
     thread::scope(|scope| {

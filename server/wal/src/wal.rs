@@ -342,7 +342,8 @@ impl Wal {
     }
 
     /// Returns when entry `index`, and all before it, are durable; of an index beyond the last entry (an installed snapshot stands for
-    /// it) when all entries are. For a log with a thread: it waits for that.
+    /// it) when all entries are. For a log with a thread: it waits
+    /// for that, as long as the disk takes.
     ///
     /// # Errors
     /// The log has failed.
